@@ -1,0 +1,1 @@
+//! Workloads that measure each layer against the machine's own limits.

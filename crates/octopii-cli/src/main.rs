@@ -1,0 +1,2 @@
+//! The `octopii` command.
+fn main() {}

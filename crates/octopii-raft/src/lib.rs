@@ -1,0 +1,1 @@
+//! Raft consensus with a durable log and durable state, over Octopii's transport.

@@ -1,0 +1,1 @@
+//! Request/response and acknowledged messages over Octopii's transport.

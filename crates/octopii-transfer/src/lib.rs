@@ -1,0 +1,1 @@
+//! Verified, durable chunk transfer over Octopii's transport.

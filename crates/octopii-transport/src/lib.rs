@@ -1,0 +1,1 @@
+//! QUIC endpoint, mutual TLS identity, connection pool and typed streams.

@@ -1,0 +1,1 @@
+//! A durable, topic-isolated write-ahead log with group commit.
