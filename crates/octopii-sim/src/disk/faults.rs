@@ -1,0 +1,88 @@
+//! Calls that fail on purpose, and how often each was made.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+
+/// The calls that a disk counts and can be told to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Operation {
+    /// Opening or creating a file.
+    Open,
+    /// Reading from a file.
+    Read,
+    /// Writing to a file.
+    Write,
+    /// Cutting or extending a file.
+    SetLen,
+    /// Reserving space.
+    Allocate,
+    /// Making a file's data durable.
+    SyncData,
+    /// Making a directory's names durable.
+    SyncDir,
+    /// Renaming, replacing or not.
+    Rename,
+    /// Removing a file.
+    Remove,
+    /// Creating directories.
+    CreateDir,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "open",
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::SetLen => "set_len",
+            Self::Allocate => "allocate",
+            Self::SyncData => "sync_data",
+            Self::SyncDir => "sync_dir",
+            Self::Rename => "rename",
+            Self::Remove => "remove",
+            Self::CreateDir => "create_dir",
+        })
+    }
+}
+
+/// How often each operation was called since the disk was made, failed calls included.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counters {
+    calls: BTreeMap<Operation, u64>,
+}
+
+impl Counters {
+    /// Calls of one operation.
+    pub fn of(&self, operation: Operation) -> u64 {
+        self.calls.get(&operation).copied().unwrap_or(0)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    counters: Counters,
+    /// Operation and the number of its call → the error it shall give.
+    planned: BTreeMap<(Operation, u64), i32>,
+}
+
+impl Faults {
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Plans that the `nth` call of `operation` from now (1 = the next) fails with the operating system's `errno`.
+    pub(super) fn plan(&mut self, operation: Operation, nth: u64, errno: i32) {
+        self.planned.insert((operation, self.counters.of(operation) + nth), errno);
+    }
+
+    /// Counts a call; an error if it was planned to fail.
+    pub(super) fn call(&mut self, operation: Operation) -> io::Result<()> {
+        let count = self.counters.calls.entry(operation).or_default();
+        *count += 1;
+        match self.planned.remove(&(operation, *count)) {
+            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+            None => Ok(()),
+        }
+    }
+}
