@@ -1,0 +1,75 @@
+//! Several changes as one.
+
+use bytes::Bytes;
+
+use crate::error::Error;
+use crate::format::record::RecordKind;
+use crate::log::check_metadata;
+use crate::state::Operation;
+use crate::topic::Topic;
+
+/// Bytes that a batch may have as stored.
+pub(crate) const MAX_BATCH: usize = 1 << 30;
+
+/// Changes to any topics of one log that take effect together: after a crash all of them are there, or none.
+///
+/// Filled without touching the log; see [`WriteAheadLog::commit`](crate::WriteAheadLog::commit). Changes take effect in
+/// the order in which they were added.
+#[derive(Debug, Default)]
+pub struct Batch {
+    pub(crate) operations: Vec<(Topic, Operation)>,
+    pub(crate) bytes: usize,
+    /// The first argument that is out of its range; reported on commit.
+    pub(crate) refused: Option<Error>,
+}
+
+impl Batch {
+    /// Adds an entry at the end of `topic`.
+    pub fn append(&mut self, topic: &Topic, entry: impl Into<Bytes>) -> &mut Self {
+        let entry = entry.into();
+        let limit = topic.max_entry();
+        if entry.len() > limit {
+            self.refused.get_or_insert(Error::EntryTooLarge { len: entry.len(), limit });
+            return self;
+        }
+        self.push(topic, RecordKind::Append, 0, entry)
+    }
+
+    /// Drops the entries of `topic` from index `from` on. See [`Topic::truncate`].
+    pub fn truncate(&mut self, topic: &Topic, from: u64) -> &mut Self {
+        self.push(topic, RecordKind::Truncate, from, Bytes::new())
+    }
+
+    /// Drops the entries of `topic` before index `to`. See [`Topic::purge`].
+    pub fn purge(&mut self, topic: &Topic, to: u64) -> &mut Self {
+        self.push(topic, RecordKind::Purge, to, Bytes::new())
+    }
+
+    /// Sets a metadata value of `topic`. See [`Topic::set_metadata`].
+    pub fn set_metadata(&mut self, topic: &Topic, key: &str, value: impl Into<Bytes>) -> &mut Self {
+        let value = value.into();
+        if let Err(error) = check_metadata(key, &value) {
+            self.refused.get_or_insert(error);
+            return self;
+        }
+        let payload = Bytes::from([key.as_bytes(), value.as_ref()].concat());
+        self.push(topic, RecordKind::Metadata, key.len() as u64, payload)
+    }
+
+    /// Number of changes.
+    pub fn len(&self) -> usize {
+        self.operations.len()
+    }
+
+    /// Whether there are no changes.
+    pub fn is_empty(&self) -> bool {
+        self.operations.is_empty()
+    }
+
+    fn push(&mut self, topic: &Topic, kind: RecordKind, index: u64, payload: Bytes) -> &mut Self {
+        let operation = Operation::new(kind, topic.id(), index, payload);
+        self.bytes += operation.len();
+        self.operations.push((topic.clone(), operation));
+        self
+    }
+}

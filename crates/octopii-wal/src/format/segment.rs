@@ -1,0 +1,77 @@
+//! Segment files: their names and their first page.
+
+use super::{PAGE, u32_at, u64_at};
+
+const MAGIC: &[u8; 8] = b"OCTOPWAL";
+/// The version this build writes, and the newest it reads.
+pub(crate) const VERSION: u32 = 1;
+/// Bytes of the header that carry something; zeroes follow up to [`PAGE`].
+pub(crate) const HEADER_LEN: usize = 52;
+
+/// The first page of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SegmentHeader {
+    /// Position of the segment in the log, from 1; also its file name.
+    pub(crate) sequence: u64,
+    /// Folded into every checksum of the segment.
+    pub(crate) salt: u64,
+    /// Number of the segment's first frame.
+    pub(crate) first_frame: u64,
+    /// Where the frames of segment `sequence - 1` end. All of them were synced before this header was written.
+    pub(crate) predecessor_end: u64,
+}
+
+/// What the first page of a segment file turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReadHeader {
+    Valid(SegmentHeader),
+    /// Correct magic and checksum, but of a later version.
+    Unsupported(u32),
+    Invalid,
+}
+
+impl SegmentHeader {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut page = vec![0; PAGE as usize];
+        page[0..8].copy_from_slice(MAGIC);
+        page[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        page[16..24].copy_from_slice(&self.sequence.to_le_bytes());
+        page[24..32].copy_from_slice(&self.salt.to_le_bytes());
+        page[32..40].copy_from_slice(&self.first_frame.to_le_bytes());
+        page[40..48].copy_from_slice(&self.predecessor_end.to_le_bytes());
+        let crc = crc32c::crc32c(&page[..48]);
+        page[48..52].copy_from_slice(&crc.to_le_bytes());
+        page
+    }
+
+    /// Reads the header from the first [`HEADER_LEN`] bytes of a file.
+    pub(crate) fn decode(bytes: &[u8]) -> ReadHeader {
+        if bytes.len() < HEADER_LEN
+            || &bytes[0..8] != MAGIC
+            || crc32c::crc32c(&bytes[..48]) != u32_at(bytes, 48)
+        {
+            return ReadHeader::Invalid;
+        }
+        match u32_at(bytes, 8) {
+            VERSION => ReadHeader::Valid(Self {
+                sequence: u64_at(bytes, 16),
+                salt: u64_at(bytes, 24),
+                first_frame: u64_at(bytes, 32),
+                predecessor_end: u64_at(bytes, 40),
+            }),
+            other => ReadHeader::Unsupported(other),
+        }
+    }
+}
+
+/// `0000000000000001.wal`: the sequence in hexadecimal, so that names sort in order.
+pub(crate) fn file_name(sequence: u64) -> String {
+    format!("{sequence:016x}.wal")
+}
+
+/// The sequence a file name stands for, if it is a segment's.
+pub(crate) fn parse_file_name(name: &std::ffi::OsStr) -> Option<u64> {
+    let hex = name.to_str()?.strip_suffix(".wal")?;
+    let lower = hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    (hex.len() == 16 && lower).then(|| u64::from_str_radix(hex, 16).ok()).flatten().filter(|s| *s > 0)
+}

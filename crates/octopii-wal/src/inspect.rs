@@ -1,0 +1,114 @@
+//! Looking into a log's directory without opening the log.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use octopii_vfs::{OpenMode, Vfs};
+
+use crate::error::OpenError;
+use crate::recovery::{self, Tail};
+use crate::scan::SegmentFile;
+
+/// What [`inspect`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Inspection {
+    /// Segments in order.
+    pub segments: Vec<SegmentInfo>,
+    /// Topics, sorted by name.
+    pub topics: Vec<TopicInfo>,
+    /// Bytes of all segment files.
+    pub bytes: u64,
+    /// What follows the last whole frame. On a live log this may be a write under way.
+    pub tail: Tail,
+}
+
+/// One segment file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SegmentInfo {
+    /// The file.
+    pub path: PathBuf,
+    /// Its place in the log.
+    pub sequence: u64,
+    /// Its salt.
+    pub salt: u64,
+    /// Length of the file in bytes.
+    pub bytes: u64,
+    /// Where its frames end.
+    pub used: u64,
+    /// Number of frames.
+    pub frames: u64,
+}
+
+/// One topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TopicInfo {
+    /// Its name.
+    pub name: String,
+    /// Index of its first entry.
+    pub first_index: u64,
+    /// Index its next entry will get.
+    pub next_index: u64,
+    /// Metadata keys with the bytes of their values.
+    pub metadata: Vec<(String, u64)>,
+}
+
+/// Reads the log in `dir`, verifying every frame, and tells what is there. Changes nothing and takes no lock; a log may be
+/// open in `dir` meanwhile, and then the answer is one of the states it went through.
+///
+/// # Errors
+/// As [`WriteAheadLog::open`](crate::WriteAheadLog::open), above all [`OpenError::Damaged`].
+pub fn inspect(dir: impl AsRef<Path>, vfs: &Arc<dyn Vfs>) -> Result<Inspection, OpenError> {
+    let dir = dir.as_ref();
+    // A live log may begin and remove segments between listing and reading them. Each try sees a later state.
+    let mut outcome = inspect_once(dir, vfs);
+    for _ in 0..5 {
+        if outcome.is_ok() {
+            break;
+        }
+        outcome = inspect_once(dir, vfs);
+    }
+    outcome
+}
+
+fn inspect_once(dir: &Path, vfs: &Arc<dyn Vfs>) -> Result<Inspection, OpenError> {
+    let files = recovery::list(&**vfs, dir, |path, sequence| match vfs.open(&path, OpenMode::Read) {
+        Ok(file) => SegmentFile::from_handle(file, path, sequence).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(reason) => Err(OpenError::Io { operation: "open", path, reason }),
+    })?;
+    let recovered = recovery::recover(files)?;
+    let segments: Vec<_> = recovered
+        .segments
+        .iter()
+        .map(|s| SegmentInfo {
+            path: s.file.path.clone(),
+            sequence: s.file.sequence,
+            salt: s.salt,
+            bytes: s.file.len,
+            used: s.end,
+            frames: s.frames,
+        })
+        .collect();
+    let mut topics: Vec<_> = recovered
+        .topics
+        .values()
+        .map(|t| TopicInfo {
+            name: t.name.to_string(),
+            first_index: t.first(),
+            next_index: t.next(),
+            metadata: t
+                .written
+                .metadata
+                .iter()
+                .map(|(k, v)| (String::from_utf8_lossy(k).into_owned(), v.len() as u64))
+                .collect(),
+        })
+        .collect();
+    topics.sort_by(|a, b| a.name.cmp(&b.name));
+    let bytes = segments.iter().map(|s| s.bytes).chain(recovered.useless.iter().map(|f| f.len)).sum();
+    Ok(Inspection { segments, topics, bytes, tail: recovered.tail })
+}

@@ -1,0 +1,280 @@
+//! The log itself: opening, topics, batches, closing.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+
+use octopii_vfs::create_dir_all_durable;
+
+use crate::batch::{Batch, MAX_BATCH};
+use crate::committer;
+use crate::error::{Error, OpenError};
+use crate::format::record::RecordKind;
+use crate::options::{Committer, Durability, MAX_ENTRY, Options, SEGMENT_SIZES};
+use crate::recovery;
+use crate::scan::SegmentFile;
+use crate::shared::{Shared, lock};
+use crate::state::{Operation, State, TopicState};
+use crate::ticket::Ticket;
+use crate::topic::Topic;
+use crate::writer::Writer;
+
+/// Name of the lock file in a log's directory.
+const LOCK_FILE: &str = "lock";
+const NAME_LENGTHS: std::ops::Range<usize> = 1..256;
+const VALUE_LENGTHS: std::ops::Range<usize> = 0..(64 << 10) + 1;
+
+/// A write-ahead log in a directory of its own. A clone is the same log; the last one dropped closes it.
+#[derive(Debug, Clone)]
+pub struct WriteAheadLog {
+    handle: Arc<Handle>,
+}
+
+/// What users' handles share. The committing thread holds only [`Shared`], so that the log can be dropped.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pub(crate) shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Counters since the log was opened, and sizes now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Commits: groups of operations written together.
+    pub commits: u64,
+    /// Syncs of segment files.
+    pub syncs: u64,
+    /// Bytes of frames written, padding included.
+    pub bytes_written: u64,
+    /// Bytes of operations that wait for the disk.
+    pub pending_bytes: u64,
+    /// Segment files.
+    pub segments: u64,
+}
+
+impl WriteAheadLog {
+    /// Opens the log in `dir`, creating the directory if it is missing, and recovers what is there.
+    ///
+    /// Everything that was acknowledged is there again, and everything that is there is durable when this returns.
+    pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Self, OpenError> {
+        check(&options)?;
+        let dir = dir.as_ref();
+        let vfs = Arc::clone(&options.vfs);
+        let io = |operation, path: &Path, reason| OpenError::Io { operation, path: path.to_owned(), reason };
+        create_dir_all_durable(&*vfs, dir).map_err(|e| io("create", dir, e))?;
+        let dir = vfs.canonicalize(dir).map_err(|e| io("resolve", dir, e))?;
+        let guard = vfs.lock(&dir.join(LOCK_FILE)).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => OpenError::Locked { dir: dir.clone() },
+            _ => io("lock", &dir.join(LOCK_FILE), e),
+        })?;
+
+        let files =
+            recovery::list(&*vfs, &dir, |path, sequence| SegmentFile::open(&*vfs, path, sequence).map(Some))?;
+        let recovered = recovery::recover(files)?;
+        // After a mere crash of the process the tail may exist only in memory of the system.
+        if let Some(last) = recovered.segments.last() {
+            last.file.file.sync_data().map_err(|e| io("sync", &last.file.path, e))?;
+        }
+        for useless in &recovered.useless {
+            vfs.remove_file(&useless.path).map_err(|e| io("remove", &useless.path, e))?;
+        }
+        vfs.sync_dir(&dir).map_err(|e| io("sync", &dir, e))?;
+
+        let segments = recovered.segments.into_iter().map(|s| (s.file.sequence, (s.file.file, s.salt)));
+        let state = State::new(recovered.topics, segments.collect());
+        let writer = Writer::new(vfs, dir.clone(), options.segment_size, options.seed, recovered.position);
+        let committer = options.committer;
+        let shared = Arc::new(Shared::new(dir.clone(), options, state, writer, guard));
+        let thread = match committer {
+            Committer::Caller => None,
+            Committer::Thread => {
+                Some(committer::spawn(&shared).map_err(|e| io("start a thread for", &dir, e))?)
+            }
+        };
+        Ok(Self { handle: Arc::new(Handle { shared, thread: Mutex::new(thread) }) })
+    }
+
+    /// The topic called `name`, 1 to 255 bytes, which comes into being if it is not there.
+    pub fn topic(&self, name: &str) -> Result<Topic, Error> {
+        check_length("the topic's name", name.len(), NAME_LENGTHS)?;
+        if let Some((name, id)) = self.handle.shared.state().names.get_key_value(name) {
+            return Ok(Topic::new(Arc::clone(&self.handle), *id, Arc::clone(name)));
+        }
+        let mut found = None;
+        // Whatever is done to the topic later is durable only after this, so there is nothing to wait for.
+        drop(self.handle.enqueue(0, false, |state| {
+            found = Some(define(state, name));
+            None
+        })?);
+        let (id, name) = found.ok_or(Error::Closed)?;
+        Ok(Topic::new(Arc::clone(&self.handle), id, name))
+    }
+
+    /// The names of all topics, sorted.
+    pub fn topics(&self) -> Vec<String> {
+        self.handle.shared.state().names.keys().map(|name| name.to_string()).collect()
+    }
+
+    /// An empty batch for [`Self::commit`].
+    pub fn batch(&self) -> Batch {
+        Batch::default()
+    }
+
+    /// Makes the changes of a batch, all of them or, after an error, none. Like [`Topic::append`] it does not wait for the
+    /// disk; after a crash all of the changes are there, or none.
+    pub fn commit(&self, batch: Batch) -> Result<Ticket, Error> {
+        let Batch { operations, bytes, refused } = batch;
+        if let Some(error) = refused {
+            return Err(error);
+        }
+        if bytes > MAX_BATCH {
+            return Err(Error::BatchTooLarge { len: bytes, limit: MAX_BATCH });
+        }
+        if let Some((topic, _)) = operations.iter().find(|(t, _)| !Arc::ptr_eq(t.handle(), &self.handle)) {
+            return Err(Error::ForeignTopic { topic: topic.name().to_owned() });
+        }
+        let has_entries = operations.iter().any(|(_, o)| o.kind == RecordKind::Append);
+        self.handle.enqueue(bytes, has_entries, |state| {
+            let mut last = None;
+            for (_, operation) in operations {
+                let is_append = operation.kind == RecordKind::Append;
+                let index = state.call(operation);
+                if is_append {
+                    last = Some(index);
+                }
+            }
+            last
+        })
+    }
+
+    /// A ticket for everything called so far, fulfilled by a sync whatever the log's durability.
+    pub fn sync(&self) -> Result<Ticket, Error> {
+        let shared = &self.handle.shared;
+        let mut state = shared.state();
+        if let Some(error) = &state.stopped {
+            return Err(error.clone());
+        }
+        // A number of its own, so that operations written without a sync do not count as fulfilled.
+        state.last += 1;
+        state.sync_wanted = state.last;
+        let (lsn, epoch) = (state.last, Arc::clone(&state.epoch));
+        drop(state);
+        Ok(Ticket::new(Arc::clone(shared), epoch, lsn, None, false))
+    }
+
+    /// Counters and sizes.
+    pub fn stats(&self) -> Stats {
+        let shared = &self.handle.shared;
+        let work = shared.writer().writer.work;
+        let state = shared.state();
+        Stats {
+            commits: work.commits,
+            syncs: work.syncs,
+            bytes_written: work.bytes,
+            pending_bytes: state.pending_bytes as u64,
+            segments: state.segments.len() as u64,
+        }
+    }
+
+    /// The directory, in the one spelling under which it is locked.
+    pub fn dir(&self) -> &Path {
+        &self.handle.shared.dir
+    }
+
+    /// Makes everything durable, stops the log for all its handles and topics, and releases the directory. Dropping the last
+    /// handle does the same, without the result. Closing twice is no error.
+    pub fn close(&self) -> Result<(), Error> {
+        self.handle.close()
+    }
+}
+
+impl Handle {
+    /// Queues a batch of about `bytes`; `call` returns the index for the ticket.
+    pub(crate) fn enqueue(
+        &self,
+        bytes: usize,
+        has_entries: bool,
+        call: impl FnOnce(&mut State) -> Option<u64>,
+    ) -> Result<Ticket, Error> {
+        let (index, lsn, epoch) = self.shared.enqueue(bytes, has_entries, call)?;
+        let accepted = self.shared.options.durability != Durability::Synced;
+        Ok(Ticket::new(Arc::clone(&self.shared), epoch, lsn, index, accepted))
+    }
+
+    fn close(&self) -> Result<(), Error> {
+        let mut thread = lock(&self.thread);
+        self.shared.closing.store(true, Ordering::Release);
+        self.shared.kick();
+        if let Some(thread) = thread.take() {
+            // A waker run by the committing thread may drop the last handle there; it cannot wait for itself.
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+        let outcome = match self.shared.stopped_error() {
+            Some(Error::Closed) => return Ok(()),
+            Some(error) => Err(error),
+            None => self.shared.finish(),
+        };
+        self.shared.stop(Error::Closed);
+        self.shared.release_directory();
+        outcome
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // Whoever wants the outcome calls `close`.
+        let _ = self.close();
+    }
+}
+
+fn define(state: &mut State, name: &str) -> (u32, Arc<str>) {
+    // Another caller may have been first.
+    if let Some((name, id)) = state.names.get_key_value(name) {
+        return (*id, Arc::clone(name));
+    }
+    let id = state.topics.keys().next_back().map_or(0, |last| last + 1);
+    let name: Arc<str> = name.into();
+    state.topics.insert(id, TopicState::new(Arc::clone(&name)));
+    state.names.insert(Arc::clone(&name), id);
+    let payload = bytes::Bytes::copy_from_slice(name.as_bytes());
+    state.call(Operation::new(RecordKind::Define, id, 0, payload));
+    (id, name)
+}
+
+pub(crate) fn check_metadata(key: &str, value: &[u8]) -> Result<(), Error> {
+    check_length("the metadata key", key.len(), NAME_LENGTHS)?;
+    check_length("the metadata value", value.len(), VALUE_LENGTHS)
+}
+
+fn check_length(what: &'static str, len: usize, allowed: std::ops::Range<usize>) -> Result<(), Error> {
+    if allowed.contains(&len) { Ok(()) } else { Err(Error::InvalidLength { what, len, allowed }) }
+}
+
+fn check(options: &Options) -> Result<(), OpenError> {
+    let (size, entry) = (options.segment_size, options.max_entry);
+    if !SEGMENT_SIZES.contains(&size) {
+        let allowed = format!("{} to {}", SEGMENT_SIZES.start(), SEGMENT_SIZES.end());
+        return Err(OpenError::InvalidOption { option: "segment_size", value: size, allowed });
+    }
+    if entry > MAX_ENTRY {
+        let allowed = format!("up to {MAX_ENTRY}");
+        return Err(OpenError::InvalidOption { option: "max_entry", value: entry as u64, allowed });
+    }
+    Ok(())
+}
+
+#[expect(dead_code, reason = "checked at compile time: handles may be shared between threads")]
+fn assert_shared() {
+    fn is<T: Send + Sync + 'static>() {}
+    is::<WriteAheadLog>();
+    is::<Topic>();
+    is::<Ticket>();
+    is::<BTreeMap<u8, Batch>>();
+}

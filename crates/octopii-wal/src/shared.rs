@@ -1,0 +1,364 @@
+//! What all handles of a log share, and how waiting operations are committed.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::Thread;
+
+use octopii_vfs::{FileHandle, LockGuard};
+
+use crate::error::Error;
+use crate::format::frame::FrameKind;
+use crate::format::record::RecordKind;
+use crate::index::Location;
+use crate::options::{Committer, Durability, Options};
+use crate::state::{Lsn, Operation, Queued, State, Waiter};
+use crate::writer::{Failure, Writer};
+
+/// A frame takes whole batches until it is about this large.
+const FRAME_TARGET: usize = 8 << 20;
+/// Without durability by sync, the log writes when this much has gathered.
+const GATHER: usize = 1 << 20;
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) dir: PathBuf,
+    pub(crate) options: Options,
+    state: Mutex<State>,
+    writer: Mutex<Commit>,
+    /// The committing thread, once it runs.
+    pub(crate) thread: OnceLock<Thread>,
+    pub(crate) closing: AtomicBool,
+    /// How many waiters the last commit woke, to guess whether the next one will have company.
+    last_woken: AtomicUsize,
+    lock: Mutex<Option<Box<dyn LockGuard>>>,
+}
+
+/// The writer with what a commit reuses from the one before.
+#[derive(Debug)]
+pub(crate) struct Commit {
+    pub(crate) writer: Writer,
+    taken: Vec<Queued>,
+    offsets: Vec<u32>,
+    woken: Vec<Waiter>,
+    /// Number of the last operation whose frame is synced.
+    synced: Lsn,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while holding a lock is a bug elsewhere; waiting callers should not panic in turn.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(crate) fn new(
+        dir: PathBuf,
+        options: Options,
+        state: State,
+        writer: Writer,
+        guard: Box<dyn LockGuard>,
+    ) -> Self {
+        let commit = Commit { writer, taken: Vec::new(), offsets: Vec::new(), woken: Vec::new(), synced: 0 };
+        Self {
+            dir,
+            options,
+            state: Mutex::new(state),
+            writer: Mutex::new(commit),
+            thread: OnceLock::new(),
+            closing: AtomicBool::new(false),
+            last_woken: AtomicUsize::new(0),
+            lock: Mutex::new(Some(guard)),
+        }
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    pub(crate) fn writer(&self) -> MutexGuard<'_, Commit> {
+        lock(&self.writer)
+    }
+
+    pub(crate) fn release_directory(&self) {
+        lock(&self.lock).take();
+    }
+
+    pub(crate) fn stopped_error(&self) -> Option<Error> {
+        self.state().stopped.clone()
+    }
+
+    /// Lets `call` queue one batch of about `bytes`, waiting for room first. Returns its result and the batch's number.
+    pub(crate) fn enqueue<T>(
+        &self,
+        bytes: usize,
+        has_entries: bool,
+        call: impl FnOnce(&mut State) -> T,
+    ) -> Result<(T, Lsn, Arc<crate::state::Epoch>), Error> {
+        let mut state = self.state();
+        loop {
+            if let Some(error) = &state.stopped {
+                return Err(error.clone());
+            }
+            if has_entries && state.full {
+                drop(state);
+                self.find_space(bytes as u64)?;
+            } else if state.pending_bytes > 0 && state.pending_bytes + bytes > self.options.max_pending_bytes
+            {
+                drop(state);
+                self.commit_once()?;
+            } else {
+                break;
+            }
+            state = self.state();
+        }
+        let was_empty = state.queue.is_empty();
+        let out = call(&mut state);
+        state.end_batch();
+        let lsn = state.last;
+        let epoch = Arc::clone(&state.epoch);
+        let gathered = state.pending_bytes >= GATHER.min(self.options.max_pending_bytes / 2);
+        drop(state);
+        let in_thread = self.options.committer == Committer::Thread;
+        match self.options.durability {
+            Durability::Interval(_) if was_empty && in_thread => self.kick(),
+            Durability::Interval(_) | Durability::None if gathered && in_thread => self.kick(),
+            Durability::Interval(_) | Durability::None if gathered => self.commit_once()?,
+            _ => {}
+        }
+        Ok((out, lsn, epoch))
+    }
+
+    /// Wakes the committing thread, if there is one.
+    pub(crate) fn kick(&self) {
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Whether something asks for a commit now, rather than when more has gathered.
+    pub(crate) fn is_urgent(&self) -> bool {
+        let state = self.state();
+        state.stopped.is_none()
+            && (state.sync_wanted > state.epoch.durable()
+                || (!state.queue.is_empty()
+                    && (self.options.durability == Durability::Synced
+                        || self.closing.load(Ordering::Acquire)
+                        || state.pending_bytes >= GATHER.min(self.options.max_pending_bytes / 2))))
+    }
+
+    pub(crate) fn has_queued(&self) -> bool {
+        !self.state().queue.is_empty()
+    }
+
+    /// Commits on the waiter's own thread if it is likely to be alone and nobody else is committing.
+    pub(crate) fn try_commit_inline(&self) {
+        if self.last_woken.load(Ordering::Relaxed) > 1 {
+            return;
+        }
+        let commit = match self.writer.try_lock() {
+            Ok(commit) => commit,
+            Err(std::sync::TryLockError::Poisoned(e)) => e.into_inner(),
+            Err(std::sync::TryLockError::WouldBlock) => return,
+        };
+        // The waiter learns of a failure from its ticket.
+        let _ = self.commit_with(commit, false, false);
+        if self.is_urgent() {
+            self.kick();
+        }
+    }
+
+    /// Commits what is queued, up to a frame's worth, after waiting for a commit under way.
+    pub(crate) fn commit_once(&self) -> Result<(), Error> {
+        self.commit_with(self.writer(), false, false)
+    }
+
+    /// Writes and syncs everything queued.
+    pub(crate) fn commit_everything(&self) -> Result<(), Error> {
+        while self.has_queued() {
+            self.commit_with(self.writer(), false, false)?;
+        }
+        self.commit_with(self.writer(), true, false)
+    }
+
+    /// Commits everything, then writes an empty frame that vouches for all before it: after an orderly close, damage to
+    /// the last entries can be told from a torn tail.
+    pub(crate) fn finish(&self) -> Result<(), Error> {
+        self.commit_everything()?;
+        match self.commit_with(self.writer(), true, true) {
+            // There is no room for the finishing touch; all that was called is durable.
+            Err(Error::StorageFull { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn find_space(&self, bytes: u64) -> Result<(), Error> {
+        let mut commit = self.writer();
+        match self.make_room(&mut commit.writer, bytes, true) {
+            Ok(_) => {
+                self.state().full = false;
+                Ok(())
+            }
+            // Operations that already wait, a purge for one, may still find room.
+            Err(failure @ Failure::Full(_)) => Err(failure.into_error()),
+            Err(failure) => Err(self.fail(commit, failure)),
+        }
+    }
+
+    /// Whether a new segment was begun to make room.
+    fn make_room(&self, writer: &mut Writer, body: u64, has_entries: bool) -> Result<bool, Failure> {
+        let begun = writer.make_room(body, has_entries, || self.checkpoint())?;
+        let is_new = begun.is_some();
+        if let Some((sequence, salt, file)) = begun {
+            self.state().segments.insert(sequence, (file, salt));
+        }
+        Ok(is_new)
+    }
+
+    /// Operations that restate every topic as it is after the last frame written.
+    fn checkpoint(&self) -> Vec<Operation> {
+        let state = self.state();
+        let mut out = Vec::new();
+        for (id, topic) in &state.topics {
+            if !topic.written.defined {
+                continue;
+            }
+            let name = bytes::Bytes::copy_from_slice(topic.name.as_bytes());
+            out.push(Operation::new(RecordKind::Define, *id, 0, name));
+            let next = topic.written.entries.next().to_le_bytes();
+            let bounds = bytes::Bytes::copy_from_slice(&next);
+            out.push(Operation::new(RecordKind::Bounds, *id, topic.written.entries.first(), bounds));
+            for (key, value) in &topic.written.metadata {
+                let payload = bytes::Bytes::from([key.as_ref(), value.as_ref()].concat());
+                out.push(Operation::new(RecordKind::Metadata, *id, key.len() as u64, payload));
+            }
+        }
+        out
+    }
+
+    fn commit_with(
+        &self,
+        mut commit: MutexGuard<'_, Commit>,
+        force_sync: bool,
+        seal: bool,
+    ) -> Result<(), Error> {
+        match self.try_commit(&mut commit, force_sync, seal) {
+            Ok(()) => {
+                let mut woken = std::mem::take(&mut commit.woken);
+                self.last_woken.store(woken.len(), Ordering::Relaxed);
+                drop(commit);
+                woken.drain(..).for_each(Waiter::wake);
+                Ok(())
+            }
+            Err(failure) => Err(self.fail(commit, failure)),
+        }
+    }
+
+    fn try_commit(&self, commit: &mut Commit, force_sync: bool, seal: bool) -> Result<(), Failure> {
+        let Commit { writer, taken, offsets, woken, synced } = commit;
+        let mut state = self.state();
+        if state.stopped.is_some() {
+            return Ok(());
+        }
+        let upto = take(&mut state, taken);
+        let sync_wanted = state.sync_wanted;
+        drop(state);
+
+        let bytes: usize = taken.iter().map(|q| q.operation.len()).sum();
+        let frees = |q: &Queued| matches!(q.operation.kind, RecordKind::Purge | RecordKind::Truncate);
+        let mut may_free = taken.iter().any(frees);
+        if !taken.is_empty() || (seal && writer.active_sequence().is_some()) {
+            let has_entries = taken.iter().any(|q| q.operation.kind == RecordKind::Append);
+            may_free |= self.make_room(writer, bytes as u64, has_entries)?;
+            offsets.clear();
+            let operations = taken.iter().map(|q| &q.operation);
+            writer.write_frame(FrameKind::Batches, operations, |offset| offsets.push(offset))?;
+        }
+        // Segments may go only when the purge that made them useless is durable.
+        let sync = force_sync
+            || may_free
+            || self.options.durability == Durability::Synced
+            || (matches!(self.options.durability, Durability::Interval(_)) && !taken.is_empty())
+            || sync_wanted > *synced;
+        if sync {
+            writer.sync()?;
+            *synced = upto;
+        }
+
+        let segment = writer.active_sequence().unwrap_or(0);
+        let mut state = self.state();
+        for (queued, offset) in taken.iter().zip(offsets.iter()) {
+            let Queued { lsn, operation, .. } = queued;
+            let location = Location { segment, offset: *offset, len: operation.payload.len() as u32 };
+            if let Some(topic) = state.topics.get_mut(&operation.topic) {
+                topic.wrote(*lsn, operation, location);
+            }
+        }
+        state.pending_bytes = state.pending_bytes.saturating_sub(bytes);
+        state.written = upto;
+        if sync {
+            state.became_durable(upto, woken);
+        }
+        let unneeded = if may_free { self.unneeded_segments(&mut state, segment) } else { Vec::new() };
+        drop(state);
+        taken.clear();
+        if !unneeded.is_empty() {
+            writer.remove_segments(&unneeded);
+        }
+        Ok(())
+    }
+
+    fn unneeded_segments(&self, state: &mut State, active: u64) -> Vec<u64> {
+        let oldest = state.topics.values().filter_map(|t| t.written.entries.oldest_segment()).min();
+        let needed_from = oldest.unwrap_or(active).min(active);
+        let kept = state.segments.split_off(&needed_from);
+        std::mem::replace(&mut state.segments, kept).into_keys().collect()
+    }
+
+    fn fail(&self, mut commit: MutexGuard<'_, Commit>, failure: Failure) -> Error {
+        let full = matches!(failure, Failure::Full(_));
+        let error = failure.into_error();
+        let mut state = self.state();
+        commit.taken.clear();
+        let waiters = if full {
+            state.full = true;
+            state.fail_unwritten(error.clone())
+        } else {
+            state.stop(error.clone())
+        };
+        drop(state);
+        drop(commit);
+        waiters.into_iter().for_each(Waiter::wake);
+        error
+    }
+
+    /// The open file and the salt of a segment.
+    pub(crate) fn segment(&self, state: &State, sequence: u64) -> Option<(FileHandle, u64)> {
+        state.segments.get(&sequence).cloned()
+    }
+
+    /// Stops the log in good order; what is not durable by now never will be.
+    pub(crate) fn stop(&self, error: Error) {
+        let waiters = self.state().stop(error);
+        waiters.into_iter().for_each(Waiter::wake);
+    }
+}
+
+/// Moves whole batches from the queue, a frame's worth. Returns the number of the last operation they cover.
+fn take(state: &mut State, taken: &mut Vec<Queued>) -> Lsn {
+    taken.clear();
+    if state.pending_bytes <= FRAME_TARGET {
+        taken.extend(state.queue.drain(..));
+        return state.last;
+    }
+    let mut bytes = 0;
+    let mut ends_batch = true;
+    while let Some(next) = state.queue.front() {
+        if ends_batch && bytes > 0 && bytes + next.operation.len() > FRAME_TARGET {
+            break;
+        }
+        bytes += next.operation.len();
+        ends_batch = next.ends_batch;
+        taken.extend(state.queue.pop_front());
+    }
+    if state.queue.is_empty() { state.last } else { taken.last().map_or(state.written, |q| q.lsn) }
+}

@@ -1,0 +1,311 @@
+//! The writing end of the segment stream: space, frames, syncs. Only one thread at a time is in here.
+
+use std::hash::{BuildHasher, Hasher};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use octopii_vfs::{FileHandle, OpenMode, Vfs};
+
+use crate::error::Error;
+use crate::format::frame::{self, FrameHeader, FrameKind};
+use crate::format::record::RecordHeader;
+use crate::format::segment::{SegmentHeader, file_name};
+use crate::format::{PAGE, pages};
+use crate::state::Operation;
+
+/// Space is taken and filled with zeroes in steps as large as what is there already, between these.
+const STEPS: std::ops::RangeInclusive<u64> = (256 << 10)..=(4 << 20);
+static ZEROES: [u8; 128 << 10] = [0; 128 << 10];
+
+/// Why a commit did not happen.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// No space. Nothing was written where it matters, and the writer can be used again.
+    Full(io::Error),
+    /// The log cannot go on.
+    Fatal(&'static str, io::Error),
+}
+
+impl Failure {
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Self::Full(reason) => Error::StorageFull { reason: Arc::new(reason) },
+            Self::Fatal(operation, reason) => Error::Poisoned { operation, reason: Arc::new(reason) },
+        }
+    }
+}
+
+/// The segment that is being written.
+#[derive(Debug)]
+struct Active {
+    file: FileHandle,
+    sequence: u64,
+    salt: u64,
+    /// Where the next frame begins; a multiple of [`PAGE`].
+    end: u64,
+    /// The file holds zeroes from `end` to here.
+    zeroed: u64,
+    /// Frames end here at the latest.
+    limit: u64,
+    /// Whether `sync_data` has covered everything before `end`.
+    synced: bool,
+}
+
+/// Where the stream goes on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Position {
+    /// Sequence of the next segment to create.
+    pub(crate) next_segment: u64,
+    /// Where the frames of its predecessor end.
+    pub(crate) predecessor_end: u64,
+    /// Number of the next frame.
+    pub(crate) next_frame: u64,
+}
+
+/// What the writer has done since the log was opened.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Work {
+    pub(crate) commits: u64,
+    pub(crate) syncs: u64,
+    pub(crate) bytes: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Writer {
+    vfs: Arc<dyn Vfs>,
+    dir: PathBuf,
+    segment_size: u64,
+    /// Bytes at the end of each segment into which only frames without entries may go, so that purging works when the
+    /// disk is full.
+    reserve: u64,
+    seed: Option<u64>,
+    active: Option<Active>,
+    position: Position,
+    /// Frames before this number are on stable storage.
+    synced_frames: u64,
+    buffer: Vec<u8>,
+    pub(crate) work: Work,
+}
+
+impl Writer {
+    /// A writer that begins a new segment with its first frame. Everything before `position` is synced.
+    pub(crate) fn new(
+        vfs: Arc<dyn Vfs>,
+        dir: PathBuf,
+        segment_size: u64,
+        seed: Option<u64>,
+        position: Position,
+    ) -> Self {
+        Self {
+            vfs,
+            dir,
+            segment_size,
+            reserve: (segment_size / 8 / PAGE * PAGE).min(64 << 10),
+            seed,
+            active: None,
+            position,
+            synced_frames: position.next_frame,
+            buffer: Vec::new(),
+            work: Work::default(),
+        }
+    }
+
+    pub(crate) fn active_sequence(&self) -> Option<u64> {
+        self.active.as_ref().map(|a| a.sequence)
+    }
+
+    /// Makes sure that a frame of `body` bytes fits into the active segment, beginning a new one if it must; then
+    /// `checkpoint` gives the operations that restate all topics, and the new segment's file and sequence are returned.
+    pub(crate) fn make_room(
+        &mut self,
+        body: u64,
+        has_entries: bool,
+        checkpoint: impl FnOnce() -> Vec<Operation>,
+    ) -> Result<Option<(u64, u64, FileHandle)>, Failure> {
+        let needed = pages(frame::HEADER_LEN as u64 + body);
+        let reserve = if has_entries { self.reserve } else { 0 };
+        let mut begun = None;
+        if self.active.as_ref().is_none_or(|a| a.end + needed + reserve > a.limit) {
+            let checkpoint = checkpoint();
+            let body: u64 = checkpoint.iter().map(|o| o.len() as u64).sum();
+            let head = PAGE + pages(frame::HEADER_LEN as u64 + body);
+            self.begin_segment(self.segment_size.max(head + needed + self.reserve), head + needed + reserve)?;
+            self.write_frame(FrameKind::Checkpoint, checkpoint.iter(), |_| {})?;
+            begun = self.active.as_ref().map(|a| (a.sequence, a.salt, Arc::clone(&a.file)));
+        }
+        let active = self.active.as_mut().expect("a segment was just begun");
+        extend(active, active.end + needed + reserve)?;
+        Ok(begun)
+    }
+
+    /// Writes one frame into the room made for it. `placed` gets each record's offset in the segment, in order.
+    pub(crate) fn write_frame<'a>(
+        &mut self,
+        kind: FrameKind,
+        operations: impl Iterator<Item = &'a Operation>,
+        mut placed: impl FnMut(u32),
+    ) -> Result<(), Failure> {
+        let active = self.active.as_mut().expect("room was made");
+        let buffer = &mut self.buffer;
+        buffer.clear();
+        buffer.resize(frame::HEADER_LEN, 0);
+        for operation in operations {
+            placed(active.end as u32 + buffer.len() as u32);
+            let header = RecordHeader {
+                kind: operation.kind,
+                topic: operation.topic,
+                index: operation.index,
+                len: operation.payload.len() as u32,
+            };
+            buffer.extend_from_slice(&header.encode(operation.payload_crc, active.salt));
+            buffer.extend_from_slice(&operation.payload);
+        }
+        let body = &buffer[frame::HEADER_LEN..];
+        let header = FrameHeader {
+            kind,
+            body_len: u32::try_from(body.len()).map_err(|_| {
+                Failure::Fatal("write a frame over 4 GiB", io::ErrorKind::FileTooLarge.into())
+            })?,
+            body_crc: crc32c::crc32c(body),
+            number: self.position.next_frame,
+            synced: self.synced_frames,
+        };
+        buffer[..frame::HEADER_LEN].copy_from_slice(&header.encode(active.salt, active.end));
+        buffer.resize(pages(buffer.len() as u64) as usize, 0);
+        active.synced = false;
+        active.file.write_all_at(buffer, active.end).map_err(|e| Failure::Fatal("write", e))?;
+        active.end += buffer.len() as u64;
+        self.position.next_frame += 1;
+        self.work.commits += u64::from(kind == FrameKind::Batches);
+        self.work.bytes += buffer.len() as u64;
+        // One large batch must not pin its size for the life of the log.
+        if buffer.capacity() > 16 << 20 {
+            *buffer = Vec::new();
+        }
+        Ok(())
+    }
+
+    /// Makes every frame written so far durable.
+    pub(crate) fn sync(&mut self) -> Result<(), Failure> {
+        if let Some(active) = self.active.as_mut().filter(|a| !a.synced) {
+            active.file.sync_data().map_err(|e| Failure::Fatal("sync", e))?;
+            active.synced = true;
+            self.work.syncs += 1;
+        }
+        self.synced_frames = self.position.next_frame;
+        Ok(())
+    }
+
+    /// Removes the files of segments that nobody needs any more.
+    pub(crate) fn remove_segments(&self, sequences: &[u64]) {
+        for sequence in sequences {
+            // What cannot be removed is found again by the next open, which tries again.
+            let _ = self.vfs.remove_file(&self.dir.join(file_name(*sequence)));
+        }
+        let _ = self.vfs.sync_dir(&self.dir);
+    }
+
+    fn begin_segment(&mut self, limit: u64, first_extent: u64) -> Result<(), Failure> {
+        // The new header vouches for the predecessor's frames, so they are synced first.
+        self.sync()?;
+        let predecessor_end = self.active.as_ref().map_or(self.position.predecessor_end, |a| a.end);
+        let sequence = self.position.next_segment;
+        let header = SegmentHeader {
+            sequence,
+            salt: self.salt(sequence),
+            first_frame: self.position.next_frame,
+            predecessor_end,
+        };
+        let path = self.dir.join(file_name(sequence));
+        let active = match self.create(&path, &header, limit, first_extent) {
+            Ok(active) => active,
+            Err(failure) => {
+                if matches!(failure, Failure::Full(_)) {
+                    match self.vfs.remove_file(&path) {
+                        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                            return Err(Failure::Fatal("remove an unfinished segment", e));
+                        }
+                        _ => {}
+                    }
+                }
+                return Err(failure);
+            }
+        };
+        self.work.syncs += 1;
+        self.position.next_segment += 1;
+        self.position.predecessor_end = predecessor_end;
+        self.active = Some(active);
+        Ok(())
+    }
+
+    /// Creates a segment file whose header is durable before its first frame is written: a file without a valid header
+    /// is thus one that never held a frame.
+    fn create(
+        &self,
+        path: &Path,
+        header: &SegmentHeader,
+        limit: u64,
+        first_extent: u64,
+    ) -> Result<Active, Failure> {
+        let file = match self.vfs.open(path, OpenMode::CreateNew) {
+            Ok(file) => file,
+            Err(e) if is_full(&e) => return Err(Failure::Full(e)),
+            Err(e) => return Err(Failure::Fatal("create a segment", e)),
+        };
+        let mut active = Active {
+            file,
+            sequence: header.sequence,
+            salt: header.salt,
+            end: PAGE,
+            zeroed: 0,
+            limit,
+            synced: true,
+        };
+        extend(&mut active, first_extent)?;
+        active.file.write_all_at(&header.encode(), 0).map_err(|e| Failure::Fatal("write", e))?;
+        active.file.sync_data().map_err(|e| Failure::Fatal("sync", e))?;
+        self.vfs.sync_dir(&self.dir).map_err(|e| Failure::Fatal("sync the directory", e))?;
+        Ok(active)
+    }
+
+    fn salt(&self, sequence: u64) -> u64 {
+        match self.seed {
+            Some(seed) => {
+                let mut mix = seed ^ sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.position.next_frame;
+                mix = (mix ^ (mix >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                mix = (mix ^ (mix >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+                mix ^ (mix >> 31)
+            }
+            // The standard library's own source of unpredictable numbers; nothing here is secret.
+            None => std::hash::RandomState::new().build_hasher().finish(),
+        }
+    }
+}
+
+/// Takes space and fills it with written zeroes, so that later syncs need not write metadata, up to `end` at least.
+fn extend(active: &mut Active, end: u64) -> Result<(), Failure> {
+    if end <= active.zeroed {
+        return Ok(());
+    }
+    let step = active.zeroed.clamp(*STEPS.start(), *STEPS.end());
+    let target = pages(end).max((active.zeroed + step).min(active.limit));
+    let full_or_fatal =
+        |e| if is_full(&e) { Failure::Full(e) } else { Failure::Fatal("extend a segment", e) };
+    active.file.allocate(target).map_err(full_or_fatal)?;
+    let mut at = active.zeroed;
+    while at < target {
+        let n = (target - at).min(ZEROES.len() as u64);
+        active.file.write_all_at(&ZEROES[..n as usize], at).map_err(full_or_fatal)?;
+        at += n;
+    }
+    active.zeroed = target;
+    Ok(())
+}
+
+fn is_full(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
+}

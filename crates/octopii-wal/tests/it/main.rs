@@ -1,0 +1,3 @@
+//! The log as its users see it, on real and on failing disks.
+
+mod basics;
