@@ -1,0 +1,74 @@
+//! The safe default: everything into one directory.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::{Destination, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refusal, check_file_name};
+
+/// Receives files into one directory, under the name the sender proposes.
+///
+/// Names must pass [`check_file_name`]; an existing file is never overwritten, the newcomer is numbered; an offer without
+/// a name is called `chunk-` and its transfer id.
+pub struct InboxPolicy {
+    dir: PathBuf,
+    max_size: u64,
+    on_received: Option<Box<dyn Fn(ReceivedChunk) + Send + Sync>>,
+}
+
+impl InboxPolicy {
+    /// An inbox in `dir`, which is created with the first file. No limit on the size but the disk's.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), max_size: u64::MAX, on_received: None }
+    }
+
+    /// Refuses chunks of more than `bytes`, and those that do not tell their size.
+    #[must_use]
+    pub fn max_size(mut self, bytes: u64) -> Self {
+        self.max_size = bytes;
+        self
+    }
+
+    /// Calls `f` with every chunk that arrived, on a blocking thread, before its sender is told.
+    #[must_use]
+    pub fn on_received(mut self, f: impl Fn(ReceivedChunk) + Send + Sync + 'static) -> Self {
+        self.on_received = Some(Box::new(f));
+        self
+    }
+}
+
+impl fmt::Debug for InboxPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InboxPolicy")
+            .field("dir", &self.dir)
+            .field("max_size", &self.max_size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ReceivePolicy for InboxPolicy {
+    fn accept(&self, offer: &Offer) -> Result<Destination, Refusal> {
+        if offer.size.unwrap_or(u64::MAX) > self.max_size {
+            let message = format!("the inbox takes at most {} bytes per file", self.max_size);
+            return Err(Refusal::new(FailureCode::TooLarge, message));
+        }
+        let name = match &offer.name {
+            Some(name) => name.clone(),
+            None => format!("chunk-{}", offer.id),
+        };
+        check_file_name(&name).map_err(|why| {
+            let message = format!("the name is not a plain file name: {why}; send it under another name");
+            Refusal::new(FailureCode::BadName, message)
+        })?;
+        Ok(Destination::File { dir: self.dir.clone(), name, replace: false })
+    }
+
+    fn received(&self, received: ReceivedChunk) {
+        if let Some(f) = &self.on_received {
+            f(received);
+        }
+    }
+
+    fn directories(&self) -> Vec<PathBuf> {
+        vec![self.dir.clone()]
+    }
+}

@@ -1,0 +1,98 @@
+//! Who decides where an incoming chunk goes.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use octopii_transport::PeerIdentity;
+
+use crate::{Digest, Refusal, TransferError, TransferId};
+
+/// What a sender proposes.
+///
+/// Everything but `peer` and `remote_addr` is the sender's word: a name may be hostile, a size may be a lie (a lie is
+/// found out and fails the transfer).
+#[derive(Debug, Clone)]
+pub struct Offer {
+    /// The sender's name for this transfer.
+    pub id: TransferId,
+    /// Which policy decides; at most 64 bytes.
+    pub purpose: String,
+    /// A name for the chunk; at most 1,024 bytes, anything in them. See [`check_file_name`](crate::check_file_name).
+    pub name: Option<String>,
+    /// Size in bytes, if the sender knows it.
+    pub size: Option<u64>,
+    /// Whatever the sending application wants to tell the receiving one; at most 64 KiB.
+    pub meta: Bytes,
+    /// Who sends, from its verified certificate.
+    pub peer: PeerIdentity,
+    /// From where.
+    pub remote_addr: SocketAddr,
+}
+
+/// Where an accepted chunk goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// Into a file. It appears under its name complete, verified and durable, or not at all.
+    File {
+        /// The directory; created if missing.
+        dir: PathBuf,
+        /// One plain component ([`check_file_name`](crate::check_file_name)); anything else is refused.
+        name: String,
+        /// Whether an existing file of that name is replaced, atomically. If not, it is never touched: the new file is
+        /// called `name (1).ext`, `name (2).ext`, … instead. [`ReceivedChunk::location`] has the name it got.
+        replace: bool,
+    },
+    /// Into memory. Larger chunks are refused, or given up as soon as they exceed the limit.
+    Memory {
+        /// Most bytes to hold for this chunk.
+        limit: u64,
+    },
+}
+
+/// Where a received chunk is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    /// On disk, durable.
+    File(PathBuf),
+    /// In memory.
+    Memory(Bytes),
+}
+
+/// A chunk that arrived completely, with the right digest.
+#[derive(Debug, Clone)]
+pub struct ReceivedChunk {
+    /// What the sender said.
+    pub offer: Offer,
+    /// Where it is.
+    pub location: Location,
+    /// SHA-256 of the content, computed here.
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Decides where the chunks of one purpose go, and hears of those that arrived.
+///
+/// All methods are called on blocking threads, possibly several at once, each transfer's in the order `accept`, then
+/// `received` or `failed`.
+pub trait ReceivePolicy: Send + Sync + 'static {
+    /// Takes the offer or refuses it. A refusal's message is shown to the sender.
+    fn accept(&self, offer: &Offer) -> Result<Destination, Refusal>;
+
+    /// The chunk is there: durable if it is a file, verified in any case. Called before the sender gets its
+    /// acknowledgement, so what is done here has happened when the sender's call returns. A crash in between leaves a
+    /// durable file of which the sender knows nothing.
+    fn received(&self, received: ReceivedChunk);
+
+    /// An accepted chunk did not arrive; nothing of it is left.
+    fn failed(&self, offer: &Offer, error: &TransferError) {
+        let (_, _) = (offer, error);
+    }
+
+    /// Directories in which temporary files of a crashed process may lie; they are removed when the policy is
+    /// installed. Directories not named here are cleaned when they are first received into.
+    fn directories(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+}

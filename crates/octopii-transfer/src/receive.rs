@@ -1,0 +1,374 @@
+//! The receiving side of one stream.
+//!
+//! Three tasks share the work, so that network, disk and the way back never wait for one another longer than a bounded
+//! queue allows: this one reads blocks from the network, [`store_blocks`] checks and writes them on blocking threads, and
+//! [`respond`] tells the sender how far that has got and, at the end, what came of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use octopii_transport::{Connection, Incoming, RecvStream, SendStream, StreamError};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::timeout;
+
+use crate::activity::Activity;
+use crate::link::{read_body, read_header};
+use crate::registry::Registration;
+use crate::service::{AbortOnDrop, Shared};
+use crate::sink::{IncomingBlock, Sink};
+use crate::wire::{self, Acknowledgement, OfferBody, Tag};
+use crate::{
+    Destination, Digest, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refusal, TransferError, TransferId,
+};
+
+/// Blocks between network and disk. With one being read and one being written, four blocks of memory per transfer.
+const QUEUE: usize = 2;
+
+/// How often the sender hears how far its chunk has got.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
+
+/// Written bytes after which they are pushed to the disk in the background, so that the final sync finds little to do.
+const EARLY_SYNC: u64 = 32 << 20;
+
+/// A block in more pieces than this is copied together, so that tiny packets cannot pin large buffers.
+const MAX_PARTS: usize = 1024;
+
+enum Opening {
+    Offer(OfferBody),
+    Query(TransferId),
+}
+
+/// An offer that was taken.
+struct Accepted {
+    offer: Arc<Offer>,
+    policy: Arc<dyn ReceivePolicy>,
+    registration: Registration,
+    sink: Sink,
+    _slot: OwnedSemaphorePermit,
+}
+
+/// Serves a stream that a peer opened: a transfer or a question about one.
+pub(crate) async fn serve(shared: Arc<Shared>, incoming: Incoming) {
+    let Incoming { mut send, mut recv, connection } = incoming;
+    let limit = shared.options.offer_timeout;
+    let opening = timeout(limit, read_opening(&mut recv)).await;
+    let answer = match opening.unwrap_or(Err(TransferError::Stalled { idle: limit })) {
+        Ok(Opening::Query(id)) => wire::status(&shared.registry.status(connection.peer().node_id, id)),
+        Ok(Opening::Offer(body)) => match accept(&shared, offer(body.clone(), &connection)).await {
+            Ok(accepted) => return receive(&shared, accepted, body.block_size, send, recv).await,
+            Err(refusal) => wire::refuse(&refusal),
+        },
+        Err(e) => wire::refuse(&e.to_peer()),
+    };
+    // A peer that does not read its answer is not waited for longer than one that makes no offer.
+    if let Ok(Err(e)) = timeout(limit, answer_and_finish(&mut send, &answer)).await {
+        tracing::debug!(peer = %connection.remote_addr(), "the answer did not get through: {e}");
+    }
+}
+
+async fn read_opening(recv: &mut RecvStream) -> Result<Opening, TransferError> {
+    let mut version = [0];
+    recv.read_exact(&mut version).await?;
+    if version[0] != wire::VERSION {
+        let message = format!("this node speaks version {} of the transfer protocol", wire::VERSION);
+        return Err(TransferError::Unacceptable(Refusal::new(FailureCode::UnsupportedVersion, message)));
+    }
+    let header = read_header(recv).await?;
+    match header.tag {
+        Tag::Offer => Ok(Opening::Offer(wire::decode_offer(&read_body(recv, header).await?)?)),
+        Tag::Query => Ok(Opening::Query(wire::decode_query(&read_body(recv, header).await?)?)),
+        _ => Err(TransferError::Protocol("a transfer begins with an offer")),
+    }
+}
+
+async fn answer_and_finish(send: &mut SendStream, answer: &[u8]) -> Result<(), StreamError> {
+    send.write_all(answer).await?;
+    send.finish()
+}
+
+fn offer(body: OfferBody, connection: &Connection) -> Offer {
+    Offer {
+        id: body.id,
+        purpose: body.purpose,
+        name: body.name,
+        size: body.size,
+        meta: body.meta,
+        peer: *connection.peer(),
+        remote_addr: connection.remote_addr(),
+    }
+}
+
+async fn accept(shared: &Arc<Shared>, offer: Offer) -> Result<Accepted, Refusal> {
+    let Some(policy) = shared.policy(&offer.purpose) else {
+        return Err(Refusal::new(FailureCode::UnknownPurpose, "nothing here takes chunks of this purpose"));
+    };
+    let Ok(slot) = Arc::clone(&shared.slots).try_acquire_owned() else {
+        let message =
+            format!("{} transfers are being received; try again later", shared.options.max_incoming);
+        return Err(Refusal::new(FailureCode::Busy, message));
+    };
+    let Some(registration) = shared.registry.register(offer.peer.node_id, offer.id) else {
+        return Err(Refusal::new(
+            FailureCode::DuplicateId,
+            "this transfer is under way or finished; ask its status",
+        ));
+    };
+    let service = Arc::clone(shared);
+    let opened = shared.executor.blocking(move || {
+        let opened = policy.accept(&offer).and_then(|destination| {
+            if let Destination::File { dir, .. } = &destination {
+                service.sweep_once(dir);
+            }
+            Sink::open(&service.resources, destination, offer.size).map_err(|e| {
+                tracing::debug!(id = %offer.id, "cannot receive: {e}");
+                e.to_peer()
+            })
+        });
+        opened.map(|sink| (Arc::new(offer), policy, sink))
+    });
+    match opened.await {
+        Ok((offer, policy, sink)) => Ok(Accepted { offer, policy, registration, sink, _slot: slot }),
+        Err(refusal) => {
+            registration.end(Err(refusal.clone()));
+            Err(refusal)
+        }
+    }
+}
+
+/// Receives the chunk, tells the policy and then the sender what came of it.
+async fn receive(
+    shared: &Arc<Shared>,
+    accepted: Accepted,
+    block_size: u32,
+    send: SendStream,
+    mut recv: RecvStream,
+) {
+    let Accepted { offer, policy, registration, sink, _slot } = accepted;
+    let (last, rx) = oneshot::channel();
+    let mut responding =
+        AbortOnDrop(shared.executor.spawn(respond(send, Arc::clone(registration.verified()), rx)));
+    let stored = receive_blocks(shared, sink, &mut recv, &offer, block_size, registration.verified()).await;
+    let verdict = match stored {
+        Ok((sink, digest)) => publish(shared, sink, digest, Arc::clone(&offer), Arc::clone(&policy)).await,
+        Err(error) => Err(error),
+    };
+    let message = match verdict {
+        Ok(ack) => {
+            registration.end(Ok(ack));
+            wire::ack(&ack)
+        }
+        Err(error) => {
+            tracing::debug!(id = %offer.id, "transfer failed: {error}");
+            let refusal = error.to_peer();
+            recv.stop(u32::from(refusal.code.to_u16()));
+            registration.end(Err(refusal.clone()));
+            shared.executor.blocking(move || policy.failed(&offer, &error)).await;
+            wire::fail(&refusal)
+        }
+    };
+    // An error means that the responder's stream is gone; the sender will ask for the status.
+    let _ = last.send(message);
+    let _ = timeout(shared.options.idle_timeout, &mut responding.0).await;
+}
+
+/// Everything from the first block to the last. Gives back the filled sink and the digest that the sender claims.
+async fn receive_blocks(
+    shared: &Arc<Shared>,
+    sink: Sink,
+    recv: &mut RecvStream,
+    offer: &Offer,
+    block_size: u32,
+    verified: &Arc<AtomicU64>,
+) -> Result<(Sink, Digest), TransferError> {
+    let activity = Arc::new(Activity::default());
+    let (blocks, rx) = mpsc::channel(QUEUE);
+    let storing = store_blocks(Arc::clone(shared), sink, rx, Arc::clone(verified), Arc::clone(&activity));
+    let mut storing = AbortOnDrop(shared.executor.spawn(storing));
+    let idle = shared.options.idle_timeout;
+    let read = tokio::select! {
+        biased;
+        read = read_blocks(recv, blocks, offer.size, block_size, &activity) => read,
+        () = activity.stalled(idle) => Err(TransferError::Stalled { idle }),
+    };
+    let read = read.map_err(|e| match e {
+        // The sender's stream was dropped, or reset on purpose, before it was done.
+        TransferError::Lost(StreamError::Reset(_)) => TransferError::Cancelled,
+        other => other,
+    });
+    // Whatever ended the reading, `blocks` is dropped by now and the storing task ends after at most a queue's worth.
+    let stored = timeout(idle, &mut storing.0).await.map_err(|_| TransferError::Stalled { idle })?;
+    let stored = stored.map_err(|_| TransferError::ShuttingDown)?;
+    match (read, stored) {
+        (Ok(Some(digest)), Ok(sink)) => Ok((sink, digest)),
+        (Ok(_), Err(error)) => Err(error),
+        (Ok(None), Ok(_)) => Err(TransferError::Protocol("storing ended before the chunk")),
+        (Err(_), Err(error)) => Err(error),
+        (Err(error), Ok(sink)) => {
+            shared.executor.blocking(move || drop(sink)).await;
+            Err(error)
+        }
+    }
+}
+
+/// Reads blocks until the sender is done, and returns the digest it claims; `None` if nobody takes the blocks any more.
+async fn read_blocks(
+    recv: &mut RecvStream,
+    blocks: mpsc::Sender<IncomingBlock>,
+    announced: Option<u64>,
+    block_size: u32,
+    activity: &Activity,
+) -> Result<Option<Digest>, TransferError> {
+    let mut received = 0u64;
+    let mut last_was_short = false;
+    loop {
+        let header = read_header(recv).await?;
+        match header.tag {
+            Tag::Data => {
+                let len = header.len - wire::DATA_PREFIX - wire::DATA_SUFFIX;
+                let mut offset = [0; wire::DATA_PREFIX];
+                recv.read_exact(&mut offset).await?;
+                if u64::from_le_bytes(offset) != received {
+                    return Err(TransferError::Protocol("a block does not follow the one before it"));
+                }
+                if len > block_size as usize || last_was_short {
+                    return Err(TransferError::Protocol(
+                        "only the last block may differ from the block size",
+                    ));
+                }
+                last_was_short = len < block_size as usize;
+                received += len as u64;
+                if announced.is_some_and(|size| received > size) {
+                    return Err(size_mismatch(announced, received));
+                }
+                let parts = read_parts(recv, len, activity).await?;
+                let mut prefix = [0; wire::DATA_SUFFIX];
+                recv.read_exact(&mut prefix).await?;
+                if blocks.send(IncomingBlock { parts, len, prefix: Digest(prefix) }).await.is_err() {
+                    return Ok(None);
+                }
+                activity.tick();
+            }
+            Tag::Done => {
+                let (size, digest) = wire::decode_done(&read_body(recv, header).await?)?;
+                if size != received || announced.is_some_and(|announced| announced != size) {
+                    return Err(size_mismatch(announced.or(Some(size)), received));
+                }
+                return Ok(Some(digest));
+            }
+            _ => return Err(TransferError::Protocol("only blocks and their end follow an offer")),
+        }
+    }
+}
+
+async fn read_parts(
+    recv: &mut RecvStream,
+    len: usize,
+    activity: &Activity,
+) -> Result<Vec<Bytes>, TransferError> {
+    let mut parts: Vec<Bytes> = Vec::new();
+    let mut missing = len;
+    while missing > 0 {
+        let part = recv.read_chunk(missing).await?.ok_or(StreamError::UnexpectedEnd)?;
+        activity.tick();
+        missing -= part.len();
+        parts.push(part);
+        if parts.len() > MAX_PARTS {
+            parts = vec![parts.concat().into()];
+        }
+    }
+    Ok(parts)
+}
+
+/// Stores blocks until there are no more. On an error the sink is dropped, on a blocking thread: its file is gone when
+/// this returns.
+async fn store_blocks(
+    shared: Arc<Shared>,
+    mut sink: Sink,
+    mut blocks: mpsc::Receiver<IncomingBlock>,
+    verified: Arc<AtomicU64>,
+    activity: Arc<Activity>,
+) -> Result<Sink, TransferError> {
+    let executor = &shared.executor;
+    let mut synced = 0;
+    let mut syncing: Option<AbortOnDrop<Result<(), TransferError>>> = None;
+    loop {
+        let block = blocks.recv().await;
+        let at_end = block.is_none();
+        if let Some(block) = block {
+            sink = executor.blocking(move || sink.write(block).map(|()| sink)).await?;
+            verified.store(sink.offset(), Ordering::Relaxed);
+            activity.tick();
+        }
+        if !at_end && sink.offset() - synced < EARLY_SYNC {
+            continue;
+        }
+        // At most one early sync runs at a time. One that failed dooms the file: what it left unwritten, a later sync
+        // would no longer report.
+        if let Some(mut earlier) = syncing.take() {
+            let result = (&mut earlier.0).await.map_err(|_| TransferError::ShuttingDown).flatten();
+            if let Err(error) = result {
+                executor.blocking(move || drop(sink)).await;
+                return Err(error);
+            }
+        }
+        if at_end {
+            return Ok(sink);
+        }
+        synced = sink.offset();
+        if let Some((file, path)) = sink.file() {
+            let on = executor.clone();
+            syncing = Some(AbortOnDrop(executor.spawn(async move {
+                on.blocking(move || file.sync_data().map_err(|e| TransferError::store("syncing", path, e)))
+                    .await
+            })));
+        }
+    }
+}
+
+/// Verifies the whole, publishes it and lets the policy know, in this order.
+async fn publish(
+    shared: &Arc<Shared>,
+    sink: Sink,
+    expected: Digest,
+    offer: Arc<Offer>,
+    policy: Arc<dyn ReceivePolicy>,
+) -> Result<Acknowledgement, TransferError> {
+    let publishing = shared.executor.blocking(move || {
+        let size = sink.offset();
+        let (location, digest, level) = sink.finish(expected)?;
+        policy.received(ReceivedChunk { offer: Offer::clone(&offer), location, digest, size });
+        Ok(Acknowledgement { level, size, digest })
+    });
+    publishing.await
+}
+
+/// The way back: the acceptance, signs of life, and the last word. If there is no last word the stream is reset.
+async fn respond(
+    mut send: SendStream,
+    verified: Arc<AtomicU64>,
+    mut last: oneshot::Receiver<Vec<u8>>,
+) -> Result<(), StreamError> {
+    send.write_all(&wire::accept(0)).await?;
+    loop {
+        tokio::select! {
+            biased;
+            message = &mut last => {
+                return match message {
+                    Ok(message) => answer_and_finish(&mut send, &message).await,
+                    Err(_) => Ok(()),
+                };
+            }
+            () = tokio::time::sleep(PROGRESS_PERIOD) => {
+                send.write_all(&wire::progress(verified.load(Ordering::Relaxed))).await?;
+            }
+        }
+    }
+}
+
+fn size_mismatch(announced: Option<u64>, received: u64) -> TransferError {
+    let announced = announced.unwrap_or_default();
+    let message = format!("{announced} bytes were announced, but {received} arrived");
+    TransferError::Unacceptable(Refusal::new(FailureCode::SizeMismatch, message))
+}

@@ -1,0 +1,218 @@
+//! The transfer service of a node: what it shares, how it starts and ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use octopii_transport::{Acceptor, Endpoint, Executor, StreamKind};
+use octopii_vfs::Vfs;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::budget::MemoryBudget;
+use crate::registry::Registry;
+use crate::send::{self, Receipt, SendOptions};
+use crate::sink::Resources;
+use crate::temporary::sweep;
+use crate::{ChunkSource, ReceivePolicy, StartError, TransferError, TransferId, TransferStatus, receive};
+
+/// Options of [`Transfer::start`].
+#[derive(Debug, Clone)]
+pub struct TransferOptions {
+    /// Chunks received at once; further offers are refused as busy. Each costs about 4 MiB beside the transport's
+    /// windows. Default 32.
+    pub max_incoming: usize,
+    /// Bytes of all chunks being received into memory together. Default 256 MiB. A chunk handed to its policy no longer
+    /// counts.
+    pub max_memory: u64,
+    /// Offers that would leave less than this free on the destination's file system are refused, so that transfers
+    /// never starve the log beside them. Default 64 MiB.
+    pub leave_free: u64,
+    /// A sender from which nothing arrives for this long is given up. Default 30 s.
+    pub idle_timeout: Duration,
+    /// A new stream must make its offer within this. Default 5 s.
+    pub offer_timeout: Duration,
+    /// How many ended transfers are remembered for [`Transfer::status`]. Default 1,024.
+    pub remembered: usize,
+}
+
+impl Default for TransferOptions {
+    fn default() -> Self {
+        Self {
+            max_incoming: 32,
+            max_memory: 256 << 20,
+            leave_free: 64 << 20,
+            idle_timeout: Duration::from_secs(30),
+            offer_timeout: Duration::from_secs(5),
+            remembered: 1024,
+        }
+    }
+}
+
+/// Sends chunks and receives them, over one endpoint. Cloning gives another handle to the same service; it ends with its
+/// last handle, or with the endpoint: transfers then under way fail, and nothing of them is left.
+#[derive(Debug, Clone)]
+pub struct Transfer {
+    service: Arc<Service>,
+}
+
+#[derive(Debug)]
+struct Service {
+    shared: Arc<Shared>,
+    accepting: AbortOnDrop<()>,
+}
+
+/// What every transfer of a service uses.
+pub(crate) struct Shared {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) executor: Executor,
+    pub(crate) options: TransferOptions,
+    pub(crate) resources: Arc<Resources>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) slots: Arc<Semaphore>,
+    policies: RwLock<BTreeMap<String, Arc<dyn ReceivePolicy>>>,
+    swept: Mutex<BTreeSet<PathBuf>>,
+}
+
+/// Streams that have not made their offer yet, or ask a status: this many per slot.
+const PENDING_PER_SLOT: usize = 8;
+
+impl Transfer {
+    /// Starts the service on an endpoint. Files are read and written through `vfs`. Nothing is received before
+    /// [`receive`](Self::receive) has been called.
+    pub fn start(
+        endpoint: &Endpoint,
+        vfs: Arc<dyn Vfs>,
+        options: TransferOptions,
+    ) -> Result<Self, StartError> {
+        let acceptor = endpoint.acceptor(StreamKind::Transfer)?;
+        let executor = endpoint.executor().clone();
+        let memory = MemoryBudget::new(options.max_memory);
+        let shared = Arc::new(Shared {
+            endpoint: endpoint.clone(),
+            executor: executor.clone(),
+            resources: Arc::new(Resources { vfs, memory, leave_free: options.leave_free }),
+            registry: Registry::new(options.remembered),
+            slots: Arc::new(Semaphore::new(options.max_incoming)),
+            policies: RwLock::default(),
+            swept: Mutex::default(),
+            options,
+        });
+        let accepting = AbortOnDrop(executor.spawn(accept_streams(Arc::clone(&shared), acceptor)));
+        Ok(Self { service: Arc::new(Service { shared, accepting }) })
+    }
+
+    /// Lets `policy` decide about offers of this purpose; it takes the place of an earlier one. Offers of a purpose without
+    /// a policy are refused. Temporary files of a crashed process in the policy's directories are removed in the
+    /// background.
+    pub fn receive(&self, purpose: &str, policy: impl ReceivePolicy) {
+        let shared = &self.service.shared;
+        let policy: Arc<dyn ReceivePolicy> = Arc::new(policy);
+        let installed = Arc::clone(&policy);
+        shared.policies.write().unwrap_or_else(PoisonError::into_inner).insert(purpose.to_owned(), installed);
+        let sweeper = Arc::clone(shared);
+        shared.executor.spawn(async move {
+            let executor = sweeper.executor.clone();
+            executor
+                .blocking(move || policy.directories().iter().for_each(|dir| sweeper.sweep_once(dir)))
+                .await;
+        });
+    }
+
+    /// Sends a chunk to the node at `addr` and waits for its acknowledgement: when this returns `Ok`, the receiver has
+    /// the whole chunk with this digest, at the level of the receipt.
+    ///
+    /// If the connection is lost after everything was sent, the receiver is asked what became of it. Dropping the future
+    /// cancels the transfer: both sides free everything, unless the receiver already has all of it. May be awaited from any
+    /// executor.
+    pub async fn send(
+        &self,
+        addr: SocketAddr,
+        source: &ChunkSource,
+        options: SendOptions,
+    ) -> Result<Receipt, TransferError> {
+        let shared = Arc::clone(&self.service.shared);
+        let executor = shared.executor.clone();
+        let sending = send::send(shared, addr, source.clone(), options);
+        executor.run(sending).await.unwrap_or(Err(TransferError::ShuttingDown))
+    }
+
+    /// Asks the node at `addr` what it knows of a transfer that this node sent to it.
+    pub async fn status(&self, addr: SocketAddr, id: TransferId) -> Result<TransferStatus, TransferError> {
+        let shared = Arc::clone(&self.service.shared);
+        let executor = shared.executor.clone();
+        let asking = async move { send::status(&shared, addr, id, shared.options.idle_timeout).await };
+        executor.run(asking).await.unwrap_or(Err(TransferError::ShuttingDown))
+    }
+
+    /// Where the service's tasks run.
+    pub fn executor(&self) -> &Executor {
+        &self.service.shared.executor
+    }
+
+    /// Whether the service still accepts streams: it ends with its endpoint.
+    pub fn is_closed(&self) -> bool {
+        self.service.accepting.0.is_finished()
+    }
+}
+
+impl Shared {
+    pub(crate) fn policy(&self, purpose: &str) -> Option<Arc<dyn ReceivePolicy>> {
+        self.policies.read().unwrap_or_else(PoisonError::into_inner).get(purpose).cloned()
+    }
+
+    /// Removes what a crashed process left in `dir`, the first time that the directory is met. Blocks.
+    pub(crate) fn sweep_once(&self, dir: &Path) {
+        let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
+        // Policies may use a directory per chunk: what is remembered of them must not grow without end.
+        if swept.len() >= 1024 || !swept.insert(dir.to_owned()) {
+            return;
+        }
+        drop(swept);
+        match sweep(&*self.resources.vfs, dir) {
+            Ok(0) => {}
+            Ok(n) => tracing::info!(dir = %dir.display(), "removed {n} unfinished files of an earlier run"),
+            Err(e) => tracing::warn!(dir = %dir.display(), "cannot clean up unfinished files: {e}"),
+        }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// Serves every incoming stream in a task of its own. The tasks live in this one, so they end with it.
+async fn accept_streams(shared: Arc<Shared>, mut acceptor: Acceptor) {
+    let pending = shared.options.max_incoming.saturating_mul(PENDING_PER_SLOT);
+    let mut tasks = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            Some(ended) = tasks.join_next() => {
+                if let Err(e) = ended && e.is_panic() {
+                    tracing::error!("a receive policy panicked; its transfer was given up");
+                }
+            }
+            // Beyond this many, streams wait in the transport's bounded queue.
+            incoming = acceptor.accept(), if tasks.len() < pending => {
+                let Some(incoming) = incoming else { return };
+                tasks.spawn_on(receive::serve(Arc::clone(&shared), incoming), shared.executor.handle());
+            }
+        }
+    }
+}
+
+/// A task that ends with its handle.
+#[derive(Debug)]
+pub(crate) struct AbortOnDrop<T>(pub(crate) JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

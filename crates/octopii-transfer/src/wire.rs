@@ -1,0 +1,382 @@
+//! The bytes of the transfer protocol, as `docs/formats/transfer.md` describes them.
+//!
+//! Pure encoding and decoding: nothing here reads a stream, and no decoder allocates more than its input is long.
+//!
+//! A transfer stream begins with one version byte. Then messages follow in both directions, each a tag byte, a `u32`
+//! little-endian body length and the body. Every tag has its own limit on the length, checked before the body is read.
+
+use bytes::Bytes;
+
+use crate::{Digest, FailureCode, Refusal, TransferId};
+
+/// First byte of every transfer stream.
+pub(crate) const VERSION: u8 = 1;
+/// Tag and body length.
+pub(crate) const HEADER_LEN: usize = 5;
+/// Content bytes in a block, at most; also the block size this version offers.
+pub(crate) const MAX_BLOCK: u32 = 1 << 20;
+/// Smallest block size that may be offered.
+pub(crate) const MIN_BLOCK: u32 = 4 << 10;
+/// The offset before the content of a data message.
+pub(crate) const DATA_PREFIX: usize = 8;
+/// The digest after the content of a data message.
+pub(crate) const DATA_SUFFIX: usize = 32;
+
+pub(crate) const MAX_PURPOSE: usize = 64;
+pub(crate) const MAX_NAME_FIELD: usize = 1024;
+pub(crate) const MAX_META: usize = 64 << 10;
+const MAX_MESSAGE: usize = 1024;
+
+const OFFER_FIXED: usize = 1 + 16 + 4 + 8 + 1 + 2 + 4;
+const MAX_OFFER: usize = OFFER_FIXED + MAX_PURPOSE + MAX_NAME_FIELD + MAX_META;
+
+const FLAG_SIZE: u8 = 1;
+const FLAG_NAME: u8 = 2;
+
+/// The kinds of message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tag {
+    Offer = 1,
+    Accept = 2,
+    Refuse = 3,
+    Data = 4,
+    Done = 5,
+    Progress = 6,
+    Ack = 7,
+    Fail = 8,
+    Query = 9,
+    Status = 10,
+}
+
+/// What precedes every body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) tag: Tag,
+    /// Body length in bytes, within the tag's limit.
+    pub(crate) len: usize,
+}
+
+/// The sender's first message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OfferBody {
+    pub(crate) id: TransferId,
+    pub(crate) block_size: u32,
+    pub(crate) size: Option<u64>,
+    pub(crate) purpose: String,
+    pub(crate) name: Option<String>,
+    pub(crate) meta: Bytes,
+}
+
+/// How far a receiver went before it acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AckLevel {
+    /// Every byte arrived and the digest of the whole is right; held in memory.
+    Verified,
+    /// And it is on stable storage under its final name: it survives a crash of the receiver.
+    Durable,
+}
+
+/// A receiver's acknowledgement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acknowledgement {
+    /// How safe the chunk is there.
+    pub level: AckLevel,
+    /// Bytes received.
+    pub size: u64,
+    /// SHA-256 of them, computed by the receiver.
+    pub digest: Digest,
+}
+
+/// What a receiver knows of a transfer that this node sent or sends to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TransferStatus {
+    /// Never heard of it, or forgotten: the latest 1,024 are remembered until the receiver restarts.
+    Unknown,
+    /// Under way.
+    Receiving {
+        /// Bytes that arrived and were verified.
+        verified: u64,
+    },
+    /// Arrived and acknowledged.
+    Finished(Acknowledgement),
+    /// Given up; nothing of it is left.
+    Failed(Refusal),
+}
+
+/// Bytes that are not the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Malformed(pub(crate) &'static str);
+
+impl Header {
+    pub(crate) fn decode(bytes: [u8; HEADER_LEN]) -> Result<Self, Malformed> {
+        let (tag, limit) = match bytes[0] {
+            1 => (Tag::Offer, OFFER_FIXED..=MAX_OFFER),
+            2 => (Tag::Accept, 9..=9),
+            3 => (Tag::Refuse, 4..=4 + MAX_MESSAGE),
+            4 => (Tag::Data, DATA_PREFIX + 1 + DATA_SUFFIX..=DATA_PREFIX + MAX_BLOCK as usize + DATA_SUFFIX),
+            5 => (Tag::Done, 40..=40),
+            6 => (Tag::Progress, 8..=8),
+            7 => (Tag::Ack, 41..=41),
+            8 => (Tag::Fail, 4..=4 + MAX_MESSAGE),
+            9 => (Tag::Query, 16..=16),
+            10 => (Tag::Status, 1..=1 + 4 + MAX_MESSAGE),
+            _ => return Err(Malformed("unknown message tag")),
+        };
+        let len = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
+        if limit.contains(&len) {
+            Ok(Self { tag, len })
+        } else {
+            Err(Malformed("message length out of range"))
+        }
+    }
+}
+
+fn message(tag: Tag, body: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = vec![tag as u8, 0, 0, 0, 0];
+    body(&mut out);
+    let len = (out.len() - HEADER_LEN) as u32;
+    out[1..HEADER_LEN].copy_from_slice(&len.to_le_bytes());
+    out
+}
+
+/// The caller has checked purpose, name and meta against their limits.
+pub(crate) fn offer(offer: &OfferBody) -> Vec<u8> {
+    message(Tag::Offer, |out| {
+        let mut flags = 0;
+        flags |= if offer.size.is_some() { FLAG_SIZE } else { 0 };
+        flags |= if offer.name.is_some() { FLAG_NAME } else { 0 };
+        let name = offer.name.as_deref().unwrap_or_default();
+        out.push(flags);
+        out.extend_from_slice(&offer.id.0.to_le_bytes());
+        out.extend_from_slice(&offer.block_size.to_le_bytes());
+        out.extend_from_slice(&offer.size.unwrap_or(0).to_le_bytes());
+        out.push(offer.purpose.len() as u8);
+        out.extend_from_slice(&(name.len() as u16).to_le_bytes());
+        out.extend_from_slice(&(offer.meta.len() as u32).to_le_bytes());
+        out.extend_from_slice(offer.purpose.as_bytes());
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(&offer.meta);
+    })
+}
+
+pub(crate) fn accept(have: u64) -> Vec<u8> {
+    message(Tag::Accept, |out| {
+        out.push(0);
+        out.extend_from_slice(&have.to_le_bytes());
+    })
+}
+
+/// Header and prefix of a data message; `content_len` bytes of content and the prefix digest must follow.
+pub(crate) fn data_start(offset: u64, content_len: usize) -> [u8; HEADER_LEN + DATA_PREFIX] {
+    let len = (DATA_PREFIX + content_len + DATA_SUFFIX) as u32;
+    let mut out = [0; HEADER_LEN + DATA_PREFIX];
+    out[0] = Tag::Data as u8;
+    out[1..HEADER_LEN].copy_from_slice(&len.to_le_bytes());
+    out[HEADER_LEN..].copy_from_slice(&offset.to_le_bytes());
+    out
+}
+
+pub(crate) fn done(size: u64, digest: Digest) -> Vec<u8> {
+    message(Tag::Done, |out| {
+        out.extend_from_slice(&size.to_le_bytes());
+        out.extend_from_slice(&digest.0);
+    })
+}
+
+pub(crate) fn progress(verified: u64) -> Vec<u8> {
+    message(Tag::Progress, |out| out.extend_from_slice(&verified.to_le_bytes()))
+}
+
+pub(crate) fn ack(ack: &Acknowledgement) -> Vec<u8> {
+    message(Tag::Ack, |out| put_ack(out, ack))
+}
+
+pub(crate) fn refuse(refusal: &Refusal) -> Vec<u8> {
+    message(Tag::Refuse, |out| put_refusal(out, refusal))
+}
+
+pub(crate) fn fail(refusal: &Refusal) -> Vec<u8> {
+    message(Tag::Fail, |out| put_refusal(out, refusal))
+}
+
+pub(crate) fn query(id: TransferId) -> Vec<u8> {
+    message(Tag::Query, |out| out.extend_from_slice(&id.0.to_le_bytes()))
+}
+
+pub(crate) fn status(status: &TransferStatus) -> Vec<u8> {
+    message(Tag::Status, |out| match status {
+        TransferStatus::Unknown => out.push(0),
+        TransferStatus::Receiving { verified } => {
+            out.push(1);
+            out.extend_from_slice(&verified.to_le_bytes());
+        }
+        TransferStatus::Finished(ack) => {
+            out.push(2);
+            put_ack(out, ack);
+        }
+        TransferStatus::Failed(refusal) => {
+            out.push(3);
+            put_refusal(out, refusal);
+        }
+    })
+}
+
+fn put_ack(out: &mut Vec<u8>, ack: &Acknowledgement) {
+    out.push(match ack.level {
+        AckLevel::Verified => 2,
+        AckLevel::Durable => 3,
+    });
+    out.extend_from_slice(&ack.size.to_le_bytes());
+    out.extend_from_slice(&ack.digest.0);
+}
+
+fn put_refusal(out: &mut Vec<u8>, refusal: &Refusal) {
+    let mut end = refusal.message.len().min(MAX_MESSAGE);
+    while !refusal.message.is_char_boundary(end) {
+        end -= 1;
+    }
+    out.extend_from_slice(&refusal.code.to_u16().to_le_bytes());
+    out.extend_from_slice(&(end as u16).to_le_bytes());
+    out.extend_from_slice(&refusal.message.as_bytes()[..end]);
+}
+
+pub(crate) fn decode_offer(body: &[u8]) -> Result<OfferBody, Malformed> {
+    let mut r = Reader(body);
+    let flags = r.u8()?;
+    if flags & !(FLAG_SIZE | FLAG_NAME) != 0 {
+        return Err(Malformed("reserved flags are set in the offer"));
+    }
+    let id = TransferId(u128::from_le_bytes(r.array()?));
+    let block_size = u32::from_le_bytes(r.array()?);
+    if !(MIN_BLOCK..=MAX_BLOCK).contains(&block_size) {
+        return Err(Malformed("block size out of range"));
+    }
+    let size = u64::from_le_bytes(r.array()?);
+    let purpose_len = r.u8()? as usize;
+    let name_len = u16::from_le_bytes(r.array()?) as usize;
+    let meta_len = u32::from_le_bytes(r.array()?) as usize;
+    if purpose_len > MAX_PURPOSE || name_len > MAX_NAME_FIELD || meta_len > MAX_META {
+        return Err(Malformed("a field of the offer is too long"));
+    }
+    let purpose = r.text(purpose_len)?;
+    let name = r.text(name_len)?;
+    let meta = Bytes::copy_from_slice(r.take(meta_len)?);
+    r.end()?;
+    Ok(OfferBody {
+        id,
+        block_size,
+        size: (flags & FLAG_SIZE != 0).then_some(size),
+        purpose,
+        name: (flags & FLAG_NAME != 0).then_some(name),
+        meta,
+    })
+}
+
+/// How many bytes the receiver has already.
+pub(crate) fn decode_accept(body: &[u8]) -> Result<u64, Malformed> {
+    let mut r = Reader(body);
+    if r.u8()? != 0 {
+        return Err(Malformed("reserved flags are set in the acceptance"));
+    }
+    let have = u64::from_le_bytes(r.array()?);
+    r.end()?;
+    Ok(have)
+}
+
+pub(crate) fn decode_done(body: &[u8]) -> Result<(u64, Digest), Malformed> {
+    let mut r = Reader(body);
+    let out = (u64::from_le_bytes(r.array()?), Digest(r.array()?));
+    r.end()?;
+    Ok(out)
+}
+
+pub(crate) fn decode_progress(body: &[u8]) -> Result<u64, Malformed> {
+    let mut r = Reader(body);
+    let out = u64::from_le_bytes(r.array()?);
+    r.end()?;
+    Ok(out)
+}
+
+pub(crate) fn decode_ack(body: &[u8]) -> Result<Acknowledgement, Malformed> {
+    let mut r = Reader(body);
+    let out = r.ack()?;
+    r.end()?;
+    Ok(out)
+}
+
+pub(crate) fn decode_refusal(body: &[u8]) -> Result<Refusal, Malformed> {
+    let mut r = Reader(body);
+    let out = r.refusal()?;
+    r.end()?;
+    Ok(out)
+}
+
+pub(crate) fn decode_query(body: &[u8]) -> Result<TransferId, Malformed> {
+    let mut r = Reader(body);
+    let out = TransferId(u128::from_le_bytes(r.array()?));
+    r.end()?;
+    Ok(out)
+}
+
+pub(crate) fn decode_status(body: &[u8]) -> Result<TransferStatus, Malformed> {
+    let mut r = Reader(body);
+    let out = match r.u8()? {
+        0 => TransferStatus::Unknown,
+        1 => TransferStatus::Receiving { verified: u64::from_le_bytes(r.array()?) },
+        2 => TransferStatus::Finished(r.ack()?),
+        3 => TransferStatus::Failed(r.refusal()?),
+        _ => return Err(Malformed("unknown status")),
+    };
+    r.end()?;
+    Ok(out)
+}
+
+/// A cursor that never reads past its end.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, n: usize) -> Result<&'a [u8], Malformed> {
+        let (head, tail) = self.0.split_at_checked(n).ok_or(Malformed("message too short"))?;
+        self.0 = tail;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        let (head, tail) = self.0.split_first_chunk().ok_or(Malformed("message too short"))?;
+        self.0 = tail;
+        Ok(*head)
+    }
+
+    fn u8(&mut self) -> Result<u8, Malformed> {
+        Ok(self.array::<1>()?[0])
+    }
+
+    fn text(&mut self, n: usize) -> Result<String, Malformed> {
+        String::from_utf8(self.take(n)?.to_vec()).map_err(|_| Malformed("text is not UTF-8"))
+    }
+
+    fn ack(&mut self) -> Result<Acknowledgement, Malformed> {
+        let level = match self.u8()? {
+            2 => AckLevel::Verified,
+            3 => AckLevel::Durable,
+            _ => return Err(Malformed("unknown acknowledgement level")),
+        };
+        Ok(Acknowledgement { level, size: u64::from_le_bytes(self.array()?), digest: Digest(self.array()?) })
+    }
+
+    fn refusal(&mut self) -> Result<Refusal, Malformed> {
+        let code = FailureCode::from_u16(u16::from_le_bytes(self.array()?));
+        let len = u16::from_le_bytes(self.array()?) as usize;
+        // It ends up on somebody's terminal.
+        let message = self.text(len)?.replace(char::is_control, " ");
+        Ok(Refusal { code, message })
+    }
+
+    fn end(&self) -> Result<(), Malformed> {
+        if self.0.is_empty() { Ok(()) } else { Err(Malformed("message too long for its content")) }
+    }
+}
+
+#[cfg(test)]
+mod tests;
