@@ -1,1 +1,36 @@
-//! QUIC endpoint, mutual TLS identity, connection pool and typed streams.
+//! The network layer of Octopii: one QUIC endpoint, mutual TLS from the first packet, streams that carry their kind.
+//!
+//! - [`Endpoint`] binds one UDP port, accepts and dials connections, and keeps one live connection per peer address.
+//! - [`Identity`] and [`ClusterAuthority`] are who a node is: both sides of every connection verify a certificate of the
+//!   cluster's own authority, and a peer's node id comes from its certificate, never from its address. There is no
+//!   mode without verification.
+//! - [`StreamKind`] begins every stream, so messages, RPC, transfers and Raft share a connection and each reaches its
+//!   own [`Acceptor`].
+//! - [`Executor`] is where every task runs.
+//!
+//! What is *not* here: any request format, any retry policy above a dial, any file. quinn and rustls are named in this
+//! crate only and none of their types appear in its API.
+//!
+//! Everything a peer can make us hold is bounded: see [`Limits`].
+
+mod accept;
+mod connection;
+mod endpoint;
+mod error;
+mod executor;
+mod identity;
+mod options;
+mod pool;
+mod socket;
+mod stream;
+mod tls;
+
+pub use accept::{Acceptor, Incoming};
+pub use connection::{Connection, ConnectionStats};
+pub use endpoint::Endpoint;
+pub use error::{AcceptorTaken, BindError, ConnectError, IdentityError, StreamError};
+pub use executor::Executor;
+pub use identity::{ClusterAuthority, ClusterId, Identity, NodeId, PeerIdentity};
+pub use options::{EndpointOptions, Limits};
+pub use socket::DatagramSocket;
+pub use stream::{RecvStream, SendStream, StreamKind};

@@ -1,0 +1,171 @@
+//! Taking connections and streams: handshakes off the accept loop, each stream to the acceptor of its kind.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
+
+use crate::endpoint::Shared;
+use crate::stream::StreamKind;
+use crate::{AcceptorTaken, Connection, RecvStream, SendStream, tls};
+
+/// A stream that a peer opened.
+#[derive(Debug)]
+pub struct Incoming {
+    /// Towards the peer.
+    pub send: SendStream,
+    /// From the peer.
+    pub recv: RecvStream,
+    /// The connection it came on.
+    pub connection: Connection,
+}
+
+/// Receives the streams of one kind from every peer.
+#[derive(Debug)]
+pub struct Acceptor(mpsc::Receiver<Incoming>);
+
+impl Acceptor {
+    /// The next stream, or `None` once the endpoint is closed. Cancel-safe.
+    pub async fn accept(&mut self) -> Option<Incoming> {
+        self.0.recv().await
+    }
+}
+
+/// The code with which a stream is turned away: unknown kind, or nobody takes it.
+const REFUSED: u32 = 1;
+
+/// The code with which a connection beyond the limit is turned away.
+const TOO_MANY_CONNECTIONS: u32 = 2;
+
+/// Where streams go by their kind.
+#[derive(Debug)]
+pub(crate) struct Dispatch {
+    queues: Vec<mpsc::Sender<Incoming>>,
+    acceptors: Mutex<Vec<Option<Acceptor>>>,
+}
+
+impl Dispatch {
+    pub(crate) fn new(queue: usize) -> Self {
+        let (queues, acceptors) =
+            StreamKind::ALL.iter().map(|_| mpsc::channel(queue)).map(|(s, r)| (s, Some(Acceptor(r)))).unzip();
+        Self { queues, acceptors: Mutex::new(acceptors) }
+    }
+
+    pub(crate) fn take(&self, kind: StreamKind) -> Result<Acceptor, AcceptorTaken> {
+        self.acceptors.lock().expect("no panic while held")[kind.index()].take().ok_or(AcceptorTaken(kind))
+    }
+
+    fn queue(&self, kind: StreamKind) -> Option<&mpsc::Sender<Incoming>> {
+        // A kind that nobody has asked for is refused at once instead of filling a queue.
+        let untaken = self.acceptors.lock().expect("no panic while held")[kind.index()].is_some();
+        (!untaken).then(|| &self.queues[kind.index()])
+    }
+}
+
+/// Accepts connections until the endpoint is closed.
+pub(crate) async fn accept_connections(shared: Arc<Shared>) {
+    let handshakes = Arc::new(Semaphore::new(shared.limits.handshakes));
+    let connections = Arc::new(Semaphore::new(shared.limits.connections));
+    while let Some(incoming) = shared.quic.accept().await {
+        let free = handshakes.available_permits();
+        if free * 2 <= shared.limits.handshakes
+            && incoming.may_retry()
+            && !incoming.remote_address_validated()
+        {
+            // Under load an address must be proven before it costs a handshake. An error means it was proven.
+            let _ = incoming.retry();
+            continue;
+        }
+        let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        shared.executor.spawn(accept_connection(
+            Arc::clone(&shared),
+            incoming,
+            permit,
+            Arc::clone(&connections),
+        ));
+    }
+}
+
+async fn accept_connection(
+    shared: Arc<Shared>,
+    incoming: quinn::Incoming,
+    handshake: OwnedSemaphorePermit,
+    connections: Arc<Semaphore>,
+) {
+    let remote = incoming.remote_address();
+    let connecting = match incoming.accept() {
+        Ok(connecting) => connecting,
+        Err(e) => return tracing::debug!(%remote, "connection attempt ended: {e}"),
+    };
+    let quic = match timeout(shared.limits.handshake_timeout, connecting).await {
+        Ok(Ok(quic)) => quic,
+        Ok(Err(e)) => return tracing::debug!(%remote, "handshake failed: {e}"),
+        Err(_) => return tracing::debug!(%remote, "handshake timed out"),
+    };
+    drop(handshake);
+    let peer = match tls::peer(&quic) {
+        Ok(peer) if peer.cluster == shared.cluster => peer,
+        Ok(_) | Err(_) => {
+            return quic.close(REFUSED.into(), b"the certificate names no node of this cluster");
+        }
+    };
+    let Ok(_held) = connections.try_acquire() else {
+        return quic.close(TOO_MANY_CONNECTIONS.into(), b"too many connections");
+    };
+    if let Err(e) = timeout(shared.limits.handshake_timeout, welcome(&quic))
+        .await
+        .unwrap_or(Err(quinn::ConnectionError::TimedOut))
+    {
+        return tracing::debug!(%remote, "connection lost before it was used: {e}");
+    }
+    let connection = Connection::new(quic, peer);
+    shared.pool.adopt(remote, &connection);
+    serve_streams(shared, connection).await;
+}
+
+/// Tells the dialling side that it has been admitted. In TLS 1.3 a client finishes its handshake before the server has
+/// seen its certificate: without this, a stranger's dial would seem to succeed and fail at its first use.
+async fn welcome(quic: &quinn::Connection) -> Result<(), quinn::ConnectionError> {
+    let mut stream = quic.open_uni().await?;
+    // A failure to write means that the connection is gone, which the next accept reports.
+    let _ = stream.write_all(&[WELCOME]).await;
+    let _ = stream.finish();
+    Ok(())
+}
+
+/// The one byte of the one unidirectional stream that the accepting side opens.
+pub(crate) const WELCOME: u8 = 1;
+
+/// Hands every stream of a connection to the acceptor of its kind, until the connection is gone.
+pub(crate) async fn serve_streams(shared: Arc<Shared>, connection: Connection) {
+    while let Ok((send, recv)) = connection.quic().accept_bi().await {
+        let (send, recv) = (SendStream::new(send), RecvStream::new(recv));
+        let incoming = Incoming { send, recv, connection: connection.clone() };
+        // quinn's own limit of open streams bounds how many of these tasks a peer can cause.
+        shared.executor.spawn(deliver(Arc::clone(&shared), incoming));
+    }
+}
+
+async fn deliver(shared: Arc<Shared>, mut incoming: Incoming) {
+    let mut kind = [0];
+    let known = match timeout(shared.limits.stream_header_timeout, incoming.recv.read_exact(&mut kind)).await
+    {
+        Ok(Ok(())) => StreamKind::from_byte(kind[0]),
+        Ok(Err(_)) | Err(_) => None,
+    };
+    let Some((kind, queue)) = known.and_then(|kind| Some((kind, shared.dispatch.queue(kind)?))) else {
+        incoming.send.reset(REFUSED);
+        return incoming.recv.stop(REFUSED);
+    };
+    incoming.send.set_priority(kind.priority());
+    if let Err(e) = queue.send_timeout(incoming, shared.limits.stream_header_timeout).await {
+        let (mpsc::error::SendTimeoutError::Timeout(mut unwanted)
+        | mpsc::error::SendTimeoutError::Closed(mut unwanted)) = e;
+        unwanted.send.reset(REFUSED);
+        unwanted.recv.stop(REFUSED);
+    }
+}

@@ -1,0 +1,86 @@
+//! A verified connection to a peer.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::stream::lost;
+use crate::{PeerIdentity, RecvStream, SendStream, StreamError, StreamKind};
+
+/// A connection to a peer whose certificate has been verified. Cloning gives another handle to the same connection.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    inner: quinn::Connection,
+    peer: PeerIdentity,
+}
+
+/// Figures of a connection at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionStats {
+    /// Smoothed round-trip time.
+    pub rtt: Duration,
+    /// UDP payload bytes sent.
+    pub bytes_sent: u64,
+    /// UDP payload bytes received.
+    pub bytes_received: u64,
+    /// Packets judged lost.
+    pub packets_lost: u64,
+    /// Largest UDP payload in use, in bytes.
+    pub mtu: u16,
+}
+
+impl Connection {
+    pub(crate) fn new(inner: quinn::Connection, peer: PeerIdentity) -> Self {
+        Self { inner, peer }
+    }
+
+    /// Opens a stream of this kind. The kind is sent at once, so the peer learns of the stream even before anything
+    /// else is written. Waits while the peer's limit of open streams is reached. Cancel-safe.
+    pub async fn open(&self, kind: StreamKind) -> Result<(SendStream, RecvStream), StreamError> {
+        let (send, recv) = self.inner.open_bi().await.map_err(|e| lost(&e))?;
+        let mut send = SendStream::new(send);
+        send.set_priority(kind.priority());
+        send.write_all(&[kind as u8]).await?;
+        Ok((send, RecvStream::new(recv)))
+    }
+
+    /// Who the peer is, from its certificate.
+    pub fn peer(&self) -> &PeerIdentity {
+        &self.peer
+    }
+
+    /// The peer's address now.
+    pub fn remote_addr(&self) -> SocketAddr {
+        self.inner.remote_address()
+    }
+
+    /// Whether the connection is gone.
+    pub fn is_closed(&self) -> bool {
+        self.inner.close_reason().is_some()
+    }
+
+    /// Waits until the connection is gone. Cancel-safe.
+    pub async fn closed(&self) {
+        self.inner.closed().await;
+    }
+
+    /// Ends the connection and everything on it.
+    pub fn close(&self, reason: &str) {
+        self.inner.close(0u32.into(), reason.as_bytes());
+    }
+
+    /// Figures of this moment.
+    pub fn stats(&self) -> ConnectionStats {
+        let stats = self.inner.stats();
+        ConnectionStats {
+            rtt: stats.path.rtt,
+            bytes_sent: stats.udp_tx.bytes,
+            bytes_received: stats.udp_rx.bytes,
+            packets_lost: stats.path.lost_packets,
+            mtu: stats.path.current_mtu,
+        }
+    }
+
+    pub(crate) fn quic(&self) -> &quinn::Connection {
+        &self.inner
+    }
+}

@@ -1,0 +1,194 @@
+//! The endpoint: one UDP port, every connection through it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{AckFrequencyConfig, MtuDiscoveryConfig, TransportConfig};
+
+use crate::accept::{Dispatch, accept_connections};
+use crate::pool::Pool;
+use crate::socket::{self, Adapted, LOOPBACK_MTU, NETWORK_MTU};
+use crate::{
+    Acceptor, AcceptorTaken, BindError, ClusterId, ConnectError, Connection, EndpointOptions, Executor,
+    Identity, Limits, NodeId, StreamKind, tls,
+};
+
+/// A bound UDP port with an identity: accepts peers, dials peers, keeps connections.
+///
+/// Cloning gives another handle to the same endpoint. When the last handle is dropped the endpoint closes without
+/// waiting; [`Endpoint::close`] lets peers know first.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    shared: Arc<Shared>,
+    // Counts handles: background tasks hold `shared`, only users hold this.
+    _open: Arc<CloseOnDrop>,
+}
+
+/// What the endpoint's own tasks share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) executor: Executor,
+    pub(crate) quic: quinn::Endpoint,
+    pub(crate) node_id: NodeId,
+    pub(crate) cluster: ClusterId,
+    pub(crate) limits: Limits,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) dispatch: Dispatch,
+    pub(crate) pool: Pool,
+}
+
+#[derive(Debug)]
+struct CloseOnDrop(quinn::Endpoint);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close(0u32.into(), b"the node stopped");
+    }
+}
+
+impl Endpoint {
+    /// Binds the port and begins to accept. Works from any thread; every task runs on `executor`.
+    pub fn bind(
+        executor: &Executor,
+        identity: &Identity,
+        options: EndpointOptions,
+    ) -> Result<Self, BindError> {
+        let (mtu, bind_addr) = (mtu_for(&options), options.bind);
+        let socket = match &options.socket {
+            Some(simulated) => Arc::new(Adapted(Arc::clone(simulated))),
+            None => socket::bind(options.bind, mtu, executor)?,
+        };
+        let transport = Arc::new(transport_config(&options, mtu, 0));
+        let mut server = quinn::ServerConfig::with_crypto(tls::server(identity)?);
+        server
+            .transport_config(transport)
+            .max_incoming(options.limits.handshakes)
+            .incoming_buffer_size(options.limits.incoming_buffer)
+            .incoming_buffer_size_total(options.limits.incoming_buffer_total);
+        let mut client = quinn::ClientConfig::new(tls::client(identity)?);
+        // The one stream on which the accepting side says that it has admitted us.
+        client.transport_config(Arc::new(transport_config(&options, mtu, 1)));
+        let mut config = quinn::EndpointConfig::new(tls::reset_key(identity));
+        config.max_udp_payload_size(mtu).expect("both sizes are legal").rng_seed(options.rng_seed);
+
+        let entered = executor.handle().enter();
+        let mut quic = quinn::Endpoint::new_with_abstract_socket(
+            config,
+            Some(server),
+            socket,
+            Arc::new(executor.clone()),
+        )
+        .map_err(|source| BindError::Socket { addr: bind_addr, source })?;
+        drop(entered);
+        quic.set_default_client_config(client);
+
+        let shared = Arc::new(Shared {
+            executor: executor.clone(),
+            quic: quic.clone(),
+            node_id: identity.node_id(),
+            cluster: identity.cluster(),
+            dispatch: Dispatch::new(options.limits.accept_queue),
+            limits: options.limits,
+            connect_timeout: options.connect_timeout,
+            pool: Pool::default(),
+        });
+        executor.spawn(accept_connections(Arc::clone(&shared)));
+        Ok(Self { shared, _open: Arc::new(CloseOnDrop(quic)) })
+    }
+
+    /// A live, verified connection to whoever listens at `addr`: an existing one, or a new dial, however many callers
+    /// ask at once. After a failure the next dial waits for a short, jittered backoff. Cancel-safe.
+    pub async fn connect(&self, addr: SocketAddr) -> Result<Connection, ConnectError> {
+        if let Some(connection) = self.shared.pool.live(addr) {
+            return Ok(connection);
+        }
+        let shared = Arc::clone(&self.shared);
+        let connect = async move { Pool::connect(&shared, addr).await };
+        self.shared.executor.run(connect).await.unwrap_or(Err(ConnectError::EndpointClosed))
+    }
+
+    /// As [`connect`](Self::connect), and makes sure that it is this node that answers.
+    pub async fn connect_to(&self, node: NodeId, addr: SocketAddr) -> Result<Connection, ConnectError> {
+        let connection = self.connect(addr).await?;
+        let found = connection.peer().node_id;
+        if found == node {
+            Ok(connection)
+        } else {
+            Err(ConnectError::WrongNode { addr, expected: node, found })
+        }
+    }
+
+    /// Takes the acceptor of a stream kind: once per kind. Streams of a kind that nobody accepts are refused.
+    pub fn acceptor(&self, kind: StreamKind) -> Result<Acceptor, AcceptorTaken> {
+        self.shared.dispatch.take(kind)
+    }
+
+    /// The bound address, with the port that was picked if 0 was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.shared.quic.local_addr().expect("a bound socket has an address")
+    }
+
+    /// This node's id, from its certificate.
+    pub fn node_id(&self) -> NodeId {
+        self.shared.node_id
+    }
+
+    /// This node's cluster, from its certificate.
+    pub fn cluster(&self) -> ClusterId {
+        self.shared.cluster
+    }
+
+    /// Where this endpoint's tasks run.
+    pub fn executor(&self) -> &Executor {
+        &self.shared.executor
+    }
+
+    /// Connections open now, in both directions.
+    pub fn open_connections(&self) -> usize {
+        self.shared.quic.open_connections()
+    }
+
+    /// Closes every connection, and waits at most `deadline` until peers have been told. Idempotent.
+    pub async fn close(&self, deadline: Duration) {
+        self.shared.quic.close(0u32.into(), b"the node stopped");
+        let quic = self.shared.quic.clone();
+        let wait = async move {
+            // Running out of time only means that a peer learns of it by its own idle timeout.
+            let _ = tokio::time::timeout(deadline, quic.wait_idle()).await;
+        };
+        // `None`: the runtime is gone, and the endpoint with it.
+        self.shared.executor.run(wait).await.unwrap_or(());
+    }
+}
+
+fn mtu_for(options: &EndpointOptions) -> u16 {
+    if options.socket.is_none() && options.bind.ip().is_loopback() { LOOPBACK_MTU } else { NETWORK_MTU }
+}
+
+fn transport_config(options: &EndpointOptions, mtu: u16, uni_streams: u32) -> TransportConfig {
+    let limits = &options.limits;
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(mtu);
+    let mut acks = AckFrequencyConfig::default();
+    // Fewer acknowledgements for bulk data; the delay of a lone one stays bounded by the peer's own timer.
+    acks.ack_eliciting_threshold(10u32.into());
+    let mut config = TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(limits.streams_per_connection.into())
+        .max_concurrent_uni_streams(uni_streams.into())
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window(limits.stream_window.into())
+        .receive_window(limits.connection_window.into())
+        .send_window(limits.send_window)
+        .send_fairness(false)
+        .mtu_discovery_config(Some(discovery))
+        .ack_frequency_config(Some(acks))
+        // A lost first packet is resent after three of these: the standard's 333 ms is made for the open internet.
+        .initial_rtt(Duration::from_millis(100))
+        .keep_alive_interval(Some(options.keep_alive))
+        .max_idle_timeout(Some(
+            options.idle_timeout.try_into().unwrap_or(quinn::IdleTimeout::from(quinn::VarInt::MAX)),
+        ));
+    config
+}

@@ -1,0 +1,132 @@
+//! Errors, one type per operation.
+
+use std::io;
+use std::net::SocketAddr;
+
+use crate::{NodeId, StreamKind};
+
+/// Why an endpoint could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// The address is taken by another socket.
+    #[error(
+        "{0} is already in use: stop the process that holds it, or bind another port (port 0 picks a free one)"
+    )]
+    AddressInUse(SocketAddr),
+    /// The socket could not be opened or bound.
+    #[error("cannot bind {addr}: {source}")]
+    Socket {
+        /// The address asked for.
+        addr: SocketAddr,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The identity does not make a valid TLS configuration.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+/// Why an identity or a cluster authority could not be made or read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdentityError {
+    /// A PEM file does not hold what it should.
+    #[error("{what} is not valid PEM of the expected kind: restore the file or issue a new identity")]
+    Pem {
+        /// Which part.
+        what: &'static str,
+    },
+    /// A certificate does not name a node of a cluster as Octopii's certificates do.
+    #[error("the certificate names no Octopii node: it must come from the cluster's own authority")]
+    NotANode,
+    /// Key generation or signing failed.
+    #[error("cannot make a certificate: {0}")]
+    Signing(String),
+    /// Key and certificate do not fit, or the TLS library refuses them.
+    #[error("the identity is unusable: {0}")]
+    Unusable(String),
+}
+
+/// Why there is no connection to a peer. All of them may be tried again later, except where the message says otherwise.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// No answer in time.
+    #[error("no answer from {0}: is a node running there, and does a firewall let UDP through?")]
+    Unreachable(SocketAddr),
+    /// The peer, or this node, rejected the other's certificate. Trying again will not help.
+    #[error("{addr} is not a member of this cluster (or does not accept this node's certificate): {reason}")]
+    NotTrusted {
+        /// The address dialled.
+        addr: SocketAddr,
+        /// What TLS said.
+        reason: String,
+    },
+    /// The peer speaks another wire version. Trying again will not help.
+    #[error("{0} speaks another wire version: run the same Octopii release on both sides")]
+    WireVersion(SocketAddr),
+    /// The address cannot be dialled at all (port 0, an unsupported address family).
+    #[error("{addr} cannot be dialled: {reason}")]
+    InvalidAddress {
+        /// The address.
+        addr: SocketAddr,
+        /// Why not.
+        reason: String,
+    },
+    /// The peer, or this node, ended the connection while it was being made.
+    #[error("{addr} ended the connection: {reason}")]
+    Refused {
+        /// The address dialled.
+        addr: SocketAddr,
+        /// What it said.
+        reason: String,
+    },
+    /// Someone else than expected answers there.
+    #[error("{addr} is node {found}, not node {expected}: correct the address or the id")]
+    WrongNode {
+        /// The address dialled.
+        addr: SocketAddr,
+        /// The id asked for.
+        expected: NodeId,
+        /// The id on the peer's certificate.
+        found: NodeId,
+    },
+    /// This endpoint has been closed.
+    #[error("this endpoint has been closed")]
+    EndpointClosed,
+}
+
+/// Why a stream failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StreamError {
+    /// The connection is gone; open a new one and try again.
+    #[error("the connection was lost: {0}")]
+    ConnectionLost(String),
+    /// The peer gave the stream up with this code.
+    #[error("the peer reset the stream (code {0})")]
+    Reset(u32),
+    /// The peer no longer reads, with this code.
+    #[error("the peer stopped reading the stream (code {0})")]
+    Stopped(u32),
+    /// A frame is longer than this side takes.
+    #[error("a frame of {len} bytes exceeds the limit of {limit}")]
+    FrameTooLarge {
+        /// Announced length in bytes.
+        len: u64,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The stream ended in the middle of something.
+    #[error("the stream ended in the middle of a frame")]
+    UnexpectedEnd,
+    /// The stream was already finished or reset on this side.
+    #[error("the stream is already finished on this side")]
+    Finished,
+}
+
+/// The acceptor of a stream kind can be taken once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the acceptor for {0:?} streams has already been taken")]
+pub struct AcceptorTaken(pub StreamKind);

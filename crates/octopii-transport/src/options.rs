@@ -1,0 +1,86 @@
+//! What an endpoint can be told, and its limits.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::DatagramSocket;
+
+/// Options of [`Endpoint::bind`](crate::Endpoint::bind).
+#[derive(Debug, Clone)]
+pub struct EndpointOptions {
+    /// The UDP address to bind. Default `127.0.0.1:0`: loopback, any free port.
+    pub bind: SocketAddr,
+    /// A socket to use instead of binding one; `bind` is then ignored. For simulated networks.
+    pub socket: Option<Arc<dyn DatagramSocket>>,
+    /// Seeds connection ids and other protocol randomness, for reproducible simulations. Default: the system's.
+    pub rng_seed: Option<[u8; 32]>,
+    /// Bounds on what peers may make this endpoint hold.
+    pub limits: Limits,
+    /// How long to wait for an answer to a dial. Default 5 s.
+    pub connect_timeout: Duration,
+    /// A silent connection is pinged this often. Default 2 s.
+    pub keep_alive: Duration,
+    /// A connection that stays silent for this long is lost. Default 10 s; both sides' lower value counts.
+    pub idle_timeout: Duration,
+}
+
+impl Default for EndpointOptions {
+    fn default() -> Self {
+        Self {
+            bind: SocketAddr::from(([127, 0, 0, 1], 0)),
+            socket: None,
+            rng_seed: None,
+            limits: Limits::default(),
+            connect_timeout: Duration::from_secs(5),
+            keep_alive: Duration::from_secs(2),
+            idle_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Bounds on what peers may make an endpoint hold.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Handshakes of unverified peers under way at once. From half of it on, an address must be proven by a retry
+    /// packet first; beyond it, attempts are refused. Default 256.
+    pub handshakes: usize,
+    /// A handshake must finish within this. Default 5 s.
+    pub handshake_timeout: Duration,
+    /// Bytes buffered for one connection attempt before its handshake begins. Default 16 KiB.
+    pub incoming_buffer: u64,
+    /// Bytes buffered for all such attempts together. Default 4 MiB.
+    pub incoming_buffer_total: u64,
+    /// Verified connections at once. Default 4,096.
+    pub connections: usize,
+    /// Streams a peer may have open on one connection. Default 1,024.
+    pub streams_per_connection: u32,
+    /// A new stream must tell its kind within this, and be taken by its acceptor within this. Default 5 s.
+    pub stream_header_timeout: Duration,
+    /// Streams waiting for their acceptor, per kind. Default 1,024.
+    pub accept_queue: usize,
+    /// Unread bytes one stream may hold here. Default 4 MiB.
+    pub stream_window: u32,
+    /// Unread bytes one connection may hold here. Default 64 MiB: sixteen stalled bulk streams cannot stall the rest.
+    pub connection_window: u32,
+    /// Unacknowledged bytes one connection may hold on the sending side. Default 8 MiB.
+    pub send_window: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            handshakes: 256,
+            handshake_timeout: Duration::from_secs(5),
+            incoming_buffer: 16 << 10,
+            incoming_buffer_total: 4 << 20,
+            connections: 4096,
+            streams_per_connection: 1024,
+            stream_header_timeout: Duration::from_secs(5),
+            accept_queue: 1024,
+            stream_window: 4 << 20,
+            connection_window: 64 << 20,
+            send_window: 8 << 20,
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! One live connection per peer address: dialled once however many ask, redialled with jittered backoff.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rand::Rng;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+use crate::accept::{WELCOME, serve_streams};
+use crate::endpoint::Shared;
+use crate::identity::cluster_name;
+use crate::{ConnectError, Connection, tls};
+
+/// After a failed dial the next one waits this long, doubling up to [`BACKOFF_MAX`], each time shortened by a random
+/// part up to a half so that peers do not redial in step.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    links: Mutex<BTreeMap<SocketAddr, Link>>,
+}
+
+#[derive(Debug)]
+enum Link {
+    Live(Connection),
+    /// One dial is under way; whoever else asks waits for its outcome.
+    Dialling {
+        outcome: watch::Receiver<Option<Result<Connection, ConnectError>>>,
+        failures: u32,
+    },
+    /// The last dial failed; the next one may begin at `retry_at`.
+    Failed {
+        error: ConnectError,
+        failures: u32,
+        retry_at: Instant,
+    },
+}
+
+/// Failed links are forgotten beyond this many, so that dialling many wrong addresses costs no memory.
+const MAX_REMEMBERED: usize = 4096;
+
+impl Pool {
+    /// Keeps a connection that a peer made to us: the peer dials from its own listening address, so it serves for calls
+    /// in the other direction too.
+    pub(crate) fn adopt(&self, addr: SocketAddr, connection: &Connection) {
+        let mut links = self.links.lock().expect("no panic while held");
+        links.retain(|_, link| !matches!(link, Link::Live(c) if c.is_closed()));
+        match links.get(&addr) {
+            Some(Link::Live(_) | Link::Dialling { .. }) => {}
+            Some(Link::Failed { .. }) | None => {
+                links.insert(addr, Link::Live(connection.clone()));
+            }
+        }
+    }
+
+    /// The live connection to `addr`, if there is one.
+    pub(crate) fn live(&self, addr: SocketAddr) -> Option<Connection> {
+        match self.links.lock().expect("no panic while held").get(&addr) {
+            Some(Link::Live(connection)) if !connection.is_closed() => Some(connection.clone()),
+            _ => None,
+        }
+    }
+
+    /// The live connection to `addr`, dialling if there is none. Cancel-safe: the dial goes on for others.
+    pub(crate) async fn connect(shared: &Arc<Shared>, addr: SocketAddr) -> Result<Connection, ConnectError> {
+        loop {
+            let mut outcome = match shared.pool.link(shared, addr) {
+                Step::Live(connection) => return Ok(connection),
+                Step::Wait(outcome) => outcome,
+                Step::Sleep(until, error) => {
+                    // Waiting out a short backoff serves the caller better than an old error.
+                    if until.duration_since(Instant::now()) > shared.connect_timeout {
+                        return Err(error);
+                    }
+                    tokio::time::sleep_until(until).await;
+                    continue;
+                }
+            };
+            return match outcome.wait_for(Option::is_some).await {
+                Ok(result) => result.clone().expect("waited for some"),
+                // The dialling task was dropped with its runtime.
+                Err(_) => Err(ConnectError::EndpointClosed),
+            };
+        }
+    }
+
+    fn link(&self, shared: &Arc<Shared>, addr: SocketAddr) -> Step {
+        let mut links = self.links.lock().expect("no panic while held");
+        let failures = match links.get(&addr) {
+            Some(Link::Live(connection)) if !connection.is_closed() => return Step::Live(connection.clone()),
+            Some(Link::Dialling { outcome, .. }) => return Step::Wait(outcome.clone()),
+            Some(Link::Failed { error, retry_at, .. }) if *retry_at > Instant::now() => {
+                return Step::Sleep(*retry_at, error.clone());
+            }
+            Some(Link::Failed { failures, .. }) => *failures,
+            Some(Link::Live(_)) | None => 0,
+        };
+        if links.len() >= MAX_REMEMBERED {
+            links.retain(|_, link| {
+                matches!(link, Link::Live(c) if !c.is_closed()) || matches!(link, Link::Dialling { .. })
+            });
+        }
+        let (done, outcome) = watch::channel(None);
+        links.insert(addr, Link::Dialling { outcome: outcome.clone(), failures });
+        let shared = Arc::clone(shared);
+        let executor = shared.executor.clone();
+        executor.spawn(async move {
+            let result = dial(&shared, addr).await;
+            shared.pool.dialled(addr, &result);
+            if let Ok(connection) = &result {
+                shared.executor.spawn(serve_streams(Arc::clone(&shared), connection.clone()));
+            }
+            done.send_replace(Some(result));
+        });
+        Step::Wait(outcome)
+    }
+
+    fn dialled(&self, addr: SocketAddr, result: &Result<Connection, ConnectError>) {
+        let mut links = self.links.lock().expect("no panic while held");
+        let failures = match links.get(&addr) {
+            Some(Link::Dialling { failures, .. }) => failures.saturating_add(1),
+            _ => 1,
+        };
+        let link = match result {
+            Ok(connection) => Link::Live(connection.clone()),
+            Err(error) => {
+                let full = BACKOFF_MIN.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX);
+                let wait = full.mul_f64(rand::rng().random_range(0.5..=1.0));
+                Link::Failed { error: error.clone(), failures, retry_at: Instant::now() + wait }
+            }
+        };
+        links.insert(addr, link);
+    }
+}
+
+enum Step {
+    Live(Connection),
+    Wait(watch::Receiver<Option<Result<Connection, ConnectError>>>),
+    Sleep(Instant, ConnectError),
+}
+
+async fn dial(shared: &Shared, addr: SocketAddr) -> Result<Connection, ConnectError> {
+    let connecting = shared.quic.connect(addr, &cluster_name(shared.cluster)).map_err(|e| match e {
+        quinn::ConnectError::EndpointStopping => ConnectError::EndpointClosed,
+        other => ConnectError::InvalidAddress { addr, reason: other.to_string() },
+    })?;
+    let admitted = async {
+        let quic = connecting.await?;
+        await_welcome(&quic).await?;
+        Ok(quic)
+    };
+    let quic = match timeout(shared.connect_timeout, admitted).await {
+        Ok(Ok(quic)) => quic,
+        Ok(Err(e)) => return Err(connect_error(addr, &e)),
+        Err(_) => return Err(ConnectError::Unreachable(addr)),
+    };
+    match tls::peer(&quic) {
+        Ok(peer) => Ok(Connection::new(quic, peer)),
+        Err(e) => {
+            quic.close(0u32.into(), b"");
+            Err(ConnectError::NotTrusted { addr, reason: e.to_string() })
+        }
+    }
+}
+
+async fn await_welcome(quic: &quinn::Connection) -> Result<(), quinn::ConnectionError> {
+    let mut stream = quic.accept_uni().await?;
+    let mut byte = [0];
+    match stream.read_exact(&mut byte).await {
+        Ok(()) if byte == [WELCOME] => Ok(()),
+        Err(quinn::ReadExactError::ReadError(quinn::ReadError::ConnectionLost(e))) => Err(e),
+        _ => Err(quinn::ConnectionError::VersionMismatch),
+    }
+}
+
+/// TLS alerts travel as QUIC error codes 0x100 + alert (RFC 9001, section 4.8).
+const NO_APPLICATION_PROTOCOL: u64 = 0x100 + 120;
+
+fn connect_error(addr: SocketAddr, e: &quinn::ConnectionError) -> ConnectError {
+    let code = match e {
+        quinn::ConnectionError::TransportError(e) => Some(u64::from(e.code)),
+        quinn::ConnectionError::ConnectionClosed(close) => Some(u64::from(close.error_code)),
+        _ => None,
+    };
+    match (e, code) {
+        (_, Some(NO_APPLICATION_PROTOCOL)) | (quinn::ConnectionError::VersionMismatch, _) => {
+            ConnectError::WireVersion(addr)
+        }
+        (_, Some(code)) if (0x100..0x200).contains(&code) => {
+            ConnectError::NotTrusted { addr, reason: e.to_string() }
+        }
+        (quinn::ConnectionError::TimedOut, _) => ConnectError::Unreachable(addr),
+        (quinn::ConnectionError::LocallyClosed, _) => ConnectError::EndpointClosed,
+        _ => ConnectError::Refused { addr, reason: e.to_string() },
+    }
+}

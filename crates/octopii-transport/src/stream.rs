@@ -1,0 +1,225 @@
+//! Streams that know their kind, and length-prefixed frames on them.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use crate::StreamError;
+
+/// What a stream is for: its first byte on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum StreamKind {
+    /// Acknowledged one-way messages.
+    Message = 1,
+    /// The application's requests and responses.
+    Rpc = 2,
+    /// Chunk transfers.
+    Transfer = 3,
+    /// Consensus, apart from the application's RPC so that neither starves the other.
+    Raft = 4,
+}
+
+impl StreamKind {
+    /// Every kind, in the order of its byte.
+    pub const ALL: [Self; 4] = [Self::Message, Self::Rpc, Self::Transfer, Self::Raft];
+
+    pub(crate) fn from_byte(byte: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|k| *k as u8 == byte)
+    }
+
+    pub(crate) fn index(self) -> usize {
+        self as usize - 1
+    }
+
+    /// Bulk data yields to everything else on the same connection, and Raft goes first.
+    pub(crate) fn priority(self) -> i32 {
+        match self {
+            Self::Raft => 2,
+            Self::Rpc | Self::Message => 1,
+            Self::Transfer => 0,
+        }
+    }
+}
+
+/// The sending half of a stream.
+///
+/// Dropping it without [`finish`](Self::finish) resets the stream: the peer then sees an error, never a short message
+/// that looks whole.
+#[derive(Debug)]
+pub struct SendStream {
+    inner: quinn::SendStream,
+    done: bool,
+}
+
+/// The receiving half of a stream. Dropping it tells the peer to stop sending.
+#[derive(Debug)]
+pub struct RecvStream {
+    inner: quinn::RecvStream,
+    // Bytes received beyond what the last call asked for.
+    buffered: BytesMut,
+}
+
+/// The code of a stream that was dropped unfinished.
+const ABANDONED: u32 = 0;
+
+/// What one read from the network brings at the most.
+const READ_STEP: usize = 64 << 10;
+
+impl SendStream {
+    pub(crate) fn new(inner: quinn::SendStream) -> Self {
+        Self { inner, done: false }
+    }
+
+    /// Writes all of `data`, waiting for flow control. Not cancel-safe: a dropped call may have written a part.
+    pub async fn write_all(&mut self, data: &[u8]) -> Result<(), StreamError> {
+        self.inner.write_all(data).await.map_err(write_error)
+    }
+
+    /// Writes a buffer without copying it. Not cancel-safe.
+    pub async fn write_chunk(&mut self, data: Bytes) -> Result<(), StreamError> {
+        self.inner.write_chunk(data).await.map_err(write_error)
+    }
+
+    /// Writes several buffers, one after the other, without copying them. Not cancel-safe.
+    pub async fn write_chunks(&mut self, data: &mut [Bytes]) -> Result<(), StreamError> {
+        self.inner.write_all_chunks(data).await.map_err(write_error)
+    }
+
+    /// Writes a frame: its length as a little-endian `u32`, then its bytes. Not cancel-safe.
+    pub async fn write_frame(&mut self, frame: &[u8]) -> Result<(), StreamError> {
+        let len = u32::try_from(frame.len())
+            .map_err(|_| StreamError::FrameTooLarge { len: frame.len() as u64, limit: u32::MAX as usize })?;
+        let mut whole = BytesMut::with_capacity(4 + frame.len());
+        whole.put_u32_le(len);
+        whole.put_slice(frame);
+        self.write_chunk(whole.freeze()).await
+    }
+
+    /// Says that nothing more will come. Data already written is still delivered.
+    pub fn finish(&mut self) -> Result<(), StreamError> {
+        self.done = true;
+        self.inner.finish().map_err(|_| StreamError::Finished)
+    }
+
+    /// Gives the stream up; the peer sees [`StreamError::Reset`] with this code.
+    pub fn reset(&mut self, code: u32) {
+        self.done = true;
+        // An error means that it is finished or reset already, which is what was asked for.
+        let _ = self.inner.reset(code.into());
+    }
+
+    /// Sets what goes first when the connection is busy: higher before lower, 0 to begin with for bulk.
+    pub fn set_priority(&self, priority: i32) {
+        // An error means that the stream is closed: nothing left to order.
+        let _ = self.inner.set_priority(priority);
+    }
+
+    /// Returns once the peer's transport has received everything after [`finish`](Self::finish), or with the code with
+    /// which the peer stopped reading. Says nothing about the peer's application. Cancel-safe.
+    pub async fn stopped(&mut self) -> Result<Option<u32>, StreamError> {
+        match self.inner.stopped().await {
+            Ok(code) => Ok(code.map(code_of)),
+            Err(quinn::StoppedError::ConnectionLost(e)) => Err(lost(&e)),
+            Err(quinn::StoppedError::ZeroRttRejected) => {
+                Err(StreamError::ConnectionLost("0-RTT rejected".into()))
+            }
+        }
+    }
+}
+
+impl Drop for SendStream {
+    fn drop(&mut self) {
+        // quinn would finish it, and half a message would look like a whole one.
+        if !self.done {
+            self.reset(ABANDONED);
+        }
+    }
+}
+
+impl RecvStream {
+    pub(crate) fn new(inner: quinn::RecvStream) -> Self {
+        Self { inner, buffered: BytesMut::new() }
+    }
+
+    /// The next bytes in order, at most `max` of them, without copying; `None` at the end of the stream. Cancel-safe.
+    pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, StreamError> {
+        if !self.buffered.is_empty() {
+            let n = self.buffered.len().min(max);
+            return Ok(Some(self.buffered.split_to(n).freeze()));
+        }
+        match self.inner.read_chunk(max, true).await {
+            Ok(chunk) => Ok(chunk.map(|c| c.bytes)),
+            Err(e) => Err(read_error(e)),
+        }
+    }
+
+    /// Fills `out`, or fails with [`StreamError::UnexpectedEnd`]. Not cancel-safe.
+    pub async fn read_exact(&mut self, out: &mut [u8]) -> Result<(), StreamError> {
+        let mut done = 0;
+        while done < out.len() {
+            let chunk = self.read_chunk(out.len() - done).await?.ok_or(StreamError::UnexpectedEnd)?;
+            out[done..done + chunk.len()].copy_from_slice(&chunk);
+            done += chunk.len();
+        }
+        Ok(())
+    }
+
+    /// The next frame, `None` at the end of the stream. Cancel-safe: what has arrived is kept for the next call.
+    ///
+    /// The announced length is never trusted with memory: the buffer grows with what has arrived, a step at a time. A
+    /// frame longer than `limit` bytes is [`StreamError::FrameTooLarge`] before any of it is read.
+    pub async fn read_frame(&mut self, limit: usize) -> Result<Option<Bytes>, StreamError> {
+        let mut wanted = 4;
+        let mut known = None;
+        loop {
+            if known.is_none() && self.buffered.len() >= 4 {
+                let len = (&self.buffered[..4]).get_u32_le() as usize;
+                if len > limit {
+                    return Err(StreamError::FrameTooLarge { len: len as u64, limit });
+                }
+                known = Some(len);
+                wanted = 4 + len;
+            }
+            if self.buffered.len() >= wanted && known.is_some() {
+                self.buffered.advance(4);
+                return Ok(Some(self.buffered.split_to(wanted - 4).freeze()));
+            }
+            match self.inner.read_chunk(READ_STEP, true).await.map_err(read_error)? {
+                Some(chunk) => self.buffered.extend_from_slice(&chunk.bytes),
+                None if self.buffered.is_empty() => return Ok(None),
+                None => return Err(StreamError::UnexpectedEnd),
+            }
+        }
+    }
+
+    /// Tells the peer to send no more; it sees [`StreamError::Stopped`] with this code.
+    pub fn stop(&mut self, code: u32) {
+        // An error means that the stream has ended: there is nothing to stop.
+        let _ = self.inner.stop(code.into());
+    }
+}
+
+pub(crate) fn lost(e: &quinn::ConnectionError) -> StreamError {
+    StreamError::ConnectionLost(e.to_string())
+}
+
+fn code_of(code: quinn::VarInt) -> u32 {
+    u32::try_from(code.into_inner()).unwrap_or(u32::MAX)
+}
+
+fn write_error(e: quinn::WriteError) -> StreamError {
+    match e {
+        quinn::WriteError::Stopped(code) => StreamError::Stopped(code_of(code)),
+        quinn::WriteError::ConnectionLost(e) => lost(&e),
+        quinn::WriteError::ClosedStream => StreamError::Finished,
+        quinn::WriteError::ZeroRttRejected => StreamError::ConnectionLost("0-RTT rejected".into()),
+    }
+}
+
+fn read_error(e: quinn::ReadError) -> StreamError {
+    match e {
+        quinn::ReadError::Reset(code) => StreamError::Reset(code_of(code)),
+        quinn::ReadError::ConnectionLost(e) => lost(&e),
+        quinn::ReadError::ClosedStream | quinn::ReadError::IllegalOrderedRead => StreamError::Finished,
+        quinn::ReadError::ZeroRttRejected => StreamError::ConnectionLost("0-RTT rejected".into()),
+    }
+}

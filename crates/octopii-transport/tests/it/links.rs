@@ -1,0 +1,100 @@
+//! Connections: made once, made again, told from each other by certificate.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use octopii_transport::{BindError, ClusterAuthority, ConnectError, EndpointOptions, StreamKind};
+
+use crate::{endpoint, endpoint_with};
+
+#[tokio::test]
+async fn many_callers_share_one_dial_and_the_peer_calls_back_on_it() {
+    let authority = ClusterAuthority::generate().unwrap();
+    let (a, b) = (endpoint(&authority, 1), endpoint(&authority, 2));
+    let mut at_a = a.acceptor(StreamKind::Rpc).unwrap();
+    let calls: Vec<_> = (0..50)
+        .map(|_| {
+            let (a, to) = (a.clone(), b.local_addr());
+            tokio::spawn(async move { a.connect(to).await.unwrap() })
+        })
+        .collect();
+    for call in calls {
+        call.await.unwrap();
+    }
+    assert_eq!(a.open_connections(), 1);
+
+    // b has no connection of its own making, yet reaches a at a's listening address.
+    while b.open_connections() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let back = b.connect(a.local_addr()).await.unwrap();
+    let (_send, _recv) = back.open(StreamKind::Rpc).await.unwrap();
+    assert_eq!(at_a.accept().await.unwrap().connection.peer().node_id, 2);
+}
+
+#[tokio::test]
+async fn a_restarted_peer_is_found_again_at_once() {
+    let authority = ClusterAuthority::generate().unwrap();
+    let a = endpoint(&authority, 1);
+    let b = endpoint(&authority, 2);
+    let addr = b.local_addr();
+    let first = a.connect(addr).await.unwrap();
+    b.close(Duration::from_secs(1)).await;
+    drop(b);
+    first.closed().await;
+    // The socket is released when the endpoint's driver ends, a moment after the close.
+    let again = loop {
+        let options = EndpointOptions { bind: addr, ..EndpointOptions::default() };
+        let identity = authority.issue(2).unwrap();
+        match octopii_transport::Endpoint::bind(a.executor(), &identity, options) {
+            Ok(endpoint) => break endpoint,
+            Err(BindError::AddressInUse(_)) => tokio::time::sleep(Duration::from_millis(5)).await,
+            Err(e) => panic!("{e}"),
+        }
+    };
+    let second = a.connect(addr).await.unwrap();
+    assert!(!second.is_closed() && again.local_addr() == addr);
+}
+
+#[tokio::test]
+async fn nobody_there_is_an_error_within_the_deadline() {
+    let authority = ClusterAuthority::generate().unwrap();
+    let options =
+        EndpointOptions { connect_timeout: Duration::from_millis(300), ..EndpointOptions::default() };
+    let a = endpoint_with(&authority, 1, options);
+    // A bound socket that never answers.
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let addr = silent.local_addr().unwrap();
+    let error = a.connect(addr).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Unreachable(at) if at == addr), "{error}");
+    let error = a.connect(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap_err();
+    assert!(matches!(error, ConnectError::InvalidAddress { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn the_certificate_tells_the_node_not_the_address() {
+    let authority = ClusterAuthority::generate().unwrap();
+    let (a, b) = (endpoint(&authority, 1), endpoint(&authority, 2));
+    let error = a.connect_to(3, b.local_addr()).await.unwrap_err();
+    assert!(matches!(error, ConnectError::WrongNode { expected: 3, found: 2, .. }), "{error}");
+    a.connect_to(2, b.local_addr()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named_in_the_error() {
+    let authority = ClusterAuthority::generate().unwrap();
+    let a = endpoint(&authority, 1);
+    let options = EndpointOptions { bind: a.local_addr(), ..EndpointOptions::default() };
+    let identity = authority.issue(2).unwrap();
+    let error = octopii_transport::Endpoint::bind(a.executor(), &identity, options).unwrap_err();
+    assert!(matches!(error, BindError::AddressInUse(addr) if addr == a.local_addr()), "{error}");
+}
+
+#[tokio::test]
+async fn a_closed_endpoint_says_so() {
+    let authority = ClusterAuthority::generate().unwrap();
+    let (a, b) = (endpoint(&authority, 1), endpoint(&authority, 2));
+    a.close(Duration::from_secs(1)).await;
+    a.close(Duration::from_secs(1)).await;
+    assert!(matches!(a.connect(b.local_addr()).await, Err(ConnectError::EndpointClosed)));
+}

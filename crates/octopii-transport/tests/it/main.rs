@@ -1,0 +1,16 @@
+//! The transport against real sockets on loopback: who gets in, who does not, and what reaches whom.
+
+mod hostile;
+mod links;
+mod streams;
+
+use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Executor};
+use tokio::runtime::Handle;
+
+fn endpoint(authority: &ClusterAuthority, node: u64) -> Endpoint {
+    endpoint_with(authority, node, EndpointOptions::default())
+}
+
+fn endpoint_with(authority: &ClusterAuthority, node: u64, options: EndpointOptions) -> Endpoint {
+    Endpoint::bind(&Executor::new(Handle::current()), &authority.issue(node).unwrap(), options).unwrap()
+}
