@@ -64,6 +64,8 @@ pub(super) struct Faults {
     counters: Counters,
     /// Operation and the number of its call → the error it shall give.
     planned: BTreeMap<(Operation, u64), i32>,
+    /// Changing calls until the power goes.
+    power_lasts: Option<u64>,
 }
 
 impl Faults {
@@ -74,6 +76,25 @@ impl Faults {
     /// Plans that the `nth` call of `operation` from now (1 = the next) fails with the operating system's `errno`.
     pub(super) fn plan(&mut self, operation: Operation, nth: u64, errno: i32) {
         self.planned.insert((operation, self.counters.of(operation) + nth), errno);
+    }
+
+    /// Plans that the power goes when `calls` more calls that change something have been made.
+    pub(super) fn plan_power_cut(&mut self, calls: Option<u64>) {
+        self.power_lasts = calls;
+    }
+
+    /// Whether the power goes instead of this call.
+    pub(super) fn power_goes(&mut self, operation: Operation) -> bool {
+        let changes = !matches!(operation, Operation::Read);
+        match &mut self.power_lasts {
+            Some(0) if changes => {
+                self.power_lasts = None;
+                return true;
+            }
+            Some(left) if changes => *left -= 1,
+            _ => {}
+        }
+        false
     }
 
     /// Counts a call; an error if it was planned to fail.

@@ -83,6 +83,18 @@ impl SimDisk {
         self.lock().faults.plan(operation, nth, errno);
     }
 
+    /// Lets the power go in the middle of what the machine does: after `calls` more calls that may change something, as
+    /// [`SimDisk::crash`] does it, and the call after them fails. `None` takes the plan back.
+    pub fn crash_after(&self, calls: Option<u64>) {
+        self.lock().faults.plan_power_cut(calls);
+    }
+
+    /// Lets syncs succeed without making anything durable. A test that still passes with such a disk does not notice a
+    /// forgotten sync, and proves nothing.
+    pub fn ignore_syncs(&self) {
+        self.lock().ignores_syncs = true;
+    }
+
     /// How often each operation was called.
     pub fn counters(&self) -> Counters {
         self.lock().faults.counters().clone()

@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::io::Errno;
 
 use super::content::Content;
-use super::faults::Faults;
+use super::faults::{Faults, Operation};
 use super::names::{Directory, Ino, ROOT};
 use crate::{Power, Rng, Trace};
 
@@ -31,6 +31,7 @@ pub(super) struct State {
     locks: BTreeSet<Ino>,
     pub(super) capacity: u64,
     pub(super) faults: Faults,
+    pub(super) ignores_syncs: bool,
     power: Power,
     rng: Rng,
     host: String,
@@ -47,6 +48,7 @@ impl State {
             locks: BTreeSet::new(),
             capacity: DEFAULT_CAPACITY,
             faults: Faults::default(),
+            ignores_syncs: false,
             power: Power::on(),
             rng: Rng::labelled(seed, "disk"),
             host: host.to_owned(),
@@ -60,6 +62,16 @@ impl State {
 
     pub(super) fn record(&self, what: fmt::Arguments<'_>, payload: &[u8]) {
         self.trace.record(&self.host, what, payload);
+    }
+
+    /// Counts a call. Fails if this one was planned to fail, or is the one at which the power goes.
+    pub(super) fn call(&mut self, operation: Operation) -> io::Result<()> {
+        if self.faults.power_goes(operation) {
+            let power = self.power.clone();
+            self.crash();
+            power.check()?;
+        }
+        self.faults.call(operation)
     }
 
     // --- Names ---
@@ -150,7 +162,17 @@ impl State {
         Ok(())
     }
 
+    pub(super) fn sync_file(&mut self, ino: Ino) -> io::Result<()> {
+        if !self.ignores_syncs {
+            self.file_mut(ino)?.sync();
+        }
+        Ok(())
+    }
+
     pub(super) fn sync_directory(&mut self, ino: Ino) -> io::Result<()> {
+        if self.ignores_syncs {
+            return Ok(());
+        }
         for passage in self.directory_mut(ino)?.sync() {
             for node in self.nodes.values_mut() {
                 if let Node::Directory(directory) = node {

@@ -52,7 +52,7 @@ impl SimVfs {
 
     fn rename_with(&self, from: &Path, to: &Path, replace: bool) -> io::Result<()> {
         let mut state = self.state()?;
-        state.faults.call(Operation::Rename)?;
+        state.call(Operation::Rename)?;
         state.rename(from, to, replace)?;
         state.record(format_args!("rename {} to {}", from.display(), to.display()), &[]);
         Ok(())
@@ -62,7 +62,7 @@ impl SimVfs {
 impl Vfs for SimVfs {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<FileHandle> {
         let mut state = self.state()?;
-        state.faults.call(Operation::Open)?;
+        state.call(Operation::Open)?;
         if mode == OpenMode::CreateNew {
             let (directory, name) = state.locate(path)?;
             if state.lookup(directory, &name)?.is_some() {
@@ -90,7 +90,7 @@ impl Vfs for SimVfs {
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state()?;
-        state.faults.call(Operation::Remove)?;
+        state.call(Operation::Remove)?;
         state.remove(path)?;
         state.record(format_args!("remove {}", path.display()), &[]);
         Ok(())
@@ -98,7 +98,7 @@ impl Vfs for SimVfs {
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state()?;
-        state.faults.call(Operation::CreateDir)?;
+        state.call(Operation::CreateDir)?;
         let mut at = PathBuf::from("/");
         let mut here = ROOT;
         for component in path.components() {
@@ -127,7 +127,7 @@ impl Vfs for SimVfs {
         let ino = state.resolve(path)?;
         state.directory(ino)?;
         // A failed directory sync leaves the names as uncertain as they were.
-        state.faults.call(Operation::SyncDir)?;
+        state.call(Operation::SyncDir)?;
         state.sync_directory(ino)?;
         state.record(format_args!("sync directory {}", path.display()), &[]);
         Ok(())
@@ -189,14 +189,14 @@ impl SimFile {
 impl VfsFile for SimFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut state = self.state()?;
-        state.faults.call(Operation::Read)?;
+        state.call(Operation::Read)?;
         Ok(state.file(self.ino)?.read(buf, offset))
     }
 
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         let mut state = self.state()?;
         self.check_writable(Errno::BADF)?;
-        state.faults.call(Operation::Write)?;
+        state.call(Operation::Write)?;
         let wanted = state.file(self.ino)?.used_after_write(data.len(), offset);
         state.check_space(self.ino, wanted)?;
         state.file_mut(self.ino)?.write(data, offset);
@@ -211,7 +211,7 @@ impl VfsFile for SimFile {
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = self.state()?;
         self.check_writable(Errno::INVAL)?;
-        state.faults.call(Operation::SetLen)?;
+        state.call(Operation::SetLen)?;
         state.file_mut(self.ino)?.set_len(len);
         state.record(format_args!("set length of {} to {len}", self.ino), &[]);
         Ok(())
@@ -223,7 +223,7 @@ impl VfsFile for SimFile {
         if len == 0 {
             return Err(Errno::INVAL.into());
         }
-        state.faults.call(Operation::Allocate)?;
+        state.call(Operation::Allocate)?;
         let wanted = state.file(self.ino)?.used_after_allocate(len);
         state.check_space(self.ino, wanted)?;
         state.file_mut(self.ino)?.allocate(len);
@@ -232,12 +232,12 @@ impl VfsFile for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.state()?;
-        if let Err(e) = state.faults.call(Operation::SyncData) {
+        if let Err(e) = state.call(Operation::SyncData) {
             state.sync_failed(self.ino);
             state.record(format_args!("sync of {} failed", self.ino), &[]);
             return Err(e);
         }
-        state.file_mut(self.ino)?.sync();
+        state.sync_file(self.ino)?;
         state.record(format_args!("sync {}", self.ino), &[]);
         Ok(())
     }

@@ -2,4 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod crash;
+mod libc_overrides;
+mod network;
+mod replay;
+mod scenarios;
 mod vfs_conformance;
+mod wal;
+mod world;

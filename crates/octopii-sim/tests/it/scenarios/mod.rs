@@ -1,0 +1,13 @@
+//! What is played in the simulator.
+
+mod echo;
+
+use octopii_sim::Trace;
+
+/// Plays the scenario called `name`; its trace.
+pub(crate) fn run(name: &str, seed: u64) -> Trace {
+    match name {
+        "echo" => echo::run(seed),
+        _ => panic!("no scenario is called {name}"),
+    }
+}
