@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -77,6 +77,19 @@ impl Executor {
             // The runtime is shutting down and never began the work; this task is about to be dropped with it.
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// Awaits `future` for at most `limit`; `None` when time ran out. Works on any executor, since the timer is this one's.
+    pub fn timeout<F: Future>(&self, limit: Duration, future: F) -> impl Future<Output = Option<F::Output>> {
+        let _entered = self.handle.enter();
+        let timeout = tokio::time::timeout(limit, future);
+        async move { timeout.await.ok() }
+    }
+
+    /// The executor's clock.
+    pub fn now(&self) -> tokio::time::Instant {
+        let _entered = self.handle.enter();
+        tokio::time::Instant::now()
     }
 
     /// Whether blocking work runs in place (see [`Executor::simulated`]).

@@ -1,4 +1,9 @@
 //! The transport against real sockets on loopback: who gets in, who does not, and what reaches whom.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "tests fail by panicking and run on their own runtime"
+)]
 
 mod hostile;
 mod links;

@@ -1,0 +1,81 @@
+//! One-way messages.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use octopii_rpc::{Code, Messenger, MessengerOptions};
+
+use crate::pair;
+
+const SOON: Duration = Duration::from_secs(5);
+
+#[tokio::test]
+async fn sending_returns_when_the_application_took_the_message() {
+    let (a, b) = pair();
+    let (a, at_b) = (
+        Messenger::start(&a, MessengerOptions::default()).unwrap(),
+        Messenger::start(&b, MessengerOptions::default()).unwrap(),
+    );
+    let to = b.local_addr();
+    let sending = tokio::spawn(async move { a.send(to, Bytes::from_static(b"hello"), SOON).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!sending.is_finished(), "acknowledged although nobody has taken it");
+    let message = at_b.recv_from(1).await;
+    assert_eq!((message.peer.node_id, &message.payload[..]), (1, &b"hello"[..]));
+    sending.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_message_whose_sender_gave_up_is_not_delivered() {
+    let (a, b) = pair();
+    let (a, at_b) = (
+        Messenger::start(&a, MessengerOptions::default()).unwrap(),
+        Messenger::start(&b, MessengerOptions::default()).unwrap(),
+    );
+    let status =
+        a.send(b.local_addr(), Bytes::from_static(b"late"), Duration::from_millis(100)).await.unwrap_err();
+    assert_eq!(status.code, Code::DeadlineExceeded);
+    let (second, taken) = tokio::join!(a.send(b.local_addr(), Bytes::from_static(b"second"), SOON), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        at_b.recv().await
+    });
+    second.unwrap();
+    assert_eq!(taken.payload, &b"second"[..]);
+}
+
+#[tokio::test]
+async fn a_full_inbox_slows_senders_down_and_loses_nothing() {
+    let (a, b) = pair();
+    let options = MessengerOptions { queue: 2, ..MessengerOptions::default() };
+    let (a, at_b) =
+        (Messenger::start(&a, MessengerOptions::default()).unwrap(), Messenger::start(&b, options).unwrap());
+    let to = b.local_addr();
+    let sends: Vec<_> = (0..20u8)
+        .map(|n| {
+            let a = a.clone();
+            tokio::spawn(async move { a.send(to, Bytes::from(vec![n]), SOON).await })
+        })
+        .collect();
+    let mut got: Vec<u8> = Vec::new();
+    for _ in 0..20 {
+        got.push(at_b.recv().await.payload[0]);
+    }
+    for send in sends {
+        send.await.unwrap().unwrap();
+    }
+    got.sort_unstable();
+    assert_eq!(got, (0..20).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn messages_too_long_and_peers_without_an_inbox_are_told() {
+    let (a, b) = pair();
+    let to = b.local_addr();
+    let a = Messenger::start(&a, MessengerOptions::default()).unwrap();
+    let status = a.send(to, Bytes::from_static(b"x"), SOON).await.unwrap_err();
+    assert_eq!(status.code, Code::Unavailable, "{status}");
+    let _b =
+        Messenger::start(&b, MessengerOptions { max_message: 10, ..MessengerOptions::default() }).unwrap();
+    let status = a.send(to, Bytes::from(vec![0; 11]), SOON).await.unwrap_err();
+    assert_eq!(status.code, Code::InvalidArgument, "{status}");
+}
