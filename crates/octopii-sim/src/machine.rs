@@ -34,6 +34,11 @@ impl Machine {
         self.boot
     }
 
+    /// Whether it has power.
+    pub fn is_on(&self) -> bool {
+        self.power.is_on()
+    }
+
     /// Its disk, as this boot sees it.
     pub fn vfs(&self) -> Arc<dyn Vfs> {
         self.disk.vfs()

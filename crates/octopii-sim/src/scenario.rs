@@ -1,6 +1,6 @@
 //! Machines, a network between them, and time that passes when told to.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use turmoil::Sim;
 
-use crate::{Machine, Rng, SimDisk, Trace, Weather, world};
+use crate::{Machine, Power, Rng, SimDisk, Trace, Weather, world};
 
 /// What machines' software returns. An error ends the simulation.
 pub type Outcome = Result<(), Box<dyn Error>>;
@@ -56,7 +56,16 @@ pub struct Scenario {
 
 struct Host {
     disk: SimDisk,
-    boots: Rc<Cell<u64>>,
+    boots: Rc<RefCell<Boots>>,
+}
+
+#[derive(Default)]
+struct Boots {
+    count: u64,
+    /// The boot under way, or the last one.
+    power: Power,
+    /// Whether turmoil runs the software. It goes on for the rest of a step in which the power went.
+    running: bool,
 }
 
 /// The condition given to [`Scenario::run_until`] did not come true in time.
@@ -135,15 +144,21 @@ impl Scenario {
         Fut: Future<Output = Outcome> + 'static,
     {
         let disk = SimDisk::recorded(Rng::labelled(self.seed, name).next(), name, self.trace.clone());
-        let boots = Rc::new(Cell::new(0));
+        let boots = Rc::new(RefCell::new(Boots::default()));
         self.hosts.insert(name.to_owned(), Host { disk: disk.clone(), boots: Rc::clone(&boots) });
-        let (seed, weather, trace, owned_name) =
-            (self.seed, self.weather, self.trace.clone(), name.to_owned());
-        self.sim.host(name, move || {
-            let boot = boots.replace(boots.get() + 1);
+        let (seed, weather, trace, name) = (self.seed, self.weather, self.trace.clone(), name.to_owned());
+        self.sim.host(name.clone(), move || {
             let power = disk.power();
-            let (name, disk, trace) = (owned_name.clone(), disk.clone(), trace.clone());
-            software(Machine { name, boot, seed, disk, power, trace, weather })
+            let boot = boots.borrow_mut().begin(&power);
+            let (name, disk, trace) = (name.clone(), disk.clone(), trace.clone());
+            let running = software(Machine { name, boot, seed, disk, power: power.clone(), trace, weather });
+            async move {
+                match running.await {
+                    // It noticed that its disk is gone. So is the machine: it will be taken down after this step.
+                    Err(_) if !power.is_on() => std::future::pending().await,
+                    ended => ended,
+                }
+            }
         });
     }
 
@@ -161,19 +176,31 @@ impl Scenario {
     pub fn crash(&mut self, name: &str) {
         // First: whatever the dropped tasks still try must not reach the disk or the network.
         self.disk(name).crash();
-        self.sim.crash(name);
+        self.take_down(name);
+    }
+
+    /// Lets a machine lose its power in the middle of what it does, after `calls` more calls that change its disk. It stays
+    /// down until [`Scenario::boot`].
+    pub fn crash_after(&mut self, name: &str, calls: u64) {
+        self.disk(name).crash_after(Some(calls));
+    }
+
+    /// Whether a machine is up.
+    pub fn is_up(&self, name: &str) -> bool {
+        let boots = self.hosts[name].boots.borrow();
+        boots.running && boots.power.is_on()
     }
 
     /// Kills a machine's software without losing what it wrote. It stays down until [`Scenario::boot`].
     pub fn kill(&mut self, name: &str) {
         self.disk(name).kill();
-        self.sim.crash(name);
+        self.take_down(name);
     }
 
     /// Boots a machine that is down.
     pub fn boot(&mut self, name: &str) {
-        let host = self.hosts.get(name).unwrap_or_else(|| panic!("no machine is called {name}"));
-        self.trace.record(name, format_args!("boot {}", host.boots.get()), &[]);
+        assert!(!self.is_up(name), "{name} is up already");
+        self.trace.record(name, format_args!("boot"), &[]);
         self.sim.bounce(name);
     }
 
@@ -204,6 +231,18 @@ impl Scenario {
         if let Err(e) = self.sim.step() {
             panic!("a machine's software failed: {e}");
         }
+        let lost_power = |host: &Host| {
+            let boots = host.boots.borrow();
+            boots.running && !boots.power.is_on()
+        };
+        let dead: Vec<String> =
+            self.hosts.iter().filter(|(_, host)| lost_power(host)).map(|(name, _)| name.clone()).collect();
+        dead.iter().for_each(|name| self.take_down(name));
+    }
+
+    fn take_down(&mut self, name: &str) {
+        self.hosts[name].boots.borrow_mut().running = false;
+        self.sim.crash(name);
     }
 
     /// Lets time pass.
@@ -228,6 +267,16 @@ impl Scenario {
             self.step();
         }
         Ok(())
+    }
+}
+
+impl Boots {
+    /// Returns how many there were before.
+    fn begin(&mut self, power: &Power) -> u64 {
+        self.power = power.clone();
+        self.running = true;
+        self.count += 1;
+        self.count - 1
     }
 }
 

@@ -200,3 +200,41 @@ fn a_booted_machine_finds_its_synced_files_only() {
         });
     }
 }
+
+#[test]
+fn the_power_can_go_in_the_middle_of_a_write() {
+    let lost: usize = (0..40)
+        .map(|seed| {
+            Scenario::run(seed, Options::default(), move |scenario| {
+                scenario.host("a", |machine| async move {
+                    let vfs = machine.vfs();
+                    if machine.boot() > 0 {
+                        return std::future::pending().await;
+                    }
+                    loop {
+                        // Fails in the step in which the power goes; that is no failure of the scenario.
+                        octopii_vfs::write_file_durable(
+                            vfs.as_ref(),
+                            std::path::Path::new("/file"),
+                            &[7; 3000],
+                        )?;
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                });
+                scenario.run_for(Duration::from_millis(5));
+                scenario.crash_after("a", seed % 8);
+                scenario.run_for(Duration::from_millis(20));
+                assert!(!scenario.is_up("a"));
+                scenario.boot("a");
+                assert!(scenario.is_up("a"));
+                let vfs = scenario.disk("a").vfs();
+                let whole =
+                    octopii_vfs::read_file(vfs.as_ref(), std::path::Path::new("/file"), 10_000).unwrap();
+                assert_eq!(whole, [7; 3000]);
+                vfs.read_dir(std::path::Path::new("/")).unwrap().len()
+            })
+        })
+        .filter(|names| *names == 2)
+        .count();
+    assert!(lost > 0, "no temporary file was ever left behind");
+}
