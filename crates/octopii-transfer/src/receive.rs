@@ -32,6 +32,9 @@ const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 /// Written bytes after which they are pushed to the disk in the background, so that the final sync finds little to do.
 const EARLY_SYNC: u64 = 32 << 20;
 
+/// A block may take this many idle times: one byte now and then is no transfer.
+const BLOCK_PATIENCE: u32 = 10;
+
 /// A block in more pieces than this is copied together, so that tiny packets cannot pin large buffers.
 const MAX_PARTS: usize = 1024;
 
@@ -46,7 +49,7 @@ struct Accepted {
     policy: Arc<dyn ReceivePolicy>,
     registration: Registration,
     sink: Sink,
-    _slot: OwnedSemaphorePermit,
+    slot: OwnedSemaphorePermit,
 }
 
 /// Serves a stream that a peer opened: a transfer or a question about one.
@@ -129,7 +132,7 @@ async fn accept(shared: &Arc<Shared>, offer: Offer) -> Result<Accepted, Refusal>
         opened.map(|sink| (Arc::new(offer), policy, sink))
     });
     match opened.await {
-        Ok((offer, policy, sink)) => Ok(Accepted { offer, policy, registration, sink, _slot: slot }),
+        Ok((offer, policy, sink)) => Ok(Accepted { offer, policy, registration, sink, slot }),
         Err(refusal) => {
             registration.end(Err(refusal.clone()));
             Err(refusal)
@@ -145,7 +148,7 @@ async fn receive(
     send: SendStream,
     mut recv: RecvStream,
 ) {
-    let Accepted { offer, policy, registration, sink, _slot } = accepted;
+    let Accepted { offer, policy, registration, sink, slot } = accepted;
     let (last, rx) = oneshot::channel();
     let mut responding =
         AbortOnDrop(shared.executor.spawn(respond(send, Arc::clone(registration.verified()), rx)));
@@ -154,6 +157,8 @@ async fn receive(
         Ok((sink, digest)) => publish(shared, sink, digest, Arc::clone(&offer), Arc::clone(&policy)).await,
         Err(error) => Err(error),
     };
+    // Free before anyone hears of the end, so that whoever does can send the next chunk at once.
+    drop(slot);
     let message = match verdict {
         Ok(ack) => {
             registration.end(Ok(ack));
@@ -189,7 +194,7 @@ async fn receive_blocks(
     let idle = shared.options.idle_timeout;
     let read = tokio::select! {
         biased;
-        read = read_blocks(recv, blocks, offer.size, block_size, &activity) => read,
+        read = read_blocks(recv, blocks, offer.size, block_size, &activity, idle) => read,
         () = activity.stalled(idle) => Err(TransferError::Stalled { idle }),
     };
     let read = read.map_err(|e| match e {
@@ -219,6 +224,7 @@ async fn read_blocks(
     announced: Option<u64>,
     block_size: u32,
     activity: &Activity,
+    idle: Duration,
 ) -> Result<Option<Digest>, TransferError> {
     let mut received = 0u64;
     let mut last_was_short = false;
@@ -242,7 +248,9 @@ async fn read_blocks(
                 if announced.is_some_and(|size| received > size) {
                     return Err(size_mismatch(announced, received));
                 }
-                let parts = read_parts(recv, len, activity).await?;
+                let patience = idle.saturating_mul(BLOCK_PATIENCE);
+                let parts = timeout(patience, read_parts(recv, len, activity));
+                let parts = parts.await.unwrap_or(Err(TransferError::Stalled { idle: patience }))?;
                 let mut prefix = [0; wire::DATA_SUFFIX];
                 recv.read_exact(&mut prefix).await?;
                 if blocks.send(IncomingBlock { parts, len, prefix: Digest(prefix) }).await.is_err() {

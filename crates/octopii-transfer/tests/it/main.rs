@@ -1,4 +1,6 @@
 //! Transfers between real endpoints on loopback.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::disallowed_methods, reason = "tests spawn as an application does")]
 
 mod basic;
 mod cancel;

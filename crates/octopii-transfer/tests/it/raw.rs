@@ -1,1 +1,119 @@
-//! To come.
+//! The protocol spoken by hand, from `docs/formats/transfer.md` alone: neither encoder nor decoder of the crate is used.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use octopii_transfer::{Digest, TransferId};
+use octopii_transport::{Acceptor, Connection, Endpoint, RecvStream, SendStream, StreamKind};
+use tokio::time::timeout;
+
+pub(crate) const ACCEPT: u8 = 2;
+pub(crate) const REFUSE: u8 = 3;
+pub(crate) const ACK: u8 = 7;
+pub(crate) const FAIL: u8 = 8;
+
+pub(crate) struct Raw {
+    pub(crate) connection: Connection,
+    pub(crate) send: SendStream,
+    pub(crate) recv: RecvStream,
+}
+
+impl Raw {
+    pub(crate) async fn open(from: &Endpoint, to: SocketAddr) -> Self {
+        let connection = from.connect(to).await.unwrap();
+        let (send, recv) = connection.open(StreamKind::Transfer).await.unwrap();
+        Self { connection, send, recv }
+    }
+
+    pub(crate) async fn accept(acceptor: &mut Acceptor) -> Self {
+        let incoming = timeout(Duration::from_secs(5), acceptor.accept()).await.unwrap().unwrap();
+        Self { connection: incoming.connection, send: incoming.send, recv: incoming.recv }
+    }
+
+    /// A peer that gives up early no longer reads; that is not what a test is about.
+    pub(crate) async fn write(&mut self, bytes: &[u8]) {
+        let _ = self.send.write_all(bytes).await;
+    }
+
+    /// The next message but signs of life.
+    pub(crate) async fn read(&mut self) -> (u8, Vec<u8>) {
+        let reading = async {
+            loop {
+                let mut header = [0; 5];
+                self.recv.read_exact(&mut header).await.unwrap();
+                let len = u32::from_le_bytes(header[1..].try_into().unwrap());
+                let mut body = vec![0; len as usize];
+                self.recv.read_exact(&mut body).await.unwrap();
+                if header[0] != 6 {
+                    return (header[0], body);
+                }
+            }
+        };
+        timeout(Duration::from_secs(5), reading).await.expect("an answer within 5 s")
+    }
+
+    pub(crate) async fn expect_failure(&mut self, tag: u8, code: u16) {
+        let (got, body) = self.read().await;
+        assert_eq!(
+            (got, u16::from_le_bytes([body[0], body[1]])),
+            (tag, code),
+            "{}",
+            String::from_utf8_lossy(&body[4..])
+        );
+    }
+
+    pub(crate) async fn expect_accept(&mut self) {
+        let (tag, body) = self.read().await;
+        assert_eq!((tag, &body[..]), (ACCEPT, &[0; 9][..]));
+    }
+}
+
+pub(crate) fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    [&[tag][..], &(body.len() as u32).to_le_bytes(), body].concat()
+}
+
+/// Version and offer of a chunk named "f".
+pub(crate) fn opening(id: u128, purpose: &str, size: Option<u64>, block: u32) -> Vec<u8> {
+    let body = [
+        &[2 | u8::from(size.is_some())][..],
+        &id.to_le_bytes(),
+        &block.to_le_bytes(),
+        &size.unwrap_or(0).to_le_bytes(),
+        &[purpose.len() as u8],
+        &1u16.to_le_bytes(),
+        &0u32.to_le_bytes(),
+        purpose.as_bytes(),
+        b"f",
+    ]
+    .concat();
+    [&[1][..], &message(1, &body)].concat()
+}
+
+/// A data message with the right digest of `before` and `content`.
+pub(crate) fn data(before: &[u8], content: &[u8]) -> Vec<u8> {
+    let prefix = Digest::of(&[before, content].concat());
+    message(4, &[&(before.len() as u64).to_le_bytes()[..], content, &prefix.0].concat())
+}
+
+pub(crate) fn done(size: u64, digest: Digest) -> Vec<u8> {
+    message(5, &[&size.to_le_bytes()[..], &digest.0].concat())
+}
+
+/// As acknowledgement (7) or as the body of a status.
+pub(crate) fn ack_body(size: u64, digest: Digest) -> Vec<u8> {
+    [&[3][..], &size.to_le_bytes(), &digest.0].concat()
+}
+
+pub(crate) fn query(id: TransferId) -> Vec<u8> {
+    [&[1][..], &message(9, &id.0.to_le_bytes())].concat()
+}
+
+/// Reads the version and an offer; returns its id.
+pub(crate) async fn read_offer(raw: &mut Raw) -> TransferId {
+    let mut version = [0];
+    raw.recv.read_exact(&mut version).await.unwrap();
+    assert_eq!(version, [1]);
+    let (tag, body) = raw.read().await;
+    assert_eq!(tag, 1);
+    TransferId(u128::from_le_bytes(body[1..17].try_into().unwrap()))
+}

@@ -1,1 +1,167 @@
-//! To come.
+//! The real file system, with a record of what was done to it and faults put in on purpose.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use octopii_vfs::{DirEntry, FileHandle, LockGuard, Metadata, OpenMode, RealVfs, Vfs, VfsFile};
+
+/// An operation that can be recorded and made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Op {
+    Allocate,
+    Write,
+    SyncData,
+    Rename,
+    SyncDir,
+    /// Not an operation: put into the record by tests.
+    Received,
+    /// Likewise.
+    Acknowledged,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    record: Vec<Op>,
+    // Fails the operation after it succeeded this often, this many times.
+    fault: Option<(Op, usize, usize, io::ErrorKind)>,
+    free: Option<u64>,
+    delay: Duration,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RecordingVfs(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct RecordingFile(FileHandle, RecordingVfs);
+
+impl RecordingVfs {
+    pub(crate) fn shared(&self) -> Arc<dyn Vfs> {
+        Arc::new(self.clone())
+    }
+
+    /// Lets `op` fail, after it succeeded `after` times, `times` times.
+    pub(crate) fn fail(&self, op: Op, after: usize, times: usize, kind: io::ErrorKind) {
+        self.0.lock().unwrap().fault = Some((op, after, times, kind));
+    }
+
+    pub(crate) fn set_free(&self, bytes: u64) {
+        self.0.lock().unwrap().free = Some(bytes);
+    }
+
+    /// Makes every recorded operation slow, so that doing things in the wrong order shows.
+    pub(crate) fn set_delay(&self, delay: Duration) {
+        self.0.lock().unwrap().delay = delay;
+    }
+
+    pub(crate) fn note(&self, op: Op) {
+        self.0.lock().unwrap().record.push(op);
+    }
+
+    /// The record so far, with runs of the same operation shortened to one.
+    pub(crate) fn record(&self) -> Vec<Op> {
+        let mut record = self.0.lock().unwrap().record.clone();
+        record.dedup();
+        record
+    }
+
+    /// Recorded when finished.
+    fn run<T>(&self, op: Op, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let delay = {
+            let mut state = self.0.lock().unwrap();
+            match &mut state.fault {
+                Some((at, after, times, kind)) if *at == op => {
+                    if *after > 0 {
+                        *after -= 1;
+                    } else if *times > 0 {
+                        *times -= 1;
+                        return Err((*kind).into());
+                    }
+                }
+                _ => {}
+            }
+            state.delay
+        };
+        if !delay.is_zero() {
+            // Stands for a slow disk; there is no event to wait for.
+            std::thread::park_timeout(delay);
+        }
+        let result = work();
+        self.note(op);
+        result
+    }
+}
+
+impl Vfs for RecordingVfs {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<FileHandle> {
+        Ok(Arc::new(RecordingFile(RealVfs.open(path, mode)?, self.clone())))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.run(Op::Rename, || RealVfs.rename(from, to))
+    }
+
+    fn rename_no_replace(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.run(Op::Rename, || RealVfs.rename_no_replace(from, to))
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        RealVfs.remove_file(path)
+    }
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        RealVfs.create_dir_all(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.run(Op::SyncDir, || RealVfs.sync_dir(path))
+    }
+
+    fn read_dir(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
+        RealVfs.read_dir(path)
+    }
+
+    fn metadata(&self, path: &Path) -> io::Result<Metadata> {
+        RealVfs.metadata(path)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
+        RealVfs.lock(path)
+    }
+
+    fn free_space(&self, path: &Path) -> io::Result<u64> {
+        let free = self.0.lock().unwrap().free;
+        free.map_or_else(|| RealVfs.free_space(path), Ok)
+    }
+
+    fn canonicalize(&self, path: &Path) -> io::Result<PathBuf> {
+        RealVfs.canonicalize(path)
+    }
+}
+
+impl VfsFile for RecordingFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.1.run(Op::Write, || self.0.write_all_at(data, offset))
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        self.1.run(Op::Allocate, || self.0.allocate(len))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.1.run(Op::SyncData, || self.0.sync_data())
+    }
+}
