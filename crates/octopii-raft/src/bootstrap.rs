@@ -1,0 +1,136 @@
+//! How a cluster comes into being, once.
+//!
+//! Every initial member asks every other who it is. When all have answered and none has ever voted or stored anything, the
+//! one with the lowest id writes the first membership, with the incarnation of each; the others receive it as their first
+//! log entry. A node that comes back without its data is recognized by its incarnation and refused.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use octopii_transport::NodeId;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{InitializeError, RaftError};
+use tokio::time::{Instant, timeout_at};
+
+use crate::error::BootstrapError;
+use crate::leader::{HELLO_TIMEOUT, Leadership};
+use crate::log_store::LogStore;
+use crate::member::Member;
+use crate::message::{self, Hello, HelloRequest};
+
+/// Between rounds of asking.
+const PAUSE: Duration = Duration::from_millis(100);
+
+pub(crate) async fn bootstrap(
+    node: &Leadership,
+    log: &LogStore,
+    members: &BTreeMap<NodeId, SocketAddr>,
+) -> Result<(), BootstrapError> {
+    let me = node.gate.node_id;
+    let start = Instant::now();
+    let deadline = start + node.config.bootstrap_timeout;
+    if !members.contains_key(&me) {
+        return Err(BootstrapError::NotAMember { node: me });
+    }
+    loop {
+        if belongs(node)? {
+            return Ok(());
+        }
+        // Answers of earlier rounds do not count: a node that was blank then need not be now.
+        let heard = ask_all(node, members, deadline).await?;
+        for hello in heard.values().filter(|hello| hello.formed) {
+            match hello.yours {
+                None => return Err(BootstrapError::NotInCluster { node: me }),
+                Some(incarnation) if incarnation != node.gate.incarnation => {
+                    return Err(BootstrapError::Wiped { node: me });
+                }
+                Some(_) => {}
+            }
+        }
+        let missing: Vec<_> =
+            members.iter().filter(|(id, _)| **id != me && !heard.contains_key(id)).collect();
+        if missing.is_empty()
+            && members.keys().next() == Some(&me)
+            && log.is_blank()
+            && heard.values().all(|hello| hello.blank)
+        {
+            initialize(node, members, &heard).await?;
+        }
+        if Instant::now() >= deadline {
+            let waited = start.elapsed();
+            let missing: Vec<_> = missing.into_iter().map(|(id, addr)| (*id, *addr)).collect();
+            return Err(match missing.is_empty() {
+                true => BootstrapError::NotFormed { waited },
+                false => BootstrapError::Unreachable { waited, missing },
+            });
+        }
+        let mut metrics = node.gate.raft.server_metrics();
+        let pause = deadline.min(Instant::now() + PAUSE);
+        if let Ok(Err(_)) = timeout_at(pause, metrics.changed()).await {
+            return Err(BootstrapError::Stopped("it was shut down".to_owned()));
+        }
+    }
+}
+
+/// Whether this node is a member of a cluster, with the data it has now.
+fn belongs(node: &Leadership) -> Result<bool, BootstrapError> {
+    let membership = node.gate.membership();
+    if membership.nodes().next().is_none() {
+        return Ok(false);
+    }
+    match membership.get_node(&node.gate.node_id) {
+        None => Err(BootstrapError::NotInCluster { node: node.gate.node_id }),
+        Some(member) if member.incarnation != node.gate.incarnation => {
+            Err(BootstrapError::Wiped { node: node.gate.node_id })
+        }
+        Some(_) => Ok(true),
+    }
+}
+
+async fn ask_all(
+    node: &Leadership,
+    members: &BTreeMap<NodeId, SocketAddr>,
+    deadline: Instant,
+) -> Result<BTreeMap<NodeId, Hello>, BootstrapError> {
+    let wait = deadline.saturating_duration_since(Instant::now()).min(HELLO_TIMEOUT);
+    let hello = HelloRequest { from_incarnation: node.gate.incarnation };
+    let others = members.iter().filter(|(id, _)| **id != node.gate.node_id);
+    let answers = join_all(others.map(|(id, addr)| async move {
+        let answer: Result<Hello, _> = node.client.call(*addr, message::HELLO, &hello, wait).await;
+        (*id, *addr, answer)
+    }));
+    let mut heard = BTreeMap::new();
+    for (expected, addr, answer) in answers.await {
+        match answer {
+            Ok(hello) if hello.node != expected => {
+                return Err(BootstrapError::WrongNode { addr, expected, found: hello.node });
+            }
+            Ok(hello) => {
+                heard.insert(expected, hello);
+            }
+            Err(status) => {
+                tracing::debug!(node = expected, %addr, %status, "an initial member does not answer yet")
+            }
+        }
+    }
+    Ok(heard)
+}
+
+async fn initialize(
+    node: &Leadership,
+    members: &BTreeMap<NodeId, SocketAddr>,
+    heard: &BTreeMap<NodeId, Hello>,
+) -> Result<(), BootstrapError> {
+    let incarnation = |id: &NodeId| heard.get(id).map_or(node.gate.incarnation, |hello| hello.incarnation);
+    let members: BTreeMap<NodeId, Member> = members
+        .iter()
+        .map(|(id, addr)| (*id, Member { addr: *addr, incarnation: incarnation(id) }))
+        .collect();
+    match node.gate.raft.initialize(members).await {
+        // Not allowed: another member was faster to make us part of a cluster.
+        Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+        Err(error) => Err(BootstrapError::Stopped(error.to_string())),
+    }
+}

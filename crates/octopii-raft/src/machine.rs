@@ -1,0 +1,207 @@
+//! The application's state machine as the consensus library drives it: sessions around it, snapshots beside it.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt};
+use octopii_transport::Executor;
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend, Snapshot};
+
+use crate::error::SnapshotError;
+use crate::group::{Command, Group, LogId, Outcome, SnapshotMeta, StoredMembership};
+use crate::session::Sessions;
+use crate::snapshot_file;
+use crate::snapshot_store::{SnapshotData, SnapshotStore};
+use crate::state_machine::{Rejected, SnapshotSource, StateMachine};
+use crate::wire;
+
+/// The replicated state of this node.
+pub(crate) struct Machine {
+    shared: Arc<Shared>,
+}
+
+/// The part that queries and snapshot builders use too.
+pub(crate) struct Shared {
+    executor: Executor,
+    store: SnapshotStore,
+    state: Mutex<Applied>,
+}
+
+struct Applied {
+    machine: Box<dyn StateMachine>,
+    sessions: Sessions,
+    last: Option<LogId>,
+    membership: StoredMembership,
+}
+
+/// The state machine panicked; nothing can be said of its state any more.
+#[derive(Debug, thiserror::Error)]
+#[error("the state machine panicked; this node must be restarted")]
+pub(crate) struct Panicked;
+
+impl Machine {
+    pub(crate) fn new(executor: Executor, store: SnapshotStore, machine: Box<dyn StateMachine>) -> Self {
+        let state = Applied {
+            machine,
+            sessions: Sessions::default(),
+            last: None,
+            membership: StoredMembership::default(),
+        };
+        Self { shared: Arc::new(Shared { executor, store, state: Mutex::new(state) }) }
+    }
+
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+}
+
+impl Shared {
+    /// Asks the machine as it is now.
+    pub(crate) fn query(&self, query: &[u8]) -> Result<Result<Bytes, Rejected>, Panicked> {
+        Ok(self.state()?.machine.query(query))
+    }
+
+    pub(crate) fn store(&self) -> &SnapshotStore {
+        &self.store
+    }
+
+    fn state(&self) -> Result<MutexGuard<'_, Applied>, Panicked> {
+        self.state.lock().map_err(|_: PoisonError<_>| Panicked)
+    }
+
+    fn apply(
+        &self,
+        id: LogId,
+        payload: &EntryPayload<Command, u64, crate::member::Member>,
+    ) -> io::Result<Outcome> {
+        let mut state = self.state().map_err(io::Error::other)?;
+        let outcome = match payload {
+            EntryPayload::Blank => Outcome::Nothing,
+            EntryPayload::Normal(command) => state.command(id.index, command),
+            EntryPayload::Membership(membership) => {
+                state.membership = StoredMembership::new(Some(id), membership.clone());
+                Outcome::Nothing
+            }
+        };
+        state.last = Some(id);
+        Ok(outcome)
+    }
+
+    /// Replaces the state by a snapshot's and keeps its file as the current snapshot.
+    fn install(&self, meta: &SnapshotMeta, data: &SnapshotData) -> Result<(), SnapshotError> {
+        let io = |source| SnapshotError::Io { path: data.path.clone(), source };
+        let mut verified = snapshot_file::open(&**self.store.vfs(), &data.path)?;
+        if verified.meta != wire::SnapshotMeta::from(meta) {
+            return Err(SnapshotError::Damaged {
+                path: verified.path,
+                what: "it is not the snapshot announced",
+            });
+        }
+        let sessions = Sessions::read_from(&mut verified.payload).map_err(io)?;
+        let mut state = self.state().map_err(io::Error::other).map_err(io)?;
+        state.machine.restore(&mut verified.payload).map_err(io)?;
+        state.sessions = sessions;
+        state.last = meta.last_log_id;
+        state.membership = meta.last_membership.clone();
+        drop(state);
+        self.store.move_in(meta, &data.path).map_err(io)
+    }
+}
+
+impl Applied {
+    fn command(&mut self, index: u64, command: &Command) -> Outcome {
+        if let Some(seen) = self.sessions.begin(command.id, index) {
+            return seen;
+        }
+        let outcome = match self.machine.apply(&command.payload) {
+            Ok(reply) => Outcome::Reply(reply),
+            Err(rejected) => Outcome::Rejected(rejected),
+        };
+        self.sessions.finish(command.id, outcome.clone());
+        outcome
+    }
+}
+
+impl RaftStateMachine<Group> for Machine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        let state = self.shared.state().map_err(io::Error::other)?;
+        Ok((state.last, state.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<Group>>> + Unpin + OptionalSend,
+    {
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let outcome = self.shared.apply(entry.log_id, &entry.payload)?;
+            if let Some(responder) = responder {
+                responder.send(outcome);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        let captured = self.shared.state().ok().map(|state| Captured {
+            meta: SnapshotMeta { last_log_id: state.last, last_membership: state.membership.clone() },
+            sessions: state.sessions.clone(),
+            source: state.machine.capture(),
+        });
+        Builder { shared: Arc::clone(&self.shared), captured: Mutex::new(captured) }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
+        let (shared, meta) = (Arc::clone(&self.shared), meta.clone());
+        let installed = self.shared.executor.blocking(move || shared.install(&meta, &snapshot)).await;
+        installed.map_err(io::Error::other)
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> io::Result<Option<Snapshot<crate::group::LeaderId, u64, crate::member::Member, SnapshotData>>> {
+        Ok(self.shared.store.current().map(|(meta, snapshot)| Snapshot { meta, snapshot }))
+    }
+}
+
+/// Writes one captured state, while the machine goes on.
+pub(crate) struct Builder {
+    shared: Arc<Shared>,
+    /// `None` once written. The mutex is never contended: it makes the builder shareable between threads, as the library
+    /// wants it, where sources are not.
+    captured: Mutex<Option<Captured>>,
+}
+
+struct Captured {
+    meta: SnapshotMeta,
+    sessions: Sessions,
+    source: Box<dyn SnapshotSource>,
+}
+
+impl RaftSnapshotBuilder<Group> for Builder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(
+        &mut self,
+    ) -> io::Result<Snapshot<crate::group::LeaderId, u64, crate::member::Member, SnapshotData>> {
+        let captured = self.captured.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Captured { meta, sessions, source }) = captured else {
+            return Err(io::Error::other("the state was not captured, or was written already"));
+        };
+        let shared = Arc::clone(&self.shared);
+        let executor = &self.shared.executor;
+        let (meta, path) = executor
+            .blocking(move || {
+                let path = shared.store.path_of(&meta);
+                snapshot_file::write(&**shared.store.vfs(), &path, &(&meta).into(), &sessions, source)?;
+                shared.store.adopt(&meta, path.clone())?;
+                io::Result::Ok((meta, path))
+            })
+            .await?;
+        Ok(Snapshot { meta, snapshot: SnapshotData { path } })
+    }
+}
