@@ -51,11 +51,19 @@ pub fn write_file_durable(vfs: &dyn Vfs, path: &Path, data: &[u8]) -> io::Result
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let file = vfs.open(&tmp, OpenMode::CreateNew)?;
-    file.write_all_at(data, 0)?;
-    file.sync_data()?;
-    vfs.rename(&tmp, path)?;
+    let renamed = write_synced(vfs, &tmp, data).and_then(|()| vfs.rename(&tmp, path));
+    if let Err(error) = renamed {
+        // Best effort: the next attempt removes it as well.
+        let _ = vfs.remove_file(&tmp);
+        return Err(error);
+    }
     vfs.sync_dir(parent_or_dot(path))
+}
+
+fn write_synced(vfs: &dyn Vfs, path: &Path, data: &[u8]) -> io::Result<()> {
+    let file = vfs.open(path, OpenMode::CreateNew)?;
+    file.write_all_at(data, 0)?;
+    file.sync_data()
 }
 
 fn parent_or_dot(path: &Path) -> &Path {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::error::Error;
 use crate::format::record::RecordKind;
-use crate::log::check_metadata;
+use crate::log::{check_index, check_metadata};
 use crate::state::Operation;
 use crate::topic::Topic;
 
@@ -42,6 +42,10 @@ impl Batch {
 
     /// Drops the entries of `topic` before index `to`. See [`Topic::purge`].
     pub fn purge(&mut self, topic: &Topic, to: u64) -> &mut Self {
+        if let Err(error) = check_index(to) {
+            self.refused.get_or_insert(error);
+            return self;
+        }
         self.push(topic, RecordKind::Purge, to, Bytes::new())
     }
 

@@ -55,6 +55,14 @@ pub enum Error {
         /// Bytes allowed.
         allowed: Range<usize>,
     },
+    /// The index given to a purge is over [`MAX_INDEX`](crate::MAX_INDEX).
+    #[error("index {index} is over the limit of {limit}")]
+    IndexTooLarge {
+        /// The index.
+        index: u64,
+        /// The largest allowed.
+        limit: u64,
+    },
     /// The batch names a topic of another log.
     #[error("topic {topic:?} belongs to another log; open it on the log that commits the batch")]
     ForeignTopic {

@@ -22,7 +22,7 @@ pub use error::{Damage, Error, OpenError};
 pub use inspect::{Inspection, SegmentInfo, TopicInfo, inspect};
 pub use log::{Stats, WriteAheadLog};
 pub use octopii_vfs as vfs;
-pub use options::{Committer, Durability, MAX_ENTRY, Options};
+pub use options::{Committer, Durability, MAX_ENTRY, MAX_INDEX, Options};
 pub use recovery::Tail;
 pub use ticket::{Durable, Ticket};
 pub use topic::Topic;

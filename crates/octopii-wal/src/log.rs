@@ -1,6 +1,5 @@
 //! The log itself: opening, topics, batches, closing.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use crate::batch::{Batch, MAX_BATCH};
 use crate::committer;
 use crate::error::{Error, OpenError};
 use crate::format::record::RecordKind;
-use crate::options::{Committer, Durability, MAX_ENTRY, Options, SEGMENT_SIZES};
+use crate::options::{Committer, Durability, MAX_ENTRY, MAX_INDEX, Options, SEGMENT_SIZES};
 use crate::recovery;
 use crate::scan::SegmentFile;
 use crate::shared::{Shared, lock};
@@ -156,8 +155,8 @@ impl WriteAheadLog {
     pub fn sync(&self) -> Result<Ticket, Error> {
         let shared = &self.handle.shared;
         let mut state = shared.state();
-        if let Some(error) = &state.stopped {
-            return Err(error.clone());
+        if let Some(error) = shared.refusal(&state) {
+            return Err(error);
         }
         // A number of its own, so that operations written without a sync do not count as fulfilled.
         state.last += 1;
@@ -248,6 +247,10 @@ fn define(state: &mut State, name: &str) -> (u32, Arc<str>) {
     (id, name)
 }
 
+pub(crate) fn check_index(index: u64) -> Result<(), Error> {
+    if index <= MAX_INDEX { Ok(()) } else { Err(Error::IndexTooLarge { index, limit: MAX_INDEX }) }
+}
+
 pub(crate) fn check_metadata(key: &str, value: &[u8]) -> Result<(), Error> {
     check_length("the metadata key", key.len(), NAME_LENGTHS)?;
     check_length("the metadata value", value.len(), VALUE_LENGTHS)
@@ -268,13 +271,4 @@ fn check(options: &Options) -> Result<(), OpenError> {
         return Err(OpenError::InvalidOption { option: "max_entry", value: entry as u64, allowed });
     }
     Ok(())
-}
-
-#[expect(dead_code, reason = "checked at compile time: handles may be shared between threads")]
-fn assert_shared() {
-    fn is<T: Send + Sync + 'static>() {}
-    is::<WriteAheadLog>();
-    is::<Topic>();
-    is::<Ticket>();
-    is::<BTreeMap<u8, Batch>>();
 }

@@ -8,6 +8,9 @@ use octopii_vfs::{RealVfs, Vfs};
 /// The largest value of [`Options::max_entry`], 64 MiB.
 pub const MAX_ENTRY: usize = 64 << 20;
 
+/// The largest index a topic can be purged to; entries beyond it cannot occur in practice.
+pub const MAX_INDEX: u64 = i64::MAX as u64;
+
 /// The smallest and the largest [`Options::segment_size`], in bytes.
 pub(crate) const SEGMENT_SIZES: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 30);
 

@@ -13,6 +13,7 @@ use crate::format::frame::{self, FrameHeader, FrameKind};
 use crate::format::record::{self, RecordHeader, RecordKind};
 use crate::format::{PAGE, segment};
 use crate::index::Location;
+use crate::options::MAX_INDEX;
 use crate::scan::{Found, Scanner, SegmentFile, next_frame};
 use crate::state::{Operation, TopicState};
 use crate::writer::Position;
@@ -164,7 +165,7 @@ impl Replay {
                         ));
                     }
                     offset = next_frame(offset, &header);
-                    self.next_frame = Some(number + 1);
+                    self.next_frame = Some(number.wrapping_add(1));
                     frames += 1;
                     continue;
                 }
@@ -217,10 +218,11 @@ impl Replay {
         let topic = self.topics.get_mut(&header.topic)?;
         match header.kind {
             RecordKind::Append if header.index != topic.written.entries.next() => return None,
+            RecordKind::Purge if header.index > MAX_INDEX => return None,
             RecordKind::Metadata if header.index > payload.len() as u64 => return None,
             RecordKind::Bounds => {
                 let next = u64::from_le_bytes(payload.try_into().ok()?);
-                if kind != FrameKind::Checkpoint || next < header.index {
+                if kind != FrameKind::Checkpoint || next < header.index || next > 2 * MAX_INDEX {
                     return None;
                 }
                 topic.written.entries.set_bounds(header.index, next);

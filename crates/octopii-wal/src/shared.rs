@@ -87,6 +87,12 @@ impl Shared {
         self.state().stopped.clone()
     }
 
+    /// Why the log takes no more operations, if it does not.
+    pub(crate) fn refusal(&self, state: &State) -> Option<Error> {
+        let closing = self.closing.load(Ordering::Acquire);
+        state.stopped.clone().or(closing.then_some(Error::Closed))
+    }
+
     /// Lets `call` queue one batch of about `bytes`, waiting for room first. Returns its result and the batch's number.
     pub(crate) fn enqueue<T>(
         &self,
@@ -96,8 +102,8 @@ impl Shared {
     ) -> Result<(T, Lsn, Arc<crate::state::Epoch>), Error> {
         let mut state = self.state();
         loop {
-            if let Some(error) = &state.stopped {
-                return Err(error.clone());
+            if let Some(error) = self.refusal(&state) {
+                return Err(error);
             }
             if has_entries && state.full {
                 drop(state);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::error::Error;
 use crate::format::record::{HEADER_LEN, RecordKind};
-use crate::log::{Handle, check_metadata};
+use crate::log::{Handle, check_index, check_metadata};
 use crate::read;
 use crate::state::Operation;
 use crate::ticket::Ticket;
@@ -65,6 +65,7 @@ impl Topic {
     /// Drops the entries before index `to`, which may lie beyond the end: then the topic is empty and goes on at `to`.
     /// Segments in which no topic has an entry left are removed when this is durable.
     pub fn purge(&self, to: u64) -> Result<Ticket, Error> {
+        check_index(to)?;
         self.call(Operation::new(RecordKind::Purge, self.id, to, Bytes::new()))
     }
 

@@ -207,6 +207,9 @@ impl Writer {
     }
 
     fn begin_segment(&mut self, limit: u64, first_extent: u64) -> Result<(), Failure> {
+        if limit > u64::from(u32::MAX) {
+            return Err(Failure::Fatal("write a segment over 4 GiB", io::ErrorKind::FileTooLarge.into()));
+        }
         // The new header vouches for the predecessor's frames, so they are synced first.
         self.sync()?;
         let predecessor_end = self.active.as_ref().map_or(self.position.predecessor_end, |a| a.end);

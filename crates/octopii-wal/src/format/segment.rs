@@ -5,6 +5,8 @@ use super::{PAGE, u32_at, u64_at};
 const MAGIC: &[u8; 8] = b"OCTOPWAL";
 /// The version this build writes, and the newest it reads.
 pub(crate) const VERSION: u32 = 1;
+/// Far beyond what a log can reach, and far from overflow.
+const MAX_SEQUENCE: u64 = u64::MAX >> 1;
 /// Bytes of the header that carry something; zeroes follow up to [`PAGE`].
 pub(crate) const HEADER_LEN: usize = 52;
 
@@ -73,5 +75,8 @@ pub(crate) fn file_name(sequence: u64) -> String {
 pub(crate) fn parse_file_name(name: &std::ffi::OsStr) -> Option<u64> {
     let hex = name.to_str()?.strip_suffix(".wal")?;
     let lower = hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    (hex.len() == 16 && lower).then(|| u64::from_str_radix(hex, 16).ok()).flatten().filter(|s| *s > 0)
+    (hex.len() == 16 && lower)
+        .then(|| u64::from_str_radix(hex, 16).ok())
+        .flatten()
+        .filter(|s| (1..=MAX_SEQUENCE).contains(s))
 }

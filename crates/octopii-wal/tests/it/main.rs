@@ -1,3 +1,11 @@
 //! The log as its users see it, on real and on failing disks.
+#![expect(clippy::unwrap_used, reason = "what fails in a test should fail loudly")]
 
 mod basics;
+mod crash;
+mod damage;
+mod disk;
+mod full;
+mod group;
+mod kill;
+mod model;
