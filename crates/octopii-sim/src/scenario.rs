@@ -182,7 +182,7 @@ impl Scenario {
     /// Lets a machine lose its power in the middle of what it does, after `calls` more calls that change its disk. It stays
     /// down until [`Scenario::boot`].
     pub fn crash_after(&mut self, name: &str, calls: u64) {
-        self.disk(name).crash_after(Some(calls));
+        self.disk(name).crash_after(calls);
     }
 
     /// Whether a machine is up.
@@ -200,6 +200,7 @@ impl Scenario {
     /// Boots a machine that is down.
     pub fn boot(&mut self, name: &str) {
         assert!(!self.is_up(name), "{name} is up already");
+        self.disk(name).stay_up();
         self.trace.record(name, format_args!("boot"), &[]);
         self.sim.bounce(name);
     }

@@ -64,8 +64,17 @@ pub(super) struct Faults {
     counters: Counters,
     /// Operation and the number of its call → the error it shall give.
     planned: BTreeMap<(Operation, u64), i32>,
-    /// Changing calls until the power goes.
-    power_lasts: Option<u64>,
+    /// Changing calls until this boot ends, and how it ends.
+    end: Option<(u64, End)>,
+}
+
+/// How a boot ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// The power goes: what was not synced meets its fate.
+    PowerCut,
+    /// Only the process dies: what it wrote stays, synced or not.
+    Kill,
 }
 
 impl Faults {
@@ -78,23 +87,21 @@ impl Faults {
         self.planned.insert((operation, self.counters.of(operation) + nth), errno);
     }
 
-    /// Plans that the power goes when `calls` more calls that change something have been made.
-    pub(super) fn plan_power_cut(&mut self, calls: Option<u64>) {
-        self.power_lasts = calls;
+    /// Plans how the boot ends when so many more calls that change something have been made.
+    pub(super) fn plan_end(&mut self, end: Option<(u64, End)>) {
+        self.end = end;
     }
 
-    /// Whether the power goes instead of this call.
-    pub(super) fn power_goes(&mut self, operation: Operation) -> bool {
-        let changes = !matches!(operation, Operation::Read);
-        match &mut self.power_lasts {
-            Some(0) if changes => {
-                self.power_lasts = None;
-                return true;
-            }
-            Some(left) if changes => *left -= 1,
-            _ => {}
+    /// How the boot ends instead of this call, if it does.
+    pub(super) fn ends_at(&mut self, operation: Operation) -> Option<End> {
+        let (left, end) = self.end.as_mut().filter(|_| operation != Operation::Read)?;
+        if *left > 0 {
+            *left -= 1;
+            return None;
         }
-        false
+        let end = *end;
+        self.end = None;
+        Some(end)
     }
 
     /// Counts a call; an error if it was planned to fail.

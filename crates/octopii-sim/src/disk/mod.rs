@@ -16,6 +16,7 @@ use octopii_vfs::Vfs;
 pub use faults::{Counters, Operation};
 
 use crate::{Power, Trace};
+use faults::End;
 use state::State;
 use vfs::SimVfs;
 
@@ -84,9 +85,20 @@ impl SimDisk {
     }
 
     /// Lets the power go in the middle of what the machine does: after `calls` more calls that may change something, as
-    /// [`SimDisk::crash`] does it, and the call after them fails. `None` takes the plan back.
-    pub fn crash_after(&self, calls: Option<u64>) {
-        self.lock().faults.plan_power_cut(calls);
+    /// [`SimDisk::crash`] does it, and the call after them fails.
+    pub fn crash_after(&self, calls: u64) {
+        self.lock().faults.plan_end(Some((calls, End::PowerCut)));
+    }
+
+    /// Like [`SimDisk::crash_after`], but as [`SimDisk::kill`] does it: what was written and not synced stays, until a
+    /// later power cut.
+    pub fn kill_after(&self, calls: u64) {
+        self.lock().faults.plan_end(Some((calls, End::Kill)));
+    }
+
+    /// Takes back what [`SimDisk::crash_after`] or [`SimDisk::kill_after`] planned.
+    pub fn stay_up(&self) {
+        self.lock().faults.plan_end(None);
     }
 
     /// Lets syncs succeed without making anything durable. A test that still passes with such a disk does not notice a

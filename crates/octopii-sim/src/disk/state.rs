@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::io::Errno;
 
 use super::content::Content;
-use super::faults::{Faults, Operation};
+use super::faults::{End, Faults, Operation};
 use super::names::{Directory, Ino, ROOT};
 use crate::{Power, Rng, Trace};
 
@@ -64,11 +64,14 @@ impl State {
         self.trace.record(&self.host, what, payload);
     }
 
-    /// Counts a call. Fails if this one was planned to fail, or is the one at which the power goes.
+    /// Counts a call. Fails if this one was planned to fail, or is the one at which the boot ends.
     pub(super) fn call(&mut self, operation: Operation) -> io::Result<()> {
-        if self.faults.power_goes(operation) {
+        if let Some(end) = self.faults.ends_at(operation) {
             let power = self.power.clone();
-            self.crash();
+            match end {
+                End::PowerCut => self.crash(),
+                End::Kill => self.kill(),
+            }
             power.check()?;
         }
         self.faults.call(operation)

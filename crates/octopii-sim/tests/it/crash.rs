@@ -156,3 +156,18 @@ fn decay_is_durable() {
     disk.crash();
     assert_eq!(read_file(disk.vfs().as_ref(), Path::new("/file"), 10).unwrap(), b"aBc");
 }
+
+#[test]
+fn a_process_killed_at_its_sync_has_written_all_the_same() {
+    let disk = SimDisk::new(1);
+    let file = disk.vfs().open(Path::new("/file"), OpenMode::CreateNew).unwrap();
+    file.write_all_at(&[1; 1000], 0).unwrap();
+    disk.kill_after(0);
+    file.sync_data().unwrap_err();
+    let vfs = disk.vfs();
+    let again = vfs.open(Path::new("/file"), OpenMode::ReadWrite).unwrap();
+    again.sync_data().unwrap();
+    vfs.sync_dir(Path::new("/")).unwrap();
+    disk.crash();
+    assert_eq!(read_file(disk.vfs().as_ref(), Path::new("/file"), 2000).unwrap(), [1; 1000]);
+}

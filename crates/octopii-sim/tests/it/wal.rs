@@ -1,7 +1,7 @@
 //! The write-ahead log on a disk that loses power at any call.
 //!
-//! Whatever was acknowledged is there after the crash; what was called but not acknowledged is there up to some point in
-//! the order of the calls, and nothing after it. The log never takes a torn tail for damage.
+//! Whatever was acknowledged, or shown by an earlier boot, is there after the crash; what was called but not acknowledged
+//! is there up to some point in the order of the calls, and nothing after it. The log never takes a torn tail for damage.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -113,14 +113,16 @@ fn change(log: &WriteAheadLog, model: &mut Model, rng: &mut Rng) -> Result<Ticke
     log.commit(batch)
 }
 
-/// Several boots on a disk, each ended by a power cut. Returns how many changes survived unacknowledged.
+/// Several boots on a disk, each ended by a power cut or, one in three, by the death of the process. Returns how many changes survived unacknowledged.
 fn play(seed: u64, disk: &SimDisk) -> u64 {
     let mut rng = Rng::labelled(seed, "wal");
     let mut unacknowledged = 0;
     // What the log may hold now: the state after the last acknowledged change, and after each one since.
     let mut possible = vec![Model::default()];
     for boot in 0..12 {
-        disk.crash_after(if rng.one_in(4) { Some(rng.below(30)) } else { None });
+        if rng.one_in(4) {
+            disk.crash_after(rng.below(30));
+        }
         let power = disk.power();
         let log = match WriteAheadLog::open("/wal", options(disk.vfs(), rng.next())) {
             Ok(log) => log,
@@ -139,7 +141,10 @@ fn play(seed: u64, disk: &SimDisk) -> u64 {
         unacknowledged += position as u64;
         possible = vec![found];
 
-        disk.crash_after(Some(rng.below(80)));
+        match rng.below(3) {
+            0 => disk.kill_after(rng.below(80)),
+            _ => disk.crash_after(rng.below(80)),
+        }
         for _ in 0..200 {
             let mut next = possible.last().unwrap().clone();
             let Ok(ticket) = change(&log, &mut next, &mut rng) else {
@@ -152,8 +157,10 @@ fn play(seed: u64, disk: &SimDisk) -> u64 {
                 possible = vec![next];
             }
         }
-        disk.crash_after(None);
-        disk.crash();
+        disk.stay_up();
+        if power.is_on() {
+            disk.crash();
+        }
         drop(log);
     }
     unacknowledged
