@@ -111,7 +111,7 @@ async fn ask_all(
                 heard.insert(expected, hello);
             }
             Err(status) => {
-                tracing::debug!(node = expected, %addr, %status, "an initial member does not answer yet")
+                tracing::debug!(node = expected, %addr, %status, "an initial member does not answer yet");
             }
         }
     }

@@ -41,7 +41,7 @@ pub(crate) fn encode(entry: &Entry) -> Bytes {
         EntryPayload::Blank => {}
         EntryPayload::Normal(command) => put_command(&mut out, command),
         EntryPayload::Membership(membership) => {
-            out.put_slice(&wire::encode(&wire::Membership::from(membership)))
+            out.put_slice(&wire::encode(&wire::Membership::from(membership)));
         }
     }
     out.freeze()

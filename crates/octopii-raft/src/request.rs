@@ -94,7 +94,7 @@ impl Asker {
                     return Err(GaveUp::Stopped(reason));
                 }
                 Attempt::Failed(reason) | Attempt::Stopped(reason) => {
-                    last = Some(format!("node {leader}: {reason}"))
+                    last = Some(format!("node {leader}: {reason}"));
                 }
                 Attempt::NotLeader => {}
             }

@@ -1,0 +1,10 @@
+//! Real clusters on loopback: real endpoints with mutual TLS, real logs and real files.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod cluster;
+mod forged;
+mod kv;
+mod lifecycle;
+mod membership;
+mod replication;
