@@ -3,11 +3,11 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::{Destination, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refusal, check_file_name};
+use crate::{Destination, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refusal};
 
 /// Receives files into one directory, under the name the sender proposes.
 ///
-/// Names must pass [`check_file_name`]; an existing file is never overwritten, the newcomer is numbered; an offer without
+/// Names must pass [`check_file_name`](crate::check_file_name); an existing file is never overwritten, the newcomer is numbered; an offer without
 /// a name is called `chunk-` and its transfer id.
 pub struct InboxPolicy {
     dir: PathBuf,
@@ -55,10 +55,7 @@ impl ReceivePolicy for InboxPolicy {
             Some(name) => name.clone(),
             None => format!("chunk-{}", offer.id),
         };
-        check_file_name(&name).map_err(|why| {
-            let message = format!("the name is not a plain file name: {why}; send it under another name");
-            Refusal::new(FailureCode::BadName, message)
-        })?;
+        // The name is checked where every policy's choice is checked.
         Ok(Destination::File { dir: self.dir.clone(), name, replace: false })
     }
 

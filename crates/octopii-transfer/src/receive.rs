@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use octopii_transport::{Connection, Incoming, RecvStream, SendStream, StreamError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
@@ -35,8 +35,8 @@ const EARLY_SYNC: u64 = 32 << 20;
 /// A block may take this many idle times: one byte now and then is no transfer.
 const BLOCK_PATIENCE: u32 = 10;
 
-/// A block in more pieces than this is copied together, so that tiny packets cannot pin large buffers.
-const MAX_PARTS: usize = 1024;
+/// Shorter pieces are copied together, so that a few bytes never keep the buffer of a whole packet.
+const SMALL_PART: usize = 512;
 
 enum Opening {
     Offer(OfferBody),
@@ -276,15 +276,23 @@ async fn read_parts(
     activity: &Activity,
 ) -> Result<Vec<Bytes>, TransferError> {
     let mut parts: Vec<Bytes> = Vec::new();
+    let mut small = BytesMut::new();
     let mut missing = len;
     while missing > 0 {
         let part = recv.read_chunk(missing).await?.ok_or(StreamError::UnexpectedEnd)?;
         activity.tick();
         missing -= part.len();
-        parts.push(part);
-        if parts.len() > MAX_PARTS {
-            parts = vec![parts.concat().into()];
+        if part.len() < SMALL_PART {
+            small.extend_from_slice(&part);
+            continue;
         }
+        if !small.is_empty() {
+            parts.push(small.split().freeze());
+        }
+        parts.push(part);
+    }
+    if !small.is_empty() {
+        parts.push(small.freeze());
     }
     Ok(parts)
 }

@@ -1,7 +1,7 @@
 //! What reaches the disk, in which order, and what is left when the disk fails.
 
 use std::io::ErrorKind;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use octopii_transfer::{
@@ -120,21 +120,24 @@ async fn a_disk_without_room_refuses_before_anything_is_sent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_crash_left_is_removed_at_the_next_start() {
-    let (tx, _rx) = channel();
-    let a = Node::new(1);
+    let node = Node::new(1);
     let left = format!(".octopii-{:032x}.part", 0xdead);
     let theirs = ".octopii-or-not.part";
     for name in [left.as_str(), theirs, "report.part"] {
-        a.source(name, b"half");
+        node.source(name, b"half");
     }
-    let live = Node::new(2);
-    a.transfer.receive(
-        "file",
-        InboxPolicy::new(a.dir.path()).on_received(move |chunk| {
-            let _ = tx.send(chunk);
-        }),
-    );
-    eventually("the cleaning", || !names(a.dir.path()).contains(&left)).await;
-    assert_eq!(names(a.dir.path()), [theirs, "report.part"]);
-    drop(live);
+    node.transfer.receive("file", InboxPolicy::new(node.dir.path()));
+    eventually("the cleaning", || !names(node.dir.path()).contains(&left)).await;
+    assert_eq!(names(node.dir.path()), [theirs, "report.part"]);
+}
+
+/// A policy need not know its directories beforehand.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_is_cleaned_when_it_is_first_received_into() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    b.source(&format!(".octopii-{:032x}.part", 1), b"half");
+    let dir = b.dir.path().to_owned();
+    b.receive_into("file", Destination::File { dir: dir.clone(), name: "f".into(), replace: false });
+    send(&a, &b, 10).await.unwrap();
+    assert_eq!(names(&dir), ["f"]);
 }

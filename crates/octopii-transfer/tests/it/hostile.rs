@@ -10,7 +10,7 @@ use octopii_transport::Endpoint;
 use octopii_vfs::RealVfs;
 use tokio::time::Instant;
 
-use crate::nodes::{BLOCK, Event, Node, content, endpoint, names, quick};
+use crate::nodes::{BLOCK, Event, Node, content, endpoint, names, quick, read};
 use crate::raw::{ACCEPT, ACK, FAIL, REFUSE, Raw, data, done, message, opening};
 
 const SMALL: u32 = 4096;
@@ -217,12 +217,15 @@ async fn a_sender_that_trickles_is_given_up() {
     let scene = scene_with(TransferOptions { idle_timeout: Duration::from_millis(100), ..quick() });
     let mut raw = scene.accepted(1, "file", Some(10_000)).await;
     let bytes = data(b"", &content(SMALL as usize));
-    for byte in &bytes[..120] {
-        if raw.send.write_all(&[*byte]).await.is_err() {
+    let mut given_up = false;
+    for byte in &bytes[..150] {
+        given_up = raw.send.write_all(&[*byte]).await.is_err();
+        if given_up {
             break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    assert!(given_up, "while it still sends");
     raw.expect_failure(FAIL, 13).await;
     scene.is_well().await;
 }
@@ -266,18 +269,24 @@ async fn an_id_cannot_be_used_twice_at_once() {
     assert_eq!(third.read().await.0, ACCEPT, "another peer's ids are its own");
 }
 
-/// A block in thousands of pieces is put together on the way, and still is the block that was sent.
+/// Short pieces are put together on the way, and still are the block that was sent.
 #[tokio::test(flavor = "multi_thread")]
 async fn blocks_in_tiny_pieces_arrive() {
     let scene = scene();
+    let content = content(2 * BLOCK);
+    let (first, rest) = content.split_at(BLOCK);
     let mut raw = scene.open().await;
-    let content = content(BLOCK);
     raw.write(&opening(1, "file", Some(content.len() as u64), BLOCK as u32)).await;
     raw.expect_accept().await;
-    for piece in data(b"", &content).chunks(300) {
-        raw.write(piece).await;
-        tokio::task::yield_now().await;
+    for (before, block) in [(&first[..0], first), (first, rest)] {
+        let bytes = data(before, block);
+        for piece in bytes[..20_000].chunks(300) {
+            raw.write(piece).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        raw.write(&bytes[20_000..]).await;
     }
     raw.write(&done(content.len() as u64, Digest::of(&content))).await;
     assert_eq!(raw.read().await.0, ACK);
+    assert!(read(&scene.node.inbox().join("f")) == content);
 }
