@@ -1,0 +1,148 @@
+//! A client of a cluster: no member, keeps nothing, asks any node.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use octopii_raft::{KvCommand, KvQuery, KvResponse};
+use octopii_rpc::{Bincode, Client as RpcClient, Code, Codec, Status, StreamKind};
+use octopii_transport::{BindError, Endpoint, EndpointOptions, Identity};
+
+use crate::OctopiiRuntime;
+use crate::service::{MEMBER, MembershipChange, NodeStatus, PROPOSE, QUERY, STATUS};
+
+/// A client of a cluster, with an identity that the cluster's authority vouches for. Asks the nodes it was given in turn
+/// until one answers. Cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct Client {
+    endpoint: Endpoint,
+    rpc: RpcClient,
+    nodes: Vec<SocketAddr>,
+    timeout: Duration,
+}
+
+impl Client {
+    /// A client of the cluster whose nodes listen at these addresses. Each operation takes at most `timeout`.
+    pub fn new(
+        runtime: &OctopiiRuntime,
+        identity: &Identity,
+        nodes: Vec<SocketAddr>,
+        timeout: Duration,
+    ) -> Result<Self, BindError> {
+        let endpoint = Endpoint::bind(
+            runtime.executor(),
+            identity,
+            EndpointOptions { bind: bind_for(&nodes), ..EndpointOptions::default() },
+        )?;
+        let rpc = RpcClient::new(&endpoint, StreamKind::Rpc);
+        Ok(Self { endpoint, rpc, nodes, timeout })
+    }
+
+    /// Sets a key; gives its previous value.
+    pub async fn put(&self, key: &[u8], value: &[u8]) -> Result<Option<Vec<u8>>, Status> {
+        self.change(&KvCommand::Put { key: key.to_vec(), value: value.to_vec() }).await
+    }
+
+    /// Removes a key; gives its previous value.
+    pub async fn delete(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Status> {
+        self.change(&KvCommand::Delete { key: key.to_vec() }).await
+    }
+
+    /// Reads a key, linearizably.
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Status> {
+        match KvResponse::decode(&self.query(KvQuery::Get { key: key.to_vec() }.encode()).await?) {
+            Ok(KvResponse::Value(value)) => Ok(value),
+            _ => Err(not_key_value()),
+        }
+    }
+
+    /// Proposes a command to the replicated state machine.
+    ///
+    /// [`Code::Unavailable`] means surely not applied; [`Code::Unknown`] and [`Code::DeadlineExceeded`] that it may have
+    /// been, or may still be.
+    pub async fn propose(&self, command: Bytes) -> Result<Bytes, Status> {
+        self.ask(PROPOSE, command).await
+    }
+
+    /// Asks the replicated state machine, linearizably.
+    pub async fn query(&self, query: Bytes) -> Result<Bytes, Status> {
+        self.ask(QUERY, query).await
+    }
+
+    /// What one node knows of itself and its cluster.
+    pub async fn status_of(&self, node: SocketAddr) -> Result<NodeStatus, Status> {
+        self.rpc.call(node, STATUS, &(), self.timeout).await
+    }
+
+    /// Changes the membership.
+    pub async fn change_membership(&self, change: &MembershipChange) -> Result<(), Status> {
+        let body = self.ask(MEMBER, Bincode::encode(change)?.into()).await?;
+        Bincode::decode(&body).map_err(|e| Status::new(Code::DataLoss, e.to_string()))
+    }
+
+    /// The nodes this client asks, in order.
+    pub fn nodes(&self) -> &[SocketAddr] {
+        &self.nodes
+    }
+
+    /// Tells the nodes that this client is gone. Idempotent.
+    pub async fn close(&self) {
+        self.endpoint.close(Duration::from_millis(200)).await;
+    }
+
+    async fn change(&self, command: &KvCommand) -> Result<Option<Vec<u8>>, Status> {
+        match KvResponse::decode(&self.propose(command.encode()).await?) {
+            Ok(KvResponse::Previous(value)) => Ok(value),
+            _ => Err(not_key_value()),
+        }
+    }
+
+    /// Asks one node after the other for as long as they surely did nothing.
+    async fn ask(&self, method: &str, body: Bytes) -> Result<Bytes, Status> {
+        let executor = self.endpoint.executor();
+        let end = executor.now() + self.timeout;
+        let mut last = Status::new(Code::InvalidArgument, "no node was given to ask");
+        for (i, node) in self.nodes.iter().enumerate() {
+            let left = end.saturating_duration_since(executor.now());
+            // The first nodes must leave time for the others, unless they are known to have taken the request.
+            let turns = u32::try_from(self.nodes.len() - i).unwrap_or(u32::MAX);
+            let connected = executor.timeout(left / turns, self.endpoint.connect(*node)).await;
+            let connection = match connected {
+                Some(Ok(connection)) => connection,
+                Some(Err(e)) => {
+                    last = Status::new(Code::Unavailable, e.to_string());
+                    continue;
+                }
+                None => {
+                    last = Status::new(
+                        Code::Unavailable,
+                        format!("no answer from {node}: is a node running there?"),
+                    );
+                    continue;
+                }
+            };
+            let left = end.saturating_duration_since(executor.now());
+            match self.rpc.call_on(&connection, method, body.clone(), left).await {
+                Err(status) if status.code == Code::Unavailable => last = status,
+                outcome => return outcome,
+            }
+        }
+        Err(last)
+    }
+}
+
+/// A client needs no port that others know, only one from which the nodes can be reached.
+fn bind_for(nodes: &[SocketAddr]) -> SocketAddr {
+    match nodes.first() {
+        Some(node) if !node.ip().is_loopback() && node.is_ipv4() => SocketAddr::from(([0, 0, 0, 0], 0)),
+        Some(node) if node.is_ipv6() => SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 0)),
+        _ => SocketAddr::from(([127, 0, 0, 1], 0)),
+    }
+}
+
+fn not_key_value() -> Status {
+    Status::new(
+        Code::FailedPrecondition,
+        "this cluster replicates a machine of its own, not the key-value machine",
+    )
+}

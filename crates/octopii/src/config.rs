@@ -1,0 +1,317 @@
+//! What a node is told: a plain struct, a file, the environment.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use octopii_raft::RaftConfig;
+use octopii_rpc::{MessengerOptions, ServerOptions};
+use octopii_transfer::TransferOptions;
+use octopii_transport::{Identity, Limits, NodeId};
+use octopii_wal::Durability;
+use serde::Deserialize;
+
+/// What a node is told. Make one with [`Config::new`] and change its fields, or load it with [`Config::load`]; it is
+/// checked once, when the node starts.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Everything the node keeps lies here: identity, log, state, inbox, lock. One node per directory.
+    pub data_dir: PathBuf,
+    /// The UDP address to listen on. Default `127.0.0.1:0`: loopback, any free port.
+    pub bind: SocketAddr,
+    /// The node's id. Default: the one on its certificate, or kept in the data directory, or a random one.
+    pub node_id: Option<NodeId>,
+    /// Where the certificate comes from. Default [`IdentitySource::Auto`].
+    pub identity: IdentitySource,
+    /// The members that form a new cluster, this node included, the same map on each. Empty (the default): the node waits
+    /// to be added to a cluster, or is alone. Ignored once the node belongs to a cluster.
+    pub members: BTreeMap<NodeId, SocketAddr>,
+    /// Whether the node takes part in consensus and keeps a log. Default true; without it, it ships files, sends messages
+    /// and answers RPC.
+    pub consensus: bool,
+    /// When the log's writes are durable. Default [`Durability::Synced`]: before they are acknowledged.
+    pub durability: Durability,
+    /// How long [`Peer::send`](crate::Peer::send) and RPC without a deadline of their own wait. Default 10 s.
+    pub call_timeout: Duration,
+    /// Received chunks remembered for [`Peer::recv_chunk_verified`](crate::Peer::recv_chunk_verified). When nobody takes
+    /// them the oldest is forgotten; its file stays in the inbox. Default 1,024.
+    pub chunk_queue: usize,
+    /// Bounds on what peers may make the node hold.
+    pub limits: Limits,
+    /// The tuning of consensus.
+    pub raft: RaftConfig,
+    /// Bounds of transfers.
+    pub transfer: TransferOptions,
+    /// Bounds of messages.
+    pub messages: MessengerOptions,
+    /// Bounds of RPC.
+    pub rpc: ServerOptions,
+}
+
+/// Where a node's certificate comes from.
+#[derive(Debug, Clone, Default)]
+pub enum IdentitySource {
+    /// The one in the data directory. A node on a loopback address that has none gets one from an authority that this
+    /// user's local nodes share (in [`state_dir`](crate::state_dir), made when first needed); elsewhere a node without an
+    /// identity is refused.
+    #[default]
+    Auto,
+    /// As `Auto`, with another directory for the shared authority.
+    LocalAuthority(PathBuf),
+    /// A PEM file made by `octopii cluster issue`.
+    File(PathBuf),
+    /// This one.
+    Given(Identity),
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {reason}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// The file or a variable does not say what it should.
+    #[error("{origin}: {reason}")]
+    Invalid {
+        /// The file or the environment variable.
+        origin: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// The defaults, with a data directory.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self { data_dir: data_dir.into(), ..Self::default() }
+    }
+
+    /// Reads a TOML file, then lets `OCTOPII_*` environment variables override it. `None`: the environment alone.
+    ///
+    /// Keys: `data_dir`, `bind`, `node_id`, `identity` (a PEM file), `consensus`, `durability` (`"synced"`, `"none"`, or
+    /// an interval such as `"200ms"`), `call_timeout`, the table `[members]` (`1 = "127.0.0.1:5001"`), and the table
+    /// `[raft]` with `heartbeat_interval`, `election_timeout_min`, `election_timeout_max`, `request_timeout`,
+    /// `snapshot_every`. Variables: `OCTOPII_DATA_DIR`, `OCTOPII_BIND`, `OCTOPII_NODE_ID`, `OCTOPII_IDENTITY`,
+    /// `OCTOPII_DURABILITY`. Unknown keys are refused.
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let mut config = Self::default();
+        if let Some(path) = file {
+            let read = |reason: String| ConfigError::Read { path: path.to_owned(), reason };
+            let bytes = octopii_vfs::read_file(&octopii_vfs::RealVfs, path, MAX_FILE)
+                .map_err(|e| read(e.to_string()))?;
+            let text = String::from_utf8(bytes).map_err(|_| read("it is not UTF-8 text".to_owned()))?;
+            config.apply_toml(&text, &path.display().to_string())?;
+        }
+        config.apply_env(|name| std::env::var(name).ok())?;
+        Ok(config)
+    }
+
+    fn apply_toml(&mut self, text: &str, origin: &str) -> Result<(), ConfigError> {
+        let invalid = |reason: String| ConfigError::Invalid { origin: origin.to_owned(), reason };
+        let file: File = toml::from_str(text).map_err(|e| invalid(e.to_string().trim_end().to_owned()))?;
+        set(&mut self.data_dir, file.data_dir);
+        set(&mut self.bind, file.bind);
+        self.node_id = file.node_id.or(self.node_id);
+        set(&mut self.identity, file.identity.map(IdentitySource::File));
+        set(&mut self.consensus, file.consensus);
+        for (id, addr) in file.members {
+            let id =
+                id.parse().map_err(|_| invalid(format!("members: {id:?} is not a node id (a number)")))?;
+            self.members.insert(id, addr);
+        }
+        let duration = |key: &str, text: Option<String>| {
+            text.map(|text| parse_duration(&text).ok_or_else(|| invalid(not_a_duration(key, &text))))
+                .transpose()
+        };
+        set(&mut self.call_timeout, duration("call_timeout", file.call_timeout)?);
+        set(
+            &mut self.raft.heartbeat_interval,
+            duration("raft.heartbeat_interval", file.raft.heartbeat_interval)?,
+        );
+        set(
+            &mut self.raft.election_timeout_min,
+            duration("raft.election_timeout_min", file.raft.election_timeout_min)?,
+        );
+        set(
+            &mut self.raft.election_timeout_max,
+            duration("raft.election_timeout_max", file.raft.election_timeout_max)?,
+        );
+        set(&mut self.raft.request_timeout, duration("raft.request_timeout", file.raft.request_timeout)?);
+        set(&mut self.raft.snapshot_every, file.raft.snapshot_every);
+        if let Some(every) = file.raft.snapshot_every {
+            // The defaults' proportions: a member is sent a snapshot when it lags by more than one and a half.
+            self.raft.keep_entries = every / 2;
+            self.raft.lag_threshold = every.saturating_add(every / 2).saturating_add(1);
+        }
+        if let Some(text) = file.durability {
+            self.durability =
+                parse_durability(&text).ok_or_else(|| invalid(not_a_durability("durability", &text)))?;
+        }
+        Ok(())
+    }
+
+    fn apply_env(&mut self, var: impl Fn(&str) -> Option<String>) -> Result<(), ConfigError> {
+        let invalid = |name: &str, reason: String| ConfigError::Invalid { origin: name.to_owned(), reason };
+        set(&mut self.data_dir, var("OCTOPII_DATA_DIR").map(PathBuf::from));
+        set(&mut self.identity, var("OCTOPII_IDENTITY").map(|path| IdentitySource::File(path.into())));
+        if let Some(text) = var("OCTOPII_BIND") {
+            self.bind = text.parse().map_err(|_| {
+                invalid("OCTOPII_BIND", format!("{text:?} is not an address such as 127.0.0.1:5001"))
+            })?;
+        }
+        if let Some(text) = var("OCTOPII_NODE_ID") {
+            let id =
+                text.parse().map_err(|_| invalid("OCTOPII_NODE_ID", format!("{text:?} is not a number")))?;
+            self.node_id = Some(id);
+        }
+        if let Some(text) = var("OCTOPII_DURABILITY") {
+            self.durability = parse_durability(&text)
+                .ok_or_else(|| invalid("OCTOPII_DURABILITY", not_a_durability("durability", &text)))?;
+        }
+        Ok(())
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("octopii-data"),
+            bind: SocketAddr::from(([127, 0, 0, 1], 0)),
+            node_id: None,
+            identity: IdentitySource::Auto,
+            members: BTreeMap::new(),
+            consensus: true,
+            durability: Durability::Synced,
+            call_timeout: Duration::from_secs(10),
+            chunk_queue: 1024,
+            limits: Limits::default(),
+            raft: RaftConfig::default(),
+            transfer: TransferOptions::default(),
+            messages: MessengerOptions::default(),
+            rpc: ServerOptions::default(),
+        }
+    }
+}
+
+/// A configuration file longer than this is no configuration file.
+const MAX_FILE: u64 = 1 << 20;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    data_dir: Option<PathBuf>,
+    bind: Option<SocketAddr>,
+    node_id: Option<NodeId>,
+    identity: Option<PathBuf>,
+    consensus: Option<bool>,
+    durability: Option<String>,
+    call_timeout: Option<String>,
+    #[serde(default)]
+    members: BTreeMap<String, SocketAddr>,
+    #[serde(default)]
+    raft: RaftFile,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RaftFile {
+    heartbeat_interval: Option<String>,
+    election_timeout_min: Option<String>,
+    election_timeout_max: Option<String>,
+    request_timeout: Option<String>,
+    snapshot_every: Option<u64>,
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
+fn parse_durability(text: &str) -> Option<Durability> {
+    match text {
+        "synced" => Some(Durability::Synced),
+        "none" => Some(Durability::None),
+        interval => parse_duration(interval).map(Durability::Interval),
+    }
+}
+
+fn not_a_durability(key: &str, text: &str) -> String {
+    format!("{key}: {text:?} is not \"synced\", \"none\" or an interval such as \"200ms\"")
+}
+
+fn not_a_duration(key: &str, text: &str) -> String {
+    format!("{key}: {text:?} is not a duration such as \"250ms\", \"5s\" or \"2m\"")
+}
+
+/// A whole number followed by `ms`, `s` or `m`.
+pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let number: u64 = text[..digits].parse().ok()?;
+    match &text[digits..] {
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_secs(number.checked_mul(60)?)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_says_what_the_docs_say() {
+        let mut config = Config::default();
+        let text = r#"
+            data_dir = "/var/lib/octopii"
+            bind = "127.0.0.1:5001"
+            node_id = 1
+            durability = "200ms"
+            call_timeout = "3s"
+            [members]
+            1 = "127.0.0.1:5001"
+            2 = "127.0.0.1:5002"
+            [raft]
+            heartbeat_interval = "20ms"
+            snapshot_every = 100
+        "#;
+        config.apply_toml(text, "test").expect("valid");
+        assert_eq!(config.node_id, Some(1));
+        assert_eq!(config.members.len(), 2);
+        assert_eq!(config.durability, Durability::Interval(Duration::from_millis(200)));
+        assert_eq!(config.call_timeout, Duration::from_secs(3));
+        assert_eq!(config.raft.heartbeat_interval, Duration::from_millis(20));
+        assert!(config.raft.lag_threshold > config.raft.snapshot_every);
+        config
+            .apply_env(|name| (name == "OCTOPII_BIND").then(|| "127.0.0.1:6001".to_owned()))
+            .expect("valid");
+        assert_eq!(config.bind.port(), 6001);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, told) in [
+            ("bynd = \"x\"", "bynd"),
+            ("bind = \"localhost\"", "bind"),
+            ("durability = \"sometimes\"", "sometimes"),
+            ("call_timeout = \"5 parsecs\"", "parsecs"),
+            ("[members]\nseven = \"127.0.0.1:1\"", "seven"),
+            ("[raft]\nspeed = 1", "speed"),
+        ] {
+            let error = Config::default().apply_toml(text, "octopii.toml").expect_err(text).to_string();
+            assert!(error.contains(told) && error.contains("octopii.toml"), "{error}");
+        }
+        let error = Config::default()
+            .apply_env(|name| (name == "OCTOPII_NODE_ID").then(|| "one".to_owned()))
+            .expect_err("not a number");
+        assert!(error.to_string().contains("OCTOPII_NODE_ID"), "{error}");
+    }
+}

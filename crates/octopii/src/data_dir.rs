@@ -1,0 +1,261 @@
+//! A node's data directory: its lock, its identity, and the record of whose directory it is.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use octopii_transport::{ClusterAuthority, Identity, IdentityError, NodeId};
+use octopii_vfs::{LockGuard, Vfs, create_dir_all_durable, read_file, write_file_durable};
+use serde::{Deserialize, Serialize};
+
+use crate::{Config, IdentitySource};
+
+/// Why a node's data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataDirError {
+    /// Another node has it open.
+    #[error("{} is in use by another node: stop that one first, or give this one a directory of its own", dir.display())]
+    Locked {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// It belongs to another node or cluster.
+    #[error("{} belongs to {found}, not to {expected}: point data_dir at this node's own directory", dir.display())]
+    NotOurs {
+        /// The directory.
+        dir: PathBuf,
+        /// Whose it is.
+        found: String,
+        /// Who asked.
+        expected: String,
+    },
+    /// The record of whose directory it is cannot be understood.
+    #[error("{} is damaged ({reason}): restore it from a backup; without it the data cannot be trusted", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// No identity for an address that others can reach.
+    #[error(
+        "no identity for {0}: only nodes on a loopback address get one by themselves. Make one with `octopii cluster init` \
+         and `octopii cluster issue`, and pass it with --identity"
+    )]
+    NoIdentity(std::net::SocketAddr),
+    /// An identity or authority cannot be used.
+    #[error("{}: {source}", path.display())]
+    Identity {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: IdentityError,
+    },
+    /// A file or directory cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+/// An opened data directory. The lock is held as long as it lives.
+#[derive(Debug)]
+pub(crate) struct DataDir {
+    pub(crate) path: PathBuf,
+    pub(crate) identity: Identity,
+    pub(crate) incarnation: u64,
+    _lock: Box<dyn LockGuard>,
+}
+
+/// `node.toml`: whose directory this is.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    format: u32,
+    node_id: NodeId,
+    cluster: String,
+    /// Hexadecimal, since TOML's integers are signed.
+    incarnation: String,
+}
+
+const FORMAT: u32 = 1;
+const MAX_FILE: u64 = 1 << 20;
+
+impl DataDir {
+    pub(crate) fn open(vfs: &Arc<dyn Vfs>, config: &Config) -> Result<Self, DataDirError> {
+        let vfs = &**vfs;
+        let dir = config.data_dir.clone();
+        create_dir_all_durable(vfs, &dir).map_err(|source| io_error(&dir, source))?;
+        let lock = vfs.lock(&dir.join("lock")).map_err(|source| match source.kind() {
+            io::ErrorKind::WouldBlock => DataDirError::Locked { dir: dir.clone() },
+            _ => io_error(&dir.join("lock"), source),
+        })?;
+        let record = read_record(vfs, &dir)?;
+        let identity = find_identity(vfs, config, record.as_ref())?;
+        let cluster = identity.cluster().to_string();
+        let expected = describe(identity.node_id(), &cluster);
+        if let Some(id) = config.node_id.filter(|id| *id != identity.node_id()) {
+            return Err(DataDirError::NotOurs { dir, found: expected, expected: describe(id, &cluster) });
+        }
+        let incarnation = match record {
+            Some(record) => {
+                let found = describe(record.node_id, &record.cluster);
+                if (record.node_id, &record.cluster) != (identity.node_id(), &cluster) {
+                    return Err(DataDirError::NotOurs { dir, found, expected });
+                }
+                u64::from_str_radix(&record.incarnation, 16).map_err(|e| DataDirError::Damaged {
+                    path: dir.join("node.toml"),
+                    reason: format!("incarnation: {e}"),
+                })?
+            }
+            None => write_record(vfs, &dir, &identity)?,
+        };
+        Ok(Self { path: dir, identity, incarnation, _lock: lock })
+    }
+}
+
+fn read_record(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Record>, DataDirError> {
+    let path = dir.join("node.toml");
+    let Some(text) = read_text(vfs, &path)? else { return Ok(None) };
+    let record: Record = toml::from_str(&text)
+        .map_err(|e| DataDirError::Damaged { path: path.clone(), reason: e.message().to_owned() })?;
+    if record.format != FORMAT {
+        let reason = format!("format {}, this program knows {FORMAT}", record.format);
+        return Err(DataDirError::Damaged { path, reason });
+    }
+    Ok(Some(record))
+}
+
+fn write_record(vfs: &dyn Vfs, dir: &Path, identity: &Identity) -> Result<u64, DataDirError> {
+    // A directory with a log but without its record has lost a file that was synced before the log was made.
+    let path = dir.join("node.toml");
+    if vfs.metadata(&dir.join("wal")).is_ok() {
+        return Err(DataDirError::Damaged {
+            path,
+            reason: "the file is missing although there is a log".to_owned(),
+        });
+    }
+    let incarnation: u64 = rand::random();
+    let record = Record {
+        format: FORMAT,
+        node_id: identity.node_id(),
+        cluster: identity.cluster().to_string(),
+        incarnation: format!("{incarnation:016x}"),
+    };
+    let text = toml::to_string(&record).expect("plain fields always encode");
+    write_file_durable(vfs, &path, text.as_bytes()).map_err(|source| io_error(&path, source))?;
+    Ok(incarnation)
+}
+
+fn find_identity(vfs: &dyn Vfs, config: &Config, record: Option<&Record>) -> Result<Identity, DataDirError> {
+    let authority_dir = match &config.identity {
+        IdentitySource::Given(identity) => return Ok(identity.clone()),
+        IdentitySource::File(path) => {
+            return read_identity(vfs, path)?.ok_or_else(|| io_error(path, io::ErrorKind::NotFound.into()));
+        }
+        IdentitySource::Auto => None,
+        IdentitySource::LocalAuthority(dir) => Some(dir.clone()),
+    };
+    let own = config.data_dir.join("identity.pem");
+    if let Some(identity) = read_identity(vfs, &own)? {
+        return Ok(identity);
+    }
+    if !config.bind.ip().is_loopback() {
+        return Err(DataDirError::NoIdentity(config.bind));
+    }
+    let authority = local_authority(vfs, &authority_dir.unwrap_or_else(state_dir))?;
+    // A short random number: ids are typed and read by people.
+    let id =
+        record.map(|r| r.node_id).or(config.node_id).unwrap_or_else(|| rand::random_range(1_000..1_000_000));
+    let identity =
+        authority.issue(id).map_err(|source| DataDirError::Identity { path: own.clone(), source })?;
+    write_file_durable(vfs, &own, identity.to_pem().as_bytes()).map_err(|source| io_error(&own, source))?;
+    Ok(identity)
+}
+
+/// The authority that a user's local nodes share: read from `dir`, or made there (files of mode 0600) if there is none.
+pub fn local_authority(vfs: &dyn Vfs, dir: &Path) -> Result<ClusterAuthority, DataDirError> {
+    let path = dir.join("local-authority.pem");
+    create_dir_all_durable(vfs, dir).map_err(|source| io_error(dir, source))?;
+    if let Some(authority) = read_authority(vfs, &path)? {
+        return Ok(authority);
+    }
+    // Several nodes may start for the first time at once: whoever gets the lock makes it, and the others wait a moment.
+    let lock_path = dir.join("lock");
+    for _ in 0..AUTHORITY_TRIES {
+        match vfs.lock(&lock_path) {
+            Ok(_lock) => {
+                if let Some(authority) = read_authority(vfs, &path)? {
+                    return Ok(authority);
+                }
+                let authority = ClusterAuthority::generate()
+                    .map_err(|source| DataDirError::Identity { path: path.clone(), source })?;
+                write_file_durable(vfs, &path, authority.to_pem().as_bytes())
+                    .map_err(|source| io_error(&path, source))?;
+                return Ok(authority);
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                std::thread::yield_now();
+                if let Some(authority) = read_authority(vfs, &path)? {
+                    return Ok(authority);
+                }
+            }
+            Err(source) => return Err(io_error(&lock_path, source)),
+        }
+    }
+    Err(io_error(&lock_path, io::ErrorKind::WouldBlock.into()))
+}
+
+/// The holder needs a few milliseconds; this many polls take seconds.
+const AUTHORITY_TRIES: usize = 200_000;
+
+/// Where a user's local nodes share their authority: `$OCTOPII_STATE_DIR`, or `octopii` in `$XDG_STATE_HOME`, or
+/// `~/.local/state/octopii`.
+pub fn state_dir() -> PathBuf {
+    let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(dir) = var("OCTOPII_STATE_DIR") {
+        return dir;
+    }
+    let base = var("XDG_STATE_HOME")
+        .unwrap_or_else(|| var("HOME").unwrap_or_else(std::env::temp_dir).join(".local").join("state"));
+    base.join("octopii")
+}
+
+/// Reads an identity from a PEM file; `None` if there is no such file.
+pub fn read_identity(vfs: &dyn Vfs, path: &Path) -> Result<Option<Identity>, DataDirError> {
+    let Some(text) = read_text(vfs, path)? else { return Ok(None) };
+    let identity = Identity::from_pem(&text)
+        .map_err(|source| DataDirError::Identity { path: path.to_owned(), source })?;
+    Ok(Some(identity))
+}
+
+/// Reads an authority from a PEM file; `None` if there is no such file.
+pub fn read_authority(vfs: &dyn Vfs, path: &Path) -> Result<Option<ClusterAuthority>, DataDirError> {
+    let Some(text) = read_text(vfs, path)? else { return Ok(None) };
+    let authority = ClusterAuthority::from_pem(&text)
+        .map_err(|source| DataDirError::Identity { path: path.to_owned(), source })?;
+    Ok(Some(authority))
+}
+
+fn read_text(vfs: &dyn Vfs, path: &Path) -> Result<Option<String>, DataDirError> {
+    match read_file(vfs, path, MAX_FILE) {
+        Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| DataDirError::Damaged {
+            path: path.to_owned(),
+            reason: "it is not text".to_owned(),
+        }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(io_error(path, source)),
+    }
+}
+
+fn describe(node: NodeId, cluster: &str) -> String {
+    format!("node {node} of cluster {}", &cluster[..cluster.len().min(8)])
+}
+
+fn io_error(path: &Path, source: io::Error) -> DataDirError {
+    DataDirError::Io { path: path.to_owned(), source }
+}
