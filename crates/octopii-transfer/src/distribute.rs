@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::{ChunkSource, Receipt, SendOptions, Transfer, TransferError};
+use crate::{ChunkSource, Digest, Receipt, SendOptions, Transfer, TransferError};
 
 /// What came of a transfer to one peer.
 #[derive(Debug, Clone)]
@@ -21,6 +21,8 @@ pub struct TransferResult {
     pub bytes_transferred: u64,
     /// Whether its SHA-256 of the whole chunk equals the sender's.
     pub checksum_verified: bool,
+    /// That SHA-256, on success.
+    pub digest: Option<Digest>,
     /// How long it took, in success and failure.
     pub duration: Duration,
     /// Why it failed.
@@ -97,6 +99,7 @@ fn succeeded(peer: SocketAddr, receipt: &Receipt) -> TransferResult {
         success: true,
         bytes_transferred: receipt.bytes,
         checksum_verified: true,
+        digest: Some(receipt.digest),
         duration: receipt.duration,
         error: None,
     }
@@ -108,6 +111,7 @@ fn failed(peer: SocketAddr, bytes: u64, duration: Duration, error: TransferError
         success: false,
         bytes_transferred: bytes,
         checksum_verified: false,
+        digest: None,
         duration,
         error: Some(error),
     }
