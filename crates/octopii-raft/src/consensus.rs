@@ -29,6 +29,7 @@ use crate::log_store::LogStore;
 use crate::machine::{Machine, Shared};
 use crate::message::Change;
 use crate::network::{Network, SNAPSHOT_PURPOSE};
+use crate::read_index::ReadIndex;
 use crate::request::{Answer, Asker, GaveUp, Request};
 use crate::service::Service;
 use crate::session::Proposer;
@@ -76,6 +77,7 @@ struct Inner {
     log: LogStore,
     machine: Arc<Shared>,
     asker: Asker,
+    reads: Arc<ReadIndex>,
     proposer: Arc<Proposer>,
     permits: Semaphore,
     config: Arc<RaftConfig>,
@@ -234,6 +236,14 @@ impl Consensus {
     }
 }
 
+/// Proposals of this node on their way to a leader elsewhere at once. They must not use up the streams of the connection:
+/// votes need some.
+const FORWARDED: usize = 512;
+
+/// Requests of others under way here at once: all that the members of a large group may forward, and room for votes and
+/// entries beside them.
+const CONCURRENT_CALLS: usize = 16_384;
+
 const SHUTTING_DOWN: &str = "the runtime is shutting down";
 
 async fn start(options: ConsensusOptions) -> Result<Inner, StartError> {
@@ -285,15 +295,18 @@ async fn start(options: ConsensusOptions) -> Result<Inner, StartError> {
         lanes: Lanes::default(),
         log: log.clone(),
     });
-    let server = Server::spawn(&endpoint, StreamKind::Raft, service.router(), ServerOptions::default())
+    let server = ServerOptions { concurrent_calls: CONCURRENT_CALLS, ..ServerOptions::default() };
+    let server = Server::spawn(&endpoint, StreamKind::Raft, service.router(), server)
         .map_err(|_| StartError::Taken)?;
+    let asker = Asker { leadership, network, forwarded: Arc::new(Semaphore::new(FORWARDED)) };
     Ok(Inner {
+        reads: ReadIndex::new(executor.clone(), asker.clone(), config.request_timeout),
         executor,
         node_id,
         raft,
         log,
         machine: shared,
-        asker: Asker { leadership, network },
+        asker,
         proposer: Proposer::new(rand::random()),
         permits: Semaphore::new(config.max_in_flight),
         config,
@@ -335,9 +348,8 @@ impl Inner {
     async fn query(&self, query: &[u8]) -> Result<Bytes, QueryError> {
         let start = Instant::now();
         let deadline = start + self.config.request_timeout;
-        let index = match self.asker.ask(&Request::ReadIndex, deadline).await {
-            Ok(Answer::ReadIndex(index)) => index,
-            Ok(other) => return Err(QueryError::Stopped(format!("unexpected answer to a read: {other:?}"))),
+        let index = match self.reads.get(deadline).await {
+            Ok(index) => index,
             Err(GaveUp::NoLeader { waited }) => return Err(QueryError::NoLeader { waited }),
             Err(GaveUp::NoQuorum { waited, last }) => return Err(QueryError::NoQuorum { waited, last }),
             Err(GaveUp::Refused(reason) | GaveUp::Stopped(reason)) => {

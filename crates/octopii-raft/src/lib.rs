@@ -28,6 +28,7 @@ mod machine;
 mod member;
 mod message;
 mod network;
+mod read_index;
 mod recent;
 mod request;
 mod service;

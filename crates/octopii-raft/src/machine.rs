@@ -1,6 +1,7 @@
 //! The application's state machine as the consensus library drives it: sessions around it, snapshots beside it.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -34,12 +35,18 @@ struct Applied {
     sessions: Sessions,
     last: Option<LogId>,
     membership: StoredMembership,
+    /// The machine panicked, or may hold half of a snapshot.
+    panicked: bool,
 }
 
 /// The state machine panicked; nothing can be said of its state any more.
 #[derive(Debug, thiserror::Error)]
 #[error("the state machine panicked; this node must be restarted")]
 pub(crate) struct Panicked;
+
+fn caught<T>(f: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch_unwind(AssertUnwindSafe(f)).map_err(|_| Panicked)
+}
 
 impl Machine {
     pub(crate) fn new(executor: Executor, store: SnapshotStore, machine: Box<dyn StateMachine>) -> Self {
@@ -48,6 +55,7 @@ impl Machine {
             sessions: Sessions::default(),
             last: None,
             membership: StoredMembership::default(),
+            panicked: false,
         };
         Self { shared: Arc::new(Shared { executor, store, state: Mutex::new(state) }) }
     }
@@ -60,7 +68,10 @@ impl Machine {
 impl Shared {
     /// Asks the machine as it is now.
     pub(crate) fn query(&self, query: &[u8]) -> Result<Result<Bytes, Rejected>, Panicked> {
-        Ok(self.state()?.machine.query(query))
+        let state = self.state()?;
+        // It cannot have changed anything, so the machine can go on.
+        let answer = caught(|| state.machine.query(query));
+        Ok(answer.unwrap_or_else(|_| Err(Rejected::new("the state machine panicked at this query"))))
     }
 
     pub(crate) fn store(&self) -> &SnapshotStore {
@@ -68,7 +79,8 @@ impl Shared {
     }
 
     fn state(&self) -> Result<MutexGuard<'_, Applied>, Panicked> {
-        self.state.lock().map_err(|_: PoisonError<_>| Panicked)
+        let state = self.state.lock().map_err(|_: PoisonError<_>| Panicked)?;
+        if state.panicked { Err(Panicked) } else { Ok(state) }
     }
 
     fn apply(
@@ -79,7 +91,7 @@ impl Shared {
         let mut state = self.state().map_err(io::Error::other)?;
         let outcome = match payload {
             EntryPayload::Blank => Outcome::Nothing,
-            EntryPayload::Normal(command) => state.command(id.index, command),
+            EntryPayload::Normal(command) => state.command(id.index, command).map_err(io::Error::other)?,
             EntryPayload::Membership(membership) => {
                 state.membership = StoredMembership::new(Some(id), membership.clone());
                 Outcome::Nothing
@@ -101,7 +113,11 @@ impl Shared {
         }
         let sessions = Sessions::read_from(&mut verified.payload).map_err(io)?;
         let mut state = self.state().map_err(io::Error::other).map_err(io)?;
-        state.machine.restore(&mut verified.payload).map_err(io)?;
+        // Until it has succeeded, the state is neither the old nor the new one.
+        state.panicked = true;
+        let restored = caught(|| state.machine.restore(&mut verified.payload)).map_err(io::Error::other);
+        restored.and_then(|restored| restored).map_err(io)?;
+        state.panicked = false;
         state.sessions = sessions;
         state.last = meta.last_log_id;
         state.membership = meta.last_membership.clone();
@@ -111,16 +127,21 @@ impl Shared {
 }
 
 impl Applied {
-    fn command(&mut self, index: u64, command: &Command) -> Outcome {
+    fn command(&mut self, index: u64, command: &Command) -> Result<Outcome, Panicked> {
         if let Some(seen) = self.sessions.begin(command.id, index) {
-            return seen;
+            return Ok(seen);
         }
-        let outcome = match self.machine.apply(&command.payload) {
-            Ok(reply) => Outcome::Reply(reply),
-            Err(rejected) => Outcome::Rejected(rejected),
+        // A panic would end the library's worker without its core noticing: the node would go on without ever applying.
+        let outcome = match caught(|| self.machine.apply(&command.payload)) {
+            Ok(Ok(reply)) => Outcome::Reply(reply),
+            Ok(Err(rejected)) => Outcome::Rejected(rejected),
+            Err(panicked) => {
+                self.panicked = true;
+                return Err(panicked);
+            }
         };
         self.sessions.finish(command.id, outcome.clone());
-        outcome
+        Ok(outcome)
     }
 }
 
@@ -147,11 +168,14 @@ impl RaftStateMachine<Group> for Machine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        let captured = self.shared.state().ok().map(|state| Captured {
-            meta: SnapshotMeta { last_log_id: state.last, last_membership: state.membership.clone() },
-            sessions: state.sessions.clone(),
-            source: state.machine.capture(),
+        let captured = self.shared.state().and_then(|state| {
+            Ok(Captured {
+                meta: SnapshotMeta { last_log_id: state.last, last_membership: state.membership.clone() },
+                sessions: state.sessions.clone(),
+                source: caught(|| state.machine.capture())?,
+            })
         });
+        let captured = captured.ok();
         Builder { shared: Arc::clone(&self.shared), captured: Mutex::new(captured) }
     }
 
@@ -197,7 +221,9 @@ impl RaftSnapshotBuilder<Group> for Builder {
         let (meta, path) = executor
             .blocking(move || {
                 let path = shared.store.path_of(&meta);
-                snapshot_file::write(&**shared.store.vfs(), &path, &(&meta).into(), &sessions, source)?;
+                let vfs = &**shared.store.vfs();
+                let written = caught(|| snapshot_file::write(vfs, &path, &(&meta).into(), &sessions, source));
+                written.map_err(io::Error::other)??;
                 shared.store.adopt(&meta, path.clone())?;
                 io::Result::Ok((meta, path))
             })

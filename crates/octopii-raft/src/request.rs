@@ -1,11 +1,13 @@
 //! Requests that any node takes and the leader answers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use octopii_rpc::{Code, Status};
 use octopii_transport::NodeId;
 use openraft::async_runtime::watch::WatchReceiver;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::group::{Command, Outcome};
@@ -55,6 +57,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Asker {
     pub(crate) leadership: Leadership,
     pub(crate) network: Network,
+    /// Bounds the proposals on their way to another node.
+    pub(crate) forwarded: Arc<Semaphore>,
 }
 
 impl Asker {
@@ -156,6 +160,9 @@ impl Asker {
         command: &Command,
         left: Duration,
     ) -> Attempt<Answer> {
+        let Ok(_permit) = self.forwarded.acquire().await else {
+            return Attempt::Stopped("it was shut down".to_owned());
+        };
         let body = message::encode_propose(self.network.address(leader, member), command);
         let reply = match self.network.client.call_raw(member.addr, message::PROPOSE, body, left).await {
             Ok(reply) => reply,

@@ -15,7 +15,8 @@ use bytes::Bytes;
 /// a restart it is rebuilt by [`restore`](StateMachine::restore) from the newest snapshot and by applying what the log
 /// holds after it.
 ///
-/// A panic in any of these methods stops the node: it means that the members can no longer be known to agree.
+/// A panic in any of these methods but [`query`](StateMachine::query) stops the node's consensus: its state can no longer be
+/// known to be the others'.
 pub trait StateMachine: Send + 'static {
     /// Applies a committed command and returns its reply.
     ///

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use octopii_raft::{
-    BootstrapError, KvStore, RaftConfig, Rejected, Role, SnapshotError, SnapshotSource, StartError,
-    StateMachine,
+    BootstrapError, KvStore, ProposeError, QueryError, RaftConfig, Rejected, Role, SnapshotError,
+    SnapshotSource, StartError, StateMachine,
 };
 use octopii_vfs::{RealVfs, Vfs};
 use tokio::time::Instant;
@@ -234,6 +234,47 @@ async fn retries_over_changes_of_leader_apply_once() {
         let count = node.consensus.query(b"").await.unwrap();
         assert_eq!(count, (3 * 8 * 40u64).to_le_bytes().as_slice(), "on node {}", node.id);
     }
+}
+
+/// Panics when told to.
+struct Fragile;
+
+impl StateMachine for Fragile {
+    fn apply(&mut self, command: &[u8]) -> Result<Bytes, Rejected> {
+        assert!(command != b"panic", "as told");
+        Ok(Bytes::new())
+    }
+
+    fn query(&self, query: &[u8]) -> Result<Bytes, Rejected> {
+        assert!(query != b"panic", "as told");
+        Ok(Bytes::new())
+    }
+
+    fn capture(&self) -> Box<dyn SnapshotSource> {
+        Box::new(Counter(0))
+    }
+
+    fn restore(&mut self, _snapshot: &mut dyn Read) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_panics_stops_its_node_and_says_so() {
+    let mut cluster = Cluster::new(RaftConfig::default());
+    let node = cluster.start_with(1, Box::new(Fragile)).await;
+    form(std::slice::from_ref(&node)).await;
+    assert!(matches!(node.consensus.query(b"panic").await, Err(QueryError::Rejected(_))));
+    node.consensus.propose(&b"fine"[..]).await.unwrap();
+    node.consensus.query(b"fine").await.unwrap();
+
+    let start = Instant::now();
+    let error = node.consensus.propose(&b"panic"[..]).await.unwrap_err();
+    assert!(matches!(error, ProposeError::Stopped(_)), "{error:?}");
+    assert!(node.consensus.propose(&b"fine"[..]).await.is_err());
+    assert!(node.consensus.query(b"fine").await.is_err());
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert_eq!(node.consensus.status().role, Role::Stopped);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
