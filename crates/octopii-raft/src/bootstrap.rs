@@ -15,10 +15,10 @@ use openraft::errors::{InitializeError, RaftError};
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::BootstrapError;
-use crate::leader::{HELLO_TIMEOUT, Leadership};
-use crate::log_store::LogStore;
+use crate::log::store::LogStore;
 use crate::member::Member;
-use crate::message::{self, Hello, HelloRequest};
+use crate::network::message::{self, Hello, HelloRequest};
+use crate::request::leader::{HELLO_TIMEOUT, Leadership};
 
 /// Between rounds of asking.
 const PAUSE: Duration = Duration::from_millis(100);

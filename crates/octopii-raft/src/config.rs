@@ -96,7 +96,7 @@ impl RaftConfig {
     }
 }
 
-/// Entries per append request; bytes are limited too (see `log_store`).
+/// Entries per append request; bytes are limited too (see `log::store`).
 const MAX_BATCH_ENTRIES: u64 = 1024;
 
 /// Twice this must fit into a frame of the transport with room to spare.

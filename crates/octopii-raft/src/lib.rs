@@ -16,30 +16,18 @@
 mod bootstrap;
 mod config;
 mod consensus;
-mod entry;
 mod error;
-mod gate;
 mod group;
 mod kv;
-mod lane;
-mod leader;
-mod log_store;
+mod log;
 mod machine;
 mod member;
-mod message;
 mod network;
-mod read_index;
-mod recent;
 mod request;
-mod service;
 mod session;
-mod snapshot_file;
-mod snapshot_inbox;
-mod snapshot_store;
+mod snapshot;
 mod state_machine;
 mod status;
-#[cfg(test)]
-mod store_suite;
 mod wire;
 
 pub use config::RaftConfig;

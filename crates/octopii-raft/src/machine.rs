@@ -13,8 +13,8 @@ use openraft::{EntryPayload, OptionalSend, Snapshot};
 use crate::error::SnapshotError;
 use crate::group::{Command, Group, LogId, Outcome, SnapshotMeta, StoredMembership};
 use crate::session::Sessions;
-use crate::snapshot_file;
-use crate::snapshot_store::{SnapshotData, SnapshotStore};
+use crate::snapshot::file;
+use crate::snapshot::store::{SnapshotData, SnapshotStore};
 use crate::state_machine::{Rejected, SnapshotSource, StateMachine};
 use crate::wire;
 
@@ -104,7 +104,7 @@ impl Shared {
     /// Replaces the state by a snapshot's and keeps its file as the current snapshot.
     fn install(&self, meta: &SnapshotMeta, data: &SnapshotData) -> Result<(), SnapshotError> {
         let io = |source| SnapshotError::Io { path: data.path.clone(), source };
-        let mut verified = snapshot_file::open(&**self.store.vfs(), &data.path)?;
+        let mut verified = file::open(&**self.store.vfs(), &data.path)?;
         if verified.meta != wire::SnapshotMeta::from(meta) {
             return Err(SnapshotError::Damaged {
                 path: verified.path,
@@ -222,7 +222,7 @@ impl RaftSnapshotBuilder<Group> for Builder {
             .blocking(move || {
                 let path = shared.store.path_of(&meta);
                 let vfs = &**shared.store.vfs();
-                let written = caught(|| snapshot_file::write(vfs, &path, &(&meta).into(), &sessions, source));
+                let written = caught(|| file::write(vfs, &path, &(&meta).into(), &sessions, source));
                 written.map_err(io::Error::other)??;
                 shared.store.adopt(&meta, path.clone())?;
                 io::Result::Ok((meta, path))

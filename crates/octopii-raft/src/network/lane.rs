@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use octopii_transport::NodeId;
 use tokio::sync::oneshot;
 
-use crate::message::Lane;
+use crate::network::message::Lane;
 
 /// Requests that may wait for an earlier one, per lane.
 const WAITING_LIMIT: usize = 128;

@@ -6,7 +6,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 
 use crate::group::{Raft, StoredMembership};
 use crate::member::Member;
-use crate::message::Address;
+use crate::network::message::Address;
 use crate::wire;
 
 /// This node's identity, and what its membership says of the others.

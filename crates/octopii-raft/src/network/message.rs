@@ -11,8 +11,8 @@ use octopii_transport::NodeId;
 use openraft::raft::AppendEntriesRequest;
 use serde::{Deserialize, Serialize};
 
-use crate::entry;
 use crate::group::{Command, Group, Outcome};
+use crate::log::entry;
 use crate::state_machine::Rejected;
 use crate::wire;
 

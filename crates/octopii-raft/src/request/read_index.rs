@@ -10,7 +10,7 @@ use octopii_transport::Executor;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
-use crate::request::{Answer, Asker, GaveUp, Request};
+use crate::request::asker::{Answer, Asker, GaveUp, Request};
 
 type Waiter = oneshot::Sender<Result<u64, GaveUp>>;
 

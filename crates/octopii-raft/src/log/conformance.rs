@@ -13,10 +13,10 @@ use tempfile::TempDir;
 
 use crate::group::{Command, Entry, Group, LeaderId, LogId, Vote};
 use crate::kv::KvStore;
-use crate::log_store::LogStore;
+use crate::log::store::LogStore;
 use crate::machine::Machine;
 use crate::session::ProposalId;
-use crate::snapshot_store::SnapshotStore;
+use crate::snapshot::store::SnapshotStore;
 
 struct Builder;
 

@@ -11,10 +11,10 @@ use openraft::{ChangeMembers, ReadPolicy};
 use tokio::time::Instant;
 
 use crate::config::RaftConfig;
-use crate::gate::Gate;
 use crate::group::{Command, Group, Outcome};
 use crate::member::Member;
-use crate::message::{self, Change, Hello, HelloRequest};
+use crate::network::gate::Gate;
+use crate::network::message::{self, Change, Hello, HelloRequest};
 
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,9 +17,9 @@ use octopii_wal::{Topic, WriteAheadLog};
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use openraft::{LogState, OptionalSend};
 
-use crate::entry;
 use crate::group::{Entry, Group, LogId, Vote};
-use crate::recent::Recent;
+use crate::log::entry;
+use crate::log::recent::Recent;
 use crate::wire;
 
 /// The topic that holds the log.

@@ -11,14 +11,14 @@ use openraft::errors::{Fatal, RaftError};
 use openraft::raft::{AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest};
 use openraft::{Snapshot, raft};
 
-use crate::gate::{Gate, refused};
 use crate::group::Group;
-use crate::lane::Lanes;
-use crate::leader::{Attempt, Leadership};
-use crate::log_store::LogStore;
-use crate::message::{self, Addressed, Append, AppendReply, Hello, Proposed, Reply};
-use crate::snapshot_inbox::Inbox;
-use crate::snapshot_store::SnapshotData;
+use crate::log::store::LogStore;
+use crate::network::gate::{Gate, refused};
+use crate::network::lane::Lanes;
+use crate::network::message::{self, Addressed, Append, AppendReply, Hello, Proposed, Reply};
+use crate::request::leader::{Attempt, Leadership};
+use crate::snapshot::inbox::Inbox;
+use crate::snapshot::store::SnapshotData;
 use crate::wire;
 
 /// What the handlers share.

@@ -8,7 +8,7 @@ use octopii_vfs::{FileKind, Vfs, create_dir_all_durable};
 
 use crate::error::SnapshotError;
 use crate::group::SnapshotMeta;
-use crate::snapshot_file;
+use crate::snapshot::file;
 
 /// Where snapshots arrive from other members, before they are installed.
 const INCOMING: &str = "incoming";
@@ -66,7 +66,7 @@ impl SnapshotStore {
         let current = match current {
             None => None,
             Some(path) => {
-                let verified = snapshot_file::open(&*vfs, &path)?;
+                let verified = file::open(&*vfs, &path)?;
                 let unreadable =
                     |_| SnapshotError::Damaged { path: path.clone(), what: "its membership is invalid" };
                 Some((verified.meta.try_into().map_err(unreadable)?, path))

@@ -1,0 +1,5 @@
+//! Snapshots: as files, in their directory, and on their way here.
+
+pub(crate) mod file;
+pub(crate) mod inbox;
+pub(crate) mod store;
