@@ -38,6 +38,8 @@ const BLOCK_PATIENCE: u32 = 10;
 /// Shorter pieces are copied together, so that a few bytes never keep the buffer of a whole packet.
 const SMALL_PART: usize = 512;
 
+const ENDED_EARLY: TransferError = TransferError::Protocol("storing ended before the chunk");
+
 enum Opening {
     Offer(OfferBody),
     Query(TransferId),
@@ -195,6 +197,11 @@ async fn receive_blocks(
     let read = tokio::select! {
         biased;
         read = read_blocks(recv, blocks, offer.size, block_size, &activity, idle) => read,
+        // While blocks may still come, storing ends for one reason only: it failed. The sender must hear of it now, not
+        // with its next block.
+        stored = &mut storing.0 => {
+            return Err(stored.map_err(|_| TransferError::ShuttingDown).flatten().err().unwrap_or(ENDED_EARLY));
+        }
         () = activity.stalled(idle) => Err(TransferError::Stalled { idle }),
     };
     let read = read.map_err(|e| match e {
@@ -208,7 +215,7 @@ async fn receive_blocks(
     match (read, stored) {
         (Ok(Some(digest)), Ok(sink)) => Ok((sink, digest)),
         (Ok(_), Err(error)) => Err(error),
-        (Ok(None), Ok(_)) => Err(TransferError::Protocol("storing ended before the chunk")),
+        (Ok(None), Ok(_)) => Err(ENDED_EARLY),
         (Err(_), Err(error)) => Err(error),
         (Err(error), Ok(sink)) => {
             shared.executor.blocking(move || drop(sink)).await;

@@ -8,10 +8,10 @@ use octopii_transfer::{
     AckLevel, ChunkSource, Destination, Digest, FailureCode, Location, SendOptions, SourceError,
     TransferError,
 };
-use octopii_transport::StreamKind;
+use octopii_transport::{Executor, StreamKind};
 use octopii_vfs::{OpenMode, RealVfs, Vfs};
 
-use crate::nodes::{BLOCK, Node, content, endpoint, names, quick, read};
+use crate::nodes::{BLOCK, Node, content, endpoint, endpoint_on, names, quick, read};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_of_every_size_arrive_durable_and_verified() {
@@ -196,4 +196,18 @@ async fn options_beyond_the_protocol_are_refused_before_anything_is_sent() {
 async fn a_second_service_on_one_endpoint_is_an_error() {
     let a = Node::new(1);
     assert!(octopii_transfer::Transfer::start(&a.endpoint, RealVfs::shared(), quick()).is_err());
+}
+
+/// As in a simulation: one thread, and blocking work in place. No part of a transfer may wait for another inside it.
+#[tokio::test]
+async fn everything_on_one_thread() {
+    let executor = Executor::simulated(tokio::runtime::Handle::current());
+    let [a, b] = [1, 2].map(|id| Node::on(endpoint_on(id, &executor), RealVfs::shared(), quick()));
+    b.open_inbox();
+    let data = content(40 * BLOCK);
+    let source = ChunkSource::File(a.source("f", &data));
+    let results = a.transfer.send_to_all(&source, vec![b.addr(), b.addr()], SendOptions::new("file")).await;
+    assert!(results.iter().all(|r| r.success), "{results:?}");
+    assert_eq!(names(&b.inbox()), ["f", "f (1)"]);
+    assert!(read(&b.inbox().join("f (1)")) == data);
 }

@@ -88,7 +88,7 @@ async fn time_limits_hold_against_a_silent_receiver() {
     let options = SendOptions { timeout: Some(limit), ..SendOptions::new("file") };
     let error = a.transfer.send(silent.local_addr(), &source, options).await.unwrap_err();
     assert!(matches!(error, TransferError::Timeout { .. }), "{error}");
-    assert!(started.elapsed() >= limit && started.elapsed() < 5 * limit);
+    assert!(started.elapsed() >= limit && started.elapsed() < 10 * limit);
 
     let options = SendOptions { idle_timeout: limit, ..SendOptions::new("file") };
     let error = a.transfer.send(silent.local_addr(), &source, options).await.unwrap_err();

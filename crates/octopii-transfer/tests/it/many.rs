@@ -51,7 +51,7 @@ async fn one_result_per_peer_in_the_order_given() {
     good.open_inbox();
     let deaf = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let peers = vec![deaf.local_addr().unwrap(), good.addr(), unwilling.addr(), good.addr()];
-    let options = SendOptions { timeout: Some(Duration::from_secs(1)), ..SendOptions::new("file") };
+    let options = SendOptions { timeout: Some(Duration::from_secs(3)), ..SendOptions::new("file") };
     let source = ChunkSource::Memory("abc".into());
     let results = a.transfer.send_to_all(&source, peers.clone(), options).await;
     assert_eq!(results.iter().map(|r| r.peer).collect::<Vec<_>>(), peers);
@@ -87,7 +87,7 @@ fn calls_work_from_any_executor() {
     foreign.block_on(async {
         let options = SendOptions {
             name: Some("f".into()),
-            timeout: Some(Duration::from_secs(5)),
+            timeout: Some(Duration::from_secs(15)),
             ..SendOptions::new("file")
         };
         let receipt =

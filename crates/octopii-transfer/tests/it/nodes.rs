@@ -26,7 +26,10 @@ impl Node {
     }
 
     pub(crate) fn with(id: u64, vfs: Arc<dyn Vfs>, options: TransferOptions) -> Self {
-        let endpoint = endpoint(id);
+        Self::on(endpoint(id), vfs, options)
+    }
+
+    pub(crate) fn on(endpoint: Endpoint, vfs: Arc<dyn Vfs>, options: TransferOptions) -> Self {
         let transfer = Transfer::start(&endpoint, vfs, options).unwrap();
         Self { endpoint, transfer, dir: tempfile::tempdir().unwrap() }
     }
@@ -106,16 +109,24 @@ impl ReceivePolicy for Fixed {
     }
 }
 
-/// Options that let a test wait for timeouts.
+/// Options for a small disk and a busy machine.
 pub(crate) fn quick() -> TransferOptions {
-    TransferOptions { leave_free: 0, idle_timeout: Duration::from_millis(800), ..TransferOptions::default() }
+    TransferOptions { leave_free: 0, ..TransferOptions::default() }
+}
+
+/// Options that let a test wait for a stall.
+pub(crate) fn impatient() -> TransferOptions {
+    TransferOptions { idle_timeout: Duration::from_millis(800), ..quick() }
 }
 
 pub(crate) fn endpoint(id: u64) -> Endpoint {
+    endpoint_on(id, &Executor::new(tokio::runtime::Handle::current()))
+}
+
+pub(crate) fn endpoint_on(id: u64, executor: &Executor) -> Endpoint {
     static AUTHORITY: OnceLock<ClusterAuthority> = OnceLock::new();
     let identity = AUTHORITY.get_or_init(|| ClusterAuthority::generate().unwrap()).issue(id).unwrap();
-    let executor = Executor::new(tokio::runtime::Handle::current());
-    Endpoint::bind(&executor, &identity, EndpointOptions::default()).unwrap()
+    Endpoint::bind(executor, &identity, EndpointOptions::default()).unwrap()
 }
 
 /// Content that repeats at no block boundary.
@@ -144,11 +155,11 @@ pub(crate) fn read(path: &Path) -> Vec<u8> {
 
 /// Waits for what a peer does in its own time.
 pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    for _ in 0..500 {
+    for _ in 0..1500 {
         if condition() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("{what} did not happen within 5 s");
+    panic!("{what} did not happen within 15 s");
 }

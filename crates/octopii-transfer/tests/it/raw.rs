@@ -26,7 +26,7 @@ impl Raw {
     }
 
     pub(crate) async fn accept(acceptor: &mut Acceptor) -> Self {
-        let incoming = timeout(Duration::from_secs(5), acceptor.accept()).await.unwrap().unwrap();
+        let incoming = timeout(Duration::from_secs(15), acceptor.accept()).await.unwrap().unwrap();
         Self { connection: incoming.connection, send: incoming.send, recv: incoming.recv }
     }
 
@@ -49,7 +49,7 @@ impl Raw {
                 }
             }
         };
-        timeout(Duration::from_secs(5), reading).await.expect("an answer within 5 s")
+        timeout(Duration::from_secs(15), reading).await.expect("an answer within 15 s")
     }
 
     pub(crate) async fn expect_failure(&mut self, tag: u8, code: u16) {
