@@ -69,6 +69,11 @@ impl Client {
         self.ask(QUERY, query).await
     }
 
+    /// As [`query`](Self::query), of this node alone: it answers from its own state, up to date.
+    pub async fn query_at(&self, node: SocketAddr, query: Bytes) -> Result<Bytes, Status> {
+        self.rpc.call_raw(node, QUERY, query, self.timeout).await
+    }
+
     /// What one node knows of itself and its cluster.
     pub async fn status_of(&self, node: SocketAddr) -> Result<NodeStatus, Status> {
         self.rpc.call(node, STATUS, &(), self.timeout).await

@@ -251,14 +251,15 @@ fn not_a_duration(key: &str, text: &str) -> String {
     format!("{key}: {text:?} is not a duration such as \"250ms\", \"5s\" or \"2m\"")
 }
 
-/// A whole number followed by `ms`, `s` or `m`.
-pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
+/// Reads a duration as Octopii's files and commands write it: a whole number followed by `ms`, `s`, `m` or `h`.
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let number: u64 = text[..digits].parse().ok()?;
     match &text[digits..] {
         "ms" => Some(Duration::from_millis(number)),
         "s" => Some(Duration::from_secs(number)),
         "m" => Some(Duration::from_secs(number.checked_mul(60)?)),
+        "h" => Some(Duration::from_secs(number.checked_mul(3600)?)),
         _ => None,
     }
 }

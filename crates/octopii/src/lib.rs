@@ -54,7 +54,7 @@ mod runtime;
 mod service;
 
 pub use client::Client;
-pub use config::{Config, ConfigError, IdentitySource};
+pub use config::{Config, ConfigError, IdentitySource, parse_duration};
 pub use data_dir::{DataDirError, local_authority, read_authority, read_identity, state_dir};
 pub use node::{NodeBuilder, OctopiiNode, StartError};
 pub use octopii_raft::{
@@ -78,7 +78,7 @@ pub use octopii_vfs::{RealVfs, Vfs};
 pub use octopii_wal::{Durability, Topic, WriteAheadLog};
 pub use peer::Peer;
 pub use runtime::OctopiiRuntime;
-pub use service::{Member, MembershipChange, NodeStatus};
+pub use service::{ECHO, Member, MembershipChange, NodeStatus};
 
 /// The write-ahead log by itself.
 pub mod wal {

@@ -8,6 +8,8 @@ use octopii_rpc::{Code, Context, Router, Status};
 use octopii_transport::{Endpoint, NodeId};
 use serde::{Deserialize, Serialize};
 
+/// Answers with what it was sent: a ping, or a measure of the round trip.
+pub const ECHO: &str = "octopii.echo";
 pub(crate) const PROPOSE: &str = "octopii.propose";
 pub(crate) const QUERY: &str = "octopii.query";
 pub(crate) const STATUS: &str = "octopii.status";
@@ -89,6 +91,7 @@ pub(crate) fn register(router: &mut Router, endpoint: &Endpoint, consensus: Opti
         let status = status(node_id, addr, for_status.as_ref());
         async move { Ok(status) }
     });
+    router.register_raw(ECHO, |_: Context, body: Bytes| async move { Ok(body) });
     let Some(consensus) = consensus.cloned() else { return };
     let proposing = consensus.clone();
     router.register_raw(PROPOSE, move |_: Context, command: Bytes| {

@@ -1,0 +1,242 @@
+//! What can be typed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use octopii::NodeId;
+
+/// Ship files, run a replicated key-value store, look after a cluster.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = crate::exit::CODES)]
+pub(crate) struct Args {
+    /// Print JSON, one object per line, for programs
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show everything on three local nodes: ship a file, kill the leader, lose nothing
+    Demo(Demo),
+    /// Keep a local three-node cluster running until Ctrl-C
+    Up(Up),
+    /// Run one node until Ctrl-C
+    Node(Node),
+    /// Send a file to one peer or many
+    Send(Send),
+    /// Receive files until Ctrl-C
+    Recv(Recv),
+    /// Read and write the replicated key-value store
+    Kv(Kv),
+    /// Look after a cluster
+    Cluster(Cluster),
+    /// Look into a write-ahead log
+    Wal(Wal),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Demo {
+    /// Ship this file instead of one made for the purpose
+    #[arg(long, value_name = "PATH")]
+    pub(crate) file: Option<PathBuf>,
+    /// Keep everything in this directory (it must not exist) instead of a temporary one
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Break one of the demo's claims on purpose, to see that it is noticed
+    #[arg(long, value_enum, hide = true)]
+    pub(crate) sabotage: Option<Sabotage>,
+}
+
+/// What the demo can break behind its own back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Sabotage {
+    /// Flip one byte of a received file.
+    ReceivedByte,
+    /// Remove a key that was acknowledged.
+    AcknowledgedKey,
+    /// Do not restart the killed node.
+    Restart,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Up {
+    /// Where the three nodes keep their data
+    #[arg(long, value_name = "DIR", default_value = "octopii-cluster")]
+    pub(crate) dir: PathBuf,
+    /// The first of three consecutive ports on 127.0.0.1
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
+    pub(crate) base_port: u16,
+}
+
+/// The first port of a local cluster.
+pub(crate) const DEFAULT_PORT: u16 = 4701;
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Node {
+    /// A TOML file; what is typed here goes before it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where the node keeps everything
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// The UDP address to listen on
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) bind: Option<SocketAddr>,
+    /// The node's id
+    #[arg(long, value_name = "ID")]
+    pub(crate) id: Option<NodeId>,
+    /// The node's certificate and key, made by `octopii cluster issue`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+    /// An initial member of a new cluster, this node included; repeat for each, the same on every node
+    #[arg(long = "member", value_name = "ID=ADDR", value_parser = parse_member)]
+    pub(crate) members: Vec<(NodeId, SocketAddr)>,
+    /// Take the local nodes' shared authority from this directory
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub(crate) authority_dir: Option<PathBuf>,
+    /// Stop when standard input ends, so that a node does not outlive the program that started it
+    #[arg(long, hide = true)]
+    pub(crate) until_eof: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Send {
+    /// The file to send
+    pub(crate) path: PathBuf,
+    /// Addresses of the peers, such as 127.0.0.1:4701
+    #[arg(required = true, value_name = "PEER")]
+    pub(crate) peers: Vec<SocketAddr>,
+    /// Give up after this long, such as 90s
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "1h")]
+    pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Recv {
+    /// The directory to receive into
+    #[arg(default_value = ".")]
+    pub(crate) dir: PathBuf,
+    /// The UDP address to listen on
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4700")]
+    pub(crate) bind: SocketAddr,
+    /// Stop after so many files
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct IdentityArgs {
+    /// Certificate and key made by `octopii cluster issue`; on loopback one is made as needed
+    #[arg(long, value_name = "FILE", env = "OCTOPII_IDENTITY")]
+    pub(crate) identity: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Target {
+    /// Nodes to ask, in turn until one answers
+    #[arg(long = "node", value_name = "ADDR", env = "OCTOPII_NODES", value_delimiter = ',', global = true,
+          default_values_t = [local(0), local(1), local(2)])]
+    pub(crate) nodes: Vec<SocketAddr>,
+    /// Give up after this long
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "10s", global = true)]
+    pub(crate) timeout: Duration,
+    /// Certificate and key made by `octopii cluster issue`; on loopback one is made as needed
+    #[arg(long, value_name = "FILE", env = "OCTOPII_IDENTITY", global = true)]
+    pub(crate) identity: Option<PathBuf>,
+}
+
+fn local(offset: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT + offset))
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Kv {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    #[command(subcommand)]
+    pub(crate) command: KvCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KvCommand {
+    /// Print a key's value
+    Get { key: String },
+    /// Set a key
+    Put { key: String, value: String },
+    /// Remove a key
+    Del { key: String },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Cluster {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    #[command(subcommand)]
+    pub(crate) command: ClusterCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Show the members, the leader, and how far each node is
+    Status,
+    /// Add an empty node that is up as a learner: it receives the log but does not vote
+    Add { id: NodeId, addr: SocketAddr },
+    /// Make a learner that has caught up a voter
+    Promote { id: NodeId },
+    /// Remove a member
+    Remove { id: NodeId },
+    /// Hand leadership to another voter
+    TransferLeader { id: NodeId },
+    /// Make the authority of a new cluster, to issue identities with
+    Init {
+        /// The file to write (mode 0600). Whoever has it can admit nodes
+        #[arg(long, value_name = "FILE", default_value = "octopii-authority.pem")]
+        authority: PathBuf,
+    },
+    /// Issue an identity for a node or a client
+    Issue {
+        /// The authority's file
+        #[arg(long, value_name = "FILE", default_value = "octopii-authority.pem")]
+        authority: PathBuf,
+        /// The node's id
+        #[arg(long)]
+        id: NodeId,
+        /// The file to write (mode 0600)
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Wal {
+    #[command(subcommand)]
+    pub(crate) command: WalCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WalCommand {
+    /// Verify every record and show segments and topics; works while a node has the log open
+    Inspect {
+        /// A log's directory, or a node's data directory
+        dir: PathBuf,
+    },
+}
+
+fn parse_member(text: &str) -> Result<(NodeId, SocketAddr), String> {
+    let (id, addr) = text.split_once('=').ok_or("it should look like 1=127.0.0.1:4701")?;
+    let id = id.parse().map_err(|_| format!("{id:?} is not a node id (a number)"))?;
+    let addr = addr.parse().map_err(|_| format!("{addr:?} is not an address such as 127.0.0.1:4701"))?;
+    Ok((id, addr))
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    octopii::parse_duration(text).ok_or_else(|| "it should look like 250ms, 5s, 2m or 1h".to_owned())
+}

@@ -1,0 +1,132 @@
+//! `octopii cluster`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::Path;
+
+use octopii::{Client, ClusterAuthority, MembershipChange, NodeStatus, OctopiiRuntime, RealVfs, Status};
+use serde_json::json;
+
+use crate::args::{Cluster, ClusterCommand, Target};
+use crate::exit::Failure;
+use crate::kv::client;
+use crate::output::Output;
+
+pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Cluster) -> Result<(), Failure> {
+    let change = match args.command {
+        ClusterCommand::Status => return status(runtime, *output, args.target).await,
+        ClusterCommand::Init { authority } => return init(*output, &authority),
+        ClusterCommand::Issue { authority, id, out } => return issue(*output, &authority, id, &out),
+        ClusterCommand::Add { id, addr } => MembershipChange::Add { id, addr },
+        ClusterCommand::Promote { id } => MembershipChange::Promote { id },
+        ClusterCommand::Remove { id } => MembershipChange::Remove { id },
+        ClusterCommand::TransferLeader { id } => MembershipChange::TransferLeader { to: id },
+    };
+    let client = client(runtime, args.target)?;
+    let outcome = client.change_membership(&change).await;
+    client.close().await;
+    outcome?;
+    output.result("ok", &json!({ "ok": true }));
+    Ok(())
+}
+
+async fn status(runtime: &OctopiiRuntime, output: Output, target: Target) -> Result<(), Failure> {
+    let client = client(runtime, target)?;
+    let told = ask_everyone(&client).await;
+    client.close().await;
+    if told.values().all(Result::is_err) {
+        let reason =
+            told.into_values().find_map(Result::err).map_or_else(String::new, |status| status.message);
+        return Err(Failure::unreachable(format!("no node answers: {reason}")));
+    }
+    output.line(format_args!(
+        "{:<8} {:<21} {:<10} {:>6} {:>10} {:>10} {:>10} {:>10}",
+        "NODE", "ADDRESS", "ROLE", "TERM", "LAST LOG", "COMMITTED", "APPLIED", "SNAPSHOT"
+    ));
+    let position = |p: Option<u64>| p.map_or_else(|| "-".to_owned(), |p| p.to_string());
+    for (addr, told) in &told {
+        match told {
+            Ok(s) => output.result(
+                format_args!(
+                    "{:<8} {:<21} {:<10} {:>6} {:>10} {:>10} {:>10} {:>10}",
+                    s.node_id,
+                    s.addr.to_string(),
+                    s.role,
+                    s.term,
+                    position(s.last_log),
+                    position(s.committed),
+                    position(s.applied),
+                    position(s.snapshot)
+                ),
+                &json!(s),
+            ),
+            Err(e) => output.result(
+                format_args!("{:<8} {:<21} unreachable", "?", addr.to_string()),
+                &json!({ "addr": addr, "error": e.message }),
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// Asks the nodes given and every member that they tell of.
+async fn ask_everyone(client: &Client) -> BTreeMap<SocketAddr, Result<NodeStatus, Status>> {
+    let mut told = BTreeMap::new();
+    let mut waiting: BTreeSet<SocketAddr> = client.nodes().iter().copied().collect();
+    while !waiting.is_empty() {
+        let asked: Vec<_> = std::mem::take(&mut waiting).into_iter().collect();
+        let mut asking = tokio::task::JoinSet::new();
+        for addr in asked {
+            let client = client.clone();
+            asking.spawn(async move { (addr, client.status_of(addr).await) });
+        }
+        while let Some(answer) = asking.join_next().await {
+            let Ok((addr, answer)) = answer else { continue };
+            if let Ok(status) = &answer {
+                waiting.extend(status.members.iter().map(|member| member.addr));
+            }
+            told.insert(addr, answer);
+        }
+        waiting.retain(|addr| !told.contains_key(addr));
+    }
+    told
+}
+
+fn init(output: Output, path: &Path) -> Result<(), Failure> {
+    let authority = ClusterAuthority::generate().map_err(Failure::failed)?;
+    write_secret(path, &authority.to_pem())?;
+    output.result(
+        format_args!("cluster {}: authority in {}, keep it secret", authority.cluster(), path.display()),
+        &json!({ "cluster": authority.cluster().to_string(), "authority": path }),
+    );
+    Ok(())
+}
+
+fn issue(output: Output, authority: &Path, id: u64, out: &Path) -> Result<(), Failure> {
+    let authority =
+        octopii::read_authority(&RealVfs, authority).map_err(Failure::failed)?.ok_or_else(|| {
+            Failure::failed(format!(
+                "{}: no such file; make one with `octopii cluster init`",
+                authority.display()
+            ))
+        })?;
+    write_secret(out, &authority.issue(id).map_err(Failure::failed)?.to_pem())?;
+    output.result(
+        format_args!("identity of node {id} in {}, keep it secret", out.display()),
+        &json!({ "node": id, "identity": out }),
+    );
+    Ok(())
+}
+
+/// A new file of mode 0600; an existing one is never replaced.
+fn write_secret(path: &Path, text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
+        .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))
+}

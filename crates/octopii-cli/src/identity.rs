@@ -1,0 +1,52 @@
+//! Which identity a command speaks with.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use octopii::{Config, Identity, IdentitySource, NodeId, OctopiiNode, OctopiiRuntime, RealVfs};
+
+use crate::exit::Failure;
+
+/// The identity in `file`, or one of this moment from the authority that the user's local nodes share.
+pub(crate) fn load(file: Option<&Path>, authority_dir: Option<&Path>) -> Result<Identity, Failure> {
+    if let Some(path) = file {
+        return octopii::read_identity(&RealVfs, path)
+            .map_err(Failure::failed)?
+            .ok_or_else(|| Failure::failed(format!("{}: no such file", path.display())));
+    }
+    let dir = authority_dir.map_or_else(octopii::state_dir, Path::to_owned);
+    let authority = octopii::local_authority(&RealVfs, &dir).map_err(Failure::failed)?;
+    authority.issue(client_id()).map_err(Failure::failed)
+}
+
+/// Ids of clients lie far above those that people give to nodes.
+fn client_id() -> NodeId {
+    (1 << 62) | u64::from(std::process::id())
+}
+
+/// A node without consensus that keeps nothing, for commands that only ship or receive. Beyond loopback it needs an
+/// identity that the other side's authority has issued.
+pub(crate) async fn passing_node(
+    runtime: &OctopiiRuntime,
+    bind: SocketAddr,
+    identity: Option<&Path>,
+    policy: Option<octopii::InboxPolicy>,
+) -> Result<(OctopiiNode, tempfile::TempDir), Failure> {
+    if identity.is_none() && !bind.ip().is_loopback() {
+        return Err(Failure::failed(octopii::DataDirError::NoIdentity(bind)));
+    }
+    let dir = tempfile::tempdir()
+        .map_err(|e| Failure::failed(format!("cannot make a temporary directory: {e}")))?;
+    let config = Config {
+        bind,
+        identity: IdentitySource::Given(load(identity, None)?),
+        consensus: false,
+        ..Config::new(dir.path())
+    };
+    let mut builder = OctopiiNode::builder(config);
+    if let Some(policy) = policy {
+        builder = builder.receive("inbox", policy);
+    }
+    let node = builder.start(runtime).await.map_err(Failure::failed)?;
+    Ok((node, dir))
+}
