@@ -46,14 +46,14 @@ const MAX_REMEMBERED: usize = 4096;
 impl Pool {
     /// Keeps a connection that a peer made to us: the peer dials from its own listening address, so it serves for calls
     /// in the other direction too.
+    ///
+    /// It takes the place of an older one. A peer that was killed and came back dials anew, and the old connection,
+    /// which nobody answers any more, would otherwise be used until its idle timeout.
     pub(crate) fn adopt(&self, addr: SocketAddr, connection: &Connection) {
         let mut links = self.links.lock().expect("no panic while held");
         links.retain(|_, link| !matches!(link, Link::Live(c) if c.is_closed()));
-        match links.get(&addr) {
-            Some(Link::Live(_) | Link::Dialling { .. }) => {}
-            Some(Link::Failed { .. }) | None => {
-                links.insert(addr, Link::Live(connection.clone()));
-            }
+        if !matches!(links.get(&addr), Some(Link::Dialling { .. })) {
+            links.insert(addr, Link::Live(connection.clone()));
         }
     }
 

@@ -56,6 +56,41 @@ async fn a_restarted_peer_is_found_again_at_once() {
     assert!(!second.is_closed() && again.local_addr() == addr);
 }
 
+/// A peer that is killed tells nobody. When it comes back and dials, calls to it must go by the new connection at once and
+/// not by the old one, which stays silent until its idle timeout.
+#[tokio::test]
+async fn a_peer_that_died_without_a_word_is_reached_on_the_connection_it_makes_next() {
+    let authority = ClusterAuthority::generate().unwrap();
+    let a = endpoint(&authority, 1);
+    let old_threads =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let b = octopii_transport::Endpoint::bind(
+        &octopii_transport::Executor::new(old_threads.handle().clone()),
+        &authority.issue(2).unwrap(),
+        EndpointOptions::default(),
+    )
+    .unwrap();
+    let addr = b.local_addr();
+    b.connect(a.local_addr()).await.unwrap();
+    let old = a.connect(addr).await.unwrap();
+    // Its tasks end before anything can be sent.
+    old_threads.shutdown_background();
+    drop(b);
+    let again = loop {
+        let options = EndpointOptions { bind: addr, ..EndpointOptions::default() };
+        match octopii_transport::Endpoint::bind(a.executor(), &authority.issue(2).unwrap(), options) {
+            Ok(endpoint) => break endpoint,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    let mut acceptor = again.acceptor(StreamKind::Rpc).unwrap();
+    again.connect(a.local_addr()).await.unwrap();
+    assert!(!old.is_closed(), "the old connection ended by itself, so this test shows nothing");
+    let (_send, _recv) = a.connect(addr).await.unwrap().open(StreamKind::Rpc).await.unwrap();
+    let reached = tokio::time::timeout(Duration::from_secs(3), acceptor.accept()).await;
+    assert!(reached.expect("the new connection is used").is_some());
+}
+
 #[tokio::test]
 async fn nobody_there_is_an_error_within_the_deadline() {
     let authority = ClusterAuthority::generate().unwrap();
