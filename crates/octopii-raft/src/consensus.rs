@@ -275,6 +275,9 @@ async fn start(options: ConsensusOptions) -> Result<Inner, StartError> {
         Fatal::StorageError(error) => StartError::State(error.to_string()),
         other => StartError::State(other.to_string()),
     })?;
+    // The core publishes what it found on disk before it takes its first question. Until then the membership looks empty, and
+    // nobody could be told from an impostor.
+    raft.with_raft_state(|_| ()).await.map_err(|error| StartError::State(error.to_string()))?;
     let gate = Gate { node_id, incarnation, raft: raft.clone() };
     let inbox = {
         let gate = gate.clone();

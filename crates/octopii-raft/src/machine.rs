@@ -231,3 +231,75 @@ impl RaftSnapshotBuilder<Group> for Builder {
         Ok(Snapshot { meta, snapshot: SnapshotData { path } })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use octopii_vfs::RealVfs;
+
+    use super::*;
+    use crate::group::LeaderId;
+    use crate::kv::{KvCommand, KvResponse, KvStore};
+    use crate::session::ProposalId;
+
+    fn machine(dir: &std::path::Path) -> Machine {
+        let executor = Executor::new(tokio::runtime::Handle::current());
+        let store = SnapshotStore::open(Arc::new(RealVfs), dir).unwrap();
+        Machine::new(executor, store, Box::new(KvStore::new()))
+    }
+
+    fn put(machine: &Machine, index: u64, sequence: u64) -> KvResponse {
+        let id = ProposalId { client: 5, sequence, settled: 0 };
+        let payload = KvCommand::Put { key: b"k".to_vec(), value: vec![sequence as u8] }.encode();
+        let at = LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index };
+        let applied = machine.shared.apply(at, &EntryPayload::Normal(Command { id, payload })).unwrap();
+        let Outcome::Reply(reply) = applied else { panic!("{applied:?}") };
+        KvResponse::decode(&reply).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_copy_is_not_applied_again_even_after_a_snapshot() {
+        let dirs = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut leader = machine(dirs.0.path());
+        assert_eq!(put(&leader, 0, 7), KvResponse::Previous(None));
+        assert_eq!(put(&leader, 1, 7), KvResponse::Previous(None), "the first reply again");
+        assert_eq!(put(&leader, 2, 8), KvResponse::Previous(Some(vec![7])));
+        let snapshot = leader.get_snapshot_builder().await.build_snapshot().await.unwrap();
+
+        let mut follower = machine(dirs.1.path());
+        follower.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap();
+        assert_eq!(put(&follower, 3, 7), KvResponse::Previous(None), "a copy from before the snapshot");
+        assert_eq!(
+            put(&follower, 4, 9),
+            KvResponse::Previous(Some(vec![8])),
+            "nor did it put its old value back"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_announced_snapshot_must_be_the_one_in_the_file() {
+        let dirs = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut leader = machine(dirs.0.path());
+        put(&leader, 0, 1);
+        let snapshot = leader.get_snapshot_builder().await.build_snapshot().await.unwrap();
+        let mut meta = snapshot.meta.clone();
+        meta.last_log_id = meta.last_log_id.map(|id| LogId { index: id.index + 1, ..id });
+        let mut follower = machine(dirs.1.path());
+        assert!(follower.install_snapshot(&meta, snapshot.snapshot).await.is_err());
+        assert_eq!(follower.applied_state().await.unwrap().0, None);
+    }
+
+    #[tokio::test]
+    async fn only_the_newest_snapshot_and_the_one_before_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut machine = machine(dir.path());
+        for index in 0..5 {
+            put(&machine, index, index);
+            machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+        }
+        let count = || octopii_vfs::Vfs::read_dir(&RealVfs, dir.path()).unwrap().len();
+        assert_eq!(count(), 3, "two snapshots and the directory for incoming ones");
+        let store = SnapshotStore::open(Arc::new(RealVfs), dir.path()).unwrap();
+        assert_eq!(store.current().unwrap().0.last_log_id.unwrap().index, 4);
+        assert_eq!(count(), 2);
+    }
+}

@@ -273,8 +273,8 @@ async fn a_machine_that_panics_stops_its_node_and_says_so() {
     assert!(matches!(error, ProposeError::Stopped(_)), "{error:?}");
     assert!(node.consensus.propose(&b"fine"[..]).await.is_err());
     assert!(node.consensus.query(b"fine").await.is_err());
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-    assert_eq!(node.consensus.status().role, Role::Stopped);
+    assert!(start.elapsed() < Duration::from_secs(4), "the deadline is 5 s: {:?}", start.elapsed());
+    eventually("it shows as stopped", || node.consensus.status().role == Role::Stopped).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -286,7 +286,7 @@ async fn requests_to_a_stopped_node_fail_at_once() {
     let start = Instant::now();
     assert!(nodes[0].put("k", "v").await.is_err());
     assert!(consensus.query(b"").await.is_err());
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(4), "the deadline is 5 s: {:?}", start.elapsed());
     assert_eq!(consensus.status().role, Role::Stopped);
     nodes[1].put("k", "v").await.unwrap();
 }
