@@ -1,0 +1,156 @@
+//! Three whole nodes agree.
+
+use std::collections::BTreeMap;
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use octopii::{
+    BootstrapError, Client, ClusterAuthority, Config, IdentitySource, KvCommand, KvQuery, KvResponse,
+    MembershipChange, NodeId, OctopiiNode, OctopiiRuntime, ProposeError, StartError,
+};
+use tempfile::{TempDir, tempdir};
+
+struct Cluster {
+    home: TempDir,
+    authority: ClusterAuthority,
+    runtime: OctopiiRuntime,
+    members: BTreeMap<NodeId, std::net::SocketAddr>,
+}
+
+impl Cluster {
+    fn new() -> Self {
+        let sockets: Vec<_> = (0..3).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+        let members = (1..).zip(sockets.iter().map(|s| s.local_addr().unwrap())).collect();
+        Self {
+            home: tempdir().unwrap(),
+            authority: ClusterAuthority::generate().unwrap(),
+            runtime: OctopiiRuntime::new(2),
+            members,
+        }
+    }
+
+    fn config(&self, id: NodeId) -> Config {
+        Config {
+            bind: self.members[&id],
+            members: self.members.clone(),
+            identity: IdentitySource::Given(self.authority.issue(id).unwrap()),
+            ..Config::new(self.home.path().join(id.to_string()))
+        }
+    }
+
+    async fn start(&self, id: NodeId) -> OctopiiNode {
+        OctopiiNode::start(self.config(id), &self.runtime).await.unwrap()
+    }
+}
+
+fn put(key: &str, value: &str) -> bytes::Bytes {
+    KvCommand::Put { key: key.into(), value: value.into() }.encode()
+}
+
+async fn get(node: &OctopiiNode, key: &str) -> Option<Vec<u8>> {
+    let answer = node.query(&KvQuery::Get { key: key.into() }.encode()).await.unwrap();
+    match KvResponse::decode(&answer).unwrap() {
+        KvResponse::Value(value) => value,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn members_form_a_cluster_in_any_order_and_clients_reach_it_through_any_node() {
+    let cluster = Cluster::new();
+    cluster.runtime.block_on(async {
+        let mut nodes = Vec::new();
+        for id in [3, 1, 2] {
+            nodes.push(cluster.start(id).await);
+        }
+        for node in &nodes {
+            node.joined().await.unwrap();
+        }
+        nodes[0].wait_for_leader(Duration::from_secs(10)).await.unwrap();
+        for (n, node) in nodes.iter().enumerate() {
+            node.propose(put(&format!("key{n}"), "value")).await.unwrap();
+        }
+        for node in &nodes {
+            for n in 0..3 {
+                assert_eq!(get(node, &format!("key{n}")).await.as_deref(), Some(&b"value"[..]));
+            }
+        }
+        assert_eq!(nodes.iter().filter(|node| node.is_leader()).count(), 1);
+        let leader = nodes.iter().find(|node| node.is_leader()).unwrap();
+        assert_eq!(leader.peer_progress().len(), 3);
+
+        // A client that is no member; the first address it knows is dead.
+        let dead = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let known = vec![dead.local_addr().unwrap(), cluster.members[&2]];
+        let identity = cluster.authority.issue(1_000).unwrap();
+        let client = Client::new(&cluster.runtime, &identity, known, Duration::from_secs(8)).unwrap();
+        assert_eq!(client.put(b"by client", b"1").await.unwrap(), None);
+        assert_eq!(client.get(b"by client").await.unwrap().as_deref(), Some(&b"1"[..]));
+        assert_eq!(client.delete(b"by client").await.unwrap().as_deref(), Some(&b"1"[..]));
+        let refused = client.change_membership(&MembershipChange::Promote { id: 99 }).await.unwrap_err();
+        assert!(!refused.message.is_empty());
+        let status = client.status_of(cluster.members[&1]).await.unwrap();
+        assert_eq!((status.members.len(), status.leader), (3, Some(leader.node_id())));
+    });
+}
+
+#[test]
+fn a_wiped_node_is_told_to_come_back_under_a_new_id() {
+    let cluster = Cluster::new();
+    cluster.runtime.block_on(async {
+        let (first, second) = (cluster.start(1).await, cluster.start(2).await);
+        let third = cluster.start(3).await;
+        for node in [&first, &second, &third] {
+            node.joined().await.unwrap();
+        }
+        first.propose(put("key", "value")).await.unwrap();
+        third.shutdown().await;
+        drop(third);
+        let wiped = Config { data_dir: cluster.home.path().join("wiped"), ..cluster.config(3) };
+        let third = loop {
+            match OctopiiNode::start(wiped.clone(), &cluster.runtime).await {
+                Ok(node) => break node,
+                // The port is released a moment after the node is dropped.
+                Err(StartError::Bind(_) | StartError::DataDir(_)) => {
+                    tokio::time::sleep(Duration::from_millis(20)).await
+                }
+                Err(e) => panic!("{e}"),
+            }
+        };
+        let error = third.joined().await.unwrap_err();
+        assert!(matches!(error, BootstrapError::Wiped { node: 3 }), "{error}");
+        first.propose(put("still", "working")).await.unwrap();
+    });
+}
+
+#[test]
+fn a_node_without_consensus_or_quorum_says_so_in_time() {
+    let cluster = Cluster::new();
+    cluster.runtime.block_on(async {
+        let alone = OctopiiNode::start(
+            Config { consensus: false, members: BTreeMap::new(), ..cluster.config(1) },
+            &cluster.runtime,
+        )
+        .await
+        .unwrap();
+        assert!(matches!(alone.propose(put("k", "v")).await, Err(ProposeError::Stopped(_))));
+        assert!(alone.wal().is_none());
+
+        let mut config = cluster.config(2);
+        config.raft.request_timeout = Duration::from_millis(300);
+        let waiting = OctopiiNode::start(config, &cluster.runtime).await.unwrap();
+        let begun = std::time::Instant::now();
+        let error = waiting.propose(put("k", "v")).await.unwrap_err();
+        assert!(matches!(error, ProposeError::NoLeader { .. }), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(5));
+
+        let stranger = Config {
+            identity: IdentitySource::Given(cluster.authority.issue(9).unwrap()),
+            ..cluster.config(3)
+        };
+        assert!(matches!(
+            OctopiiNode::start(stranger, &cluster.runtime).await,
+            Err(StartError::NotAMember(9))
+        ));
+    });
+}

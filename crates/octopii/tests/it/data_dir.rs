@@ -1,0 +1,95 @@
+//! One directory, one node, one identity.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+
+use octopii::{
+    BindError, ClusterAuthority, Config, DataDirError, IdentitySource, OctopiiNode, OctopiiRuntime,
+    StartError,
+};
+use tempfile::tempdir;
+
+use crate::config;
+
+fn start(runtime: &OctopiiRuntime, config: Config) -> Result<OctopiiNode, StartError> {
+    runtime.block_on(OctopiiNode::start(config, runtime))
+}
+
+#[test]
+fn a_second_node_on_one_directory_is_refused_however_the_path_is_spelt() {
+    let home = tempdir().unwrap();
+    let runtime = OctopiiRuntime::new(1);
+    let first = start(&runtime, config(home.path(), "node")).unwrap();
+    let link = home.path().join("link");
+    std::os::unix::fs::symlink(home.path().join("node"), &link).unwrap();
+    for dir in [home.path().join("node"), home.path().join("./node/../node"), link] {
+        let again = Config { data_dir: dir, ..config(home.path(), "node") };
+        let error = start(&runtime, again).unwrap_err();
+        assert!(matches!(error, StartError::DataDir(DataDirError::Locked { .. })), "{error}");
+    }
+    let id = first.node_id();
+    runtime.block_on(first.shutdown());
+    drop(first);
+    // Tasks let go of their handles a moment after the node is dropped.
+    let again = (0..200).find_map(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        start(&runtime, config(home.path(), "node")).ok()
+    });
+    assert_eq!(again.expect("the directory is free again").node_id(), id);
+}
+
+#[test]
+fn a_directory_of_another_node_or_cluster_is_refused_and_left_alone() {
+    let home = tempdir().unwrap();
+    let runtime = OctopiiRuntime::new(1);
+    let dir = home.path().join("node");
+    let authority = ClusterAuthority::generate().unwrap();
+    let with = |identity| Config { identity: IdentitySource::Given(identity), ..Config::new(&dir) };
+    let node = start(&runtime, with(authority.issue(7).unwrap())).unwrap();
+    runtime.block_on(node.shutdown());
+    drop(node);
+    let before = std::fs::read(dir.join("node.toml")).unwrap();
+    let others = [authority.issue(8).unwrap(), ClusterAuthority::generate().unwrap().issue(7).unwrap()];
+    for identity in others {
+        let error = loop {
+            match start(&runtime, with(identity.clone())).unwrap_err() {
+                StartError::DataDir(DataDirError::Locked { .. }) => std::thread::yield_now(),
+                error => break error,
+            }
+        };
+        assert!(matches!(error, StartError::DataDir(DataDirError::NotOurs { .. })), "{error}");
+    }
+    assert_eq!(std::fs::read(dir.join("node.toml")).unwrap(), before);
+}
+
+#[test]
+fn a_node_that_others_can_reach_needs_an_identity() {
+    let home = tempdir().unwrap();
+    let runtime = OctopiiRuntime::new(1);
+    let open = Config { bind: SocketAddr::from(([0, 0, 0, 0], 0)), ..config(home.path(), "node") };
+    let error = start(&runtime, open).unwrap_err();
+    assert!(matches!(error, StartError::DataDir(DataDirError::NoIdentity(_))), "{error}");
+    assert!(error.to_string().contains("octopii cluster issue"), "{error}");
+}
+
+#[test]
+fn secrets_are_for_their_owner_only() {
+    let home = tempdir().unwrap();
+    let runtime = OctopiiRuntime::new(1);
+    let node = start(&runtime, config(home.path(), "node")).unwrap();
+    for secret in [node.data_dir().join("identity.pem"), home.path().join("authority/local-authority.pem")] {
+        let mode = std::fs::metadata(&secret).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{}", secret.display());
+    }
+}
+
+#[test]
+fn a_taken_port_is_told_and_leaves_the_directory_usable() {
+    let home = tempdir().unwrap();
+    let runtime = OctopiiRuntime::new(1);
+    let first = start(&runtime, config(home.path(), "first")).unwrap();
+    let second = Config { bind: first.local_addr(), ..config(home.path(), "second") };
+    let error = start(&runtime, second).unwrap_err();
+    assert!(matches!(error, StartError::Bind(BindError::AddressInUse(_))), "{error}");
+    start(&runtime, config(home.path(), "second")).unwrap();
+}
