@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use octopii_vfs::{FileHandle, FileKind, OpenMode, Vfs};
@@ -40,7 +41,7 @@ pub(crate) struct OpenSource {
 
 #[derive(Debug)]
 enum Content {
-    File { path: PathBuf, file: FileHandle },
+    File { path: PathBuf, file: FileHandle, modified: Option<SystemTime> },
     Memory(Bytes),
 }
 
@@ -67,7 +68,8 @@ impl OpenSource {
                 }
                 let file = vfs.open(&target, OpenMode::Read).map_err(unreadable)?;
                 let size = file.len().map_err(unreadable)?;
-                (Content::File { path: path.clone(), file }, size)
+                let modified = file.modified().map_err(unreadable)?;
+                (Content::File { path: path.clone(), file, modified }, size)
             }
         };
         Ok(Self { content, size, offset: 0, hasher: PrefixHasher::default() })
@@ -86,7 +88,7 @@ impl OpenSource {
         }
         let content = match &self.content {
             Content::Memory(bytes) => bytes.slice(offset as usize..offset as usize + len),
-            Content::File { path, file } => {
+            Content::File { path, file, .. } => {
                 let mut buf = vec![0; len];
                 file.read_exact_at(&mut buf, offset).map_err(|error| match error.kind() {
                     io::ErrorKind::UnexpectedEof => TransferError::SourceChanged(path.clone()),
@@ -106,9 +108,9 @@ impl OpenSource {
     }
 
     fn check_unchanged(&self) -> Result<(), TransferError> {
-        let Content::File { path, file } = &self.content else { return Ok(()) };
-        match file.len() {
-            Ok(len) if len == self.size => Ok(()),
+        let Content::File { path, file, modified } = &self.content else { return Ok(()) };
+        match file.len().and_then(|len| Ok((len, file.modified()?))) {
+            Ok(now) if now == (self.size, *modified) => Ok(()),
             Ok(_) => Err(TransferError::SourceChanged(path.clone())),
             Err(error) => Err(unreadable(path, error).into()),
         }

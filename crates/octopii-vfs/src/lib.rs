@@ -14,6 +14,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 pub use durable::{create_dir_all_durable, read_file, write_file_durable};
 pub use real::RealVfs;
@@ -120,6 +121,11 @@ pub trait VfsFile: Send + Sync + fmt::Debug {
     /// Whether the file is empty.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
+    }
+
+    /// When the content was last changed, as exactly as the file system tells; `None` if it does not.
+    fn modified(&self) -> io::Result<Option<SystemTime>> {
+        Ok(None)
     }
 
     /// Cuts or extends the file to `len` bytes; the extension reads as zeroes.

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustix::fs::{FallocateFlags, FlockOperation, RenameFlags, fallocate, flock, renameat_with, statvfs};
 
@@ -126,6 +127,10 @@ impl VfsFile for RealFile {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.size())
+    }
+
+    fn modified(&self) -> io::Result<Option<SystemTime>> {
+        Ok(self.0.metadata()?.modified().ok())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
