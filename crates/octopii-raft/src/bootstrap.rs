@@ -14,6 +14,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
 use tokio::time::{Instant, timeout_at};
 
+use crate::core::guarded;
 use crate::error::BootstrapError;
 use crate::log::store::LogStore;
 use crate::member::Member;
@@ -39,7 +40,7 @@ pub(crate) async fn bootstrap(
             return Ok(());
         }
         // Answers of earlier rounds do not count: a node that was blank then need not be now.
-        let heard = ask_all(node, members, deadline).await?;
+        let heard = ask_all(node, members).await?;
         for hello in heard.values().filter(|hello| hello.formed) {
             match hello.yours {
                 None => return Err(BootstrapError::NotInCluster { node: me }),
@@ -92,13 +93,11 @@ fn belongs(node: &Leadership) -> Result<bool, BootstrapError> {
 async fn ask_all(
     node: &Leadership,
     members: &BTreeMap<NodeId, SocketAddr>,
-    deadline: Instant,
 ) -> Result<BTreeMap<NodeId, Hello>, BootstrapError> {
-    let wait = deadline.saturating_duration_since(Instant::now()).min(HELLO_TIMEOUT);
     let hello = HelloRequest { from_incarnation: node.gate.incarnation };
     let others = members.iter().filter(|(id, _)| **id != node.gate.node_id);
     let answers = join_all(others.map(|(id, addr)| async move {
-        let answer: Result<Hello, _> = node.client.call(*addr, message::HELLO, &hello, wait).await;
+        let answer: Result<Hello, _> = node.client.call(*addr, message::HELLO, &hello, HELLO_TIMEOUT).await;
         (*id, *addr, answer)
     }));
     let mut heard = BTreeMap::new();
@@ -128,7 +127,7 @@ async fn initialize(
         .iter()
         .map(|(id, addr)| (*id, Member { addr: *addr, incarnation: incarnation(id) }))
         .collect();
-    match node.gate.raft.initialize(members).await {
+    match guarded(node.gate.raft.initialize(members)).await {
         // Not allowed: another member was faster to make us part of a cluster.
         Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
         Err(error) => Err(BootstrapError::Stopped(error.to_string())),

@@ -19,7 +19,7 @@ pub struct RaftConfig {
     /// How long [`propose`](crate::Consensus::propose), [`query`](crate::Consensus::query) and membership changes wait for a
     /// leader and a quorum before they give up. Default 5 s.
     pub request_timeout: Duration,
-    /// How long [`bootstrap`](crate::Consensus::bootstrap) waits for all initial members. Default 30 s.
+    /// How long [`bootstrap`](crate::Consensus::bootstrap) waits for all initial members, to the second. Default 30 s.
     pub bootstrap_timeout: Duration,
     /// How long a follower may take to store and acknowledge one batch of entries. Default 2 s.
     pub append_timeout: Duration,

@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::bootstrap::bootstrap;
 use crate::config::RaftConfig;
+use crate::core::{guarded, shutdown};
 use crate::error::{BootstrapError, MembershipError, ProposeError, QueryError, StartError};
 use crate::group::{Outcome, Raft};
 use crate::log::store::LogStore;
@@ -205,8 +206,7 @@ impl Consensus {
     pub async fn shutdown(&self) {
         let inner = Arc::clone(&self.inner);
         self.run(async move {
-            // The core was cancelled or panicked: it is as stopped as it can be.
-            let _ = inner.raft.shutdown().await;
+            shutdown(&inner.raft).await;
             inner.log.flush_committed();
         })
         .await;
@@ -277,7 +277,7 @@ async fn start(options: ConsensusOptions) -> Result<Inner, StartError> {
     })?;
     // The core publishes what it found on disk before it takes its first question. Until then the membership looks empty, and
     // nobody could be told from an impostor.
-    raft.with_raft_state(|_| ()).await.map_err(|error| StartError::State(error.to_string()))?;
+    guarded(raft.with_raft_state(|_| ())).await.map_err(|error| StartError::State(error.to_string()))?;
     let gate = Gate { node_id, incarnation, raft: raft.clone() };
     let inbox = {
         let gate = gate.clone();
@@ -321,7 +321,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // The transfer's policy still knows the core, so it must be told to end. Nothing happens if it has.
         let raft = self.raft.clone();
-        self.executor.spawn(async move { raft.shutdown().await });
+        self.executor.spawn(async move { shutdown(&raft).await });
     }
 }
 

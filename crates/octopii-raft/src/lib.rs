@@ -16,6 +16,7 @@
 mod bootstrap;
 mod config;
 mod consensus;
+mod core;
 mod error;
 mod group;
 mod kv;

@@ -11,6 +11,7 @@ use openraft::errors::{Fatal, RaftError};
 use openraft::raft::{AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest};
 use openraft::{Snapshot, raft};
 
+use crate::core::guarded;
 use crate::group::Group;
 use crate::log::store::LogStore;
 use crate::network::gate::{Gate, refused};
@@ -74,7 +75,7 @@ impl Service {
                 })?)
             }
         };
-        let mut appended = pin!(self.gate.raft.append_entries(request));
+        let mut appended = pin!(guarded(self.gate.raft.append_entries(request)));
         // The first poll hands the entries to the core, which keeps their order from there; the answer comes when they are
         // durable, and the next request must not wait for that.
         let first = poll_fn(|cx| Poll::Ready(appended.as_mut().poll(cx))).await;
@@ -98,7 +99,7 @@ impl Service {
         request: Addressed<message::VoteRequest>,
     ) -> Answer<message::VoteReply> {
         let request = self.checked_vote(&context, request)?;
-        vote_reply(self.gate.raft.vote(request).await)
+        vote_reply(guarded(self.gate.raft.vote(request)).await)
     }
 
     async fn pre_vote(
@@ -107,7 +108,7 @@ impl Service {
         request: Addressed<message::VoteRequest>,
     ) -> Answer<message::VoteReply> {
         let request = self.checked_vote(&context, request)?;
-        vote_reply(self.gate.raft.pre_vote(request).await)
+        vote_reply(guarded(self.gate.raft.pre_vote(request)).await)
     }
 
     fn checked_vote(
@@ -133,7 +134,7 @@ impl Service {
         let body = request.body;
         self.gate.check_vote(&context, &body.from)?;
         let request = TransferLeaderRequest::new(body.from.into(), body.to, body.last.map(Into::into));
-        Ok(match self.gate.raft.handle_transfer_leader(request).await.map_err(fatal)? {
+        Ok(match guarded(self.gate.raft.handle_transfer_leader(request)).await.map_err(fatal)? {
             Ok(()) => message::TransferReply::Accepted,
             Err(TransferLeaderError::VoteChanged { expected, actual }) => {
                 message::TransferReply::VoteChanged { expected: expected.into(), actual: actual.into() }
@@ -164,7 +165,8 @@ impl Service {
         let snapshot =
             Snapshot { meta: meta.try_into().map_err(malformed)?, snapshot: SnapshotData { path } };
         // Answered when the snapshot is durable under its final name and the machine has its state.
-        let installed = self.gate.raft.install_full_snapshot(vote.into(), snapshot).await.map_err(fatal)?;
+        let installed =
+            guarded(self.gate.raft.install_full_snapshot(vote.into(), snapshot)).await.map_err(fatal)?;
         Ok(installed.vote.into())
     }
 

@@ -1,5 +1,6 @@
 //! Requests that any node takes and the leader answers.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,9 +76,10 @@ impl Asker {
                     Err(_) => return Err(gave_up(start, last)),
                 }
             };
+            let mut attempting = pin!(self.attempt(leader, &member, request, deadline));
             let attempt = tokio::select! {
                 biased;
-                attempt = self.attempt(leader, &member, request, deadline) => attempt,
+                attempt = &mut attempting => attempt,
                 // A leader that is replaced will not answer any more, or not in time. What it was asked may have been done
                 // all the same: proposals carry an id, so that asking again does not do it twice.
                 changed = leaders.changed(Some(leader)) => match changed {
@@ -85,7 +87,12 @@ impl Asker {
                         last = Some(format!("node {leader} is no longer the leader"));
                         continue;
                     }
-                    Err(stopped) => return Err(GaveUp::Stopped(stopped)),
+                    // The attempt, if it was made here, is about to learn why.
+                    Err(stopped) if leader == self.network.node_id => {
+                        let learned = timeout_at(deadline, attempting).await;
+                        learned.unwrap_or(Attempt::Stopped(stopped))
+                    }
+                    Err(stopped) => Attempt::Stopped(stopped),
                 },
                 () = tokio::time::sleep_until(deadline) => {
                     return Err(gave_up(start, Some(format!("node {leader}, the leader, did not answer"))));
@@ -128,7 +135,7 @@ impl Asker {
                 }
                 Request::ReadIndex => self.leadership.read_index().await.map(Answer::ReadIndex),
                 Request::Change(change) => {
-                    self.leadership.change(*change, deadline).await.map(|()| Answer::Changed)
+                    Box::pin(self.leadership.change(*change, deadline)).await.map(|()| Answer::Changed)
                 }
             };
         }

@@ -11,6 +11,7 @@ use openraft::{ChangeMembers, ReadPolicy};
 use tokio::time::Instant;
 
 use crate::config::RaftConfig;
+use crate::core::guarded;
 use crate::group::{Command, Group, Outcome};
 use crate::member::Member;
 use crate::network::gate::Gate;
@@ -41,7 +42,7 @@ pub(crate) struct Leadership {
 impl Leadership {
     /// Commits and applies a command. Waits for a quorum without limit: the caller sets one.
     pub(crate) async fn propose(&self, command: Command) -> Attempt<Outcome> {
-        match self.gate.raft.client_write(command).await {
+        match guarded(self.gate.raft.client_write(command)).await {
             Ok(response) => Attempt::Done(response.data),
             Err(error) => failed(error),
         }
@@ -49,7 +50,7 @@ impl Leadership {
 
     /// The log position up to which a reader must have applied to see every write acknowledged before now.
     pub(crate) async fn read_index(&self) -> Attempt<u64> {
-        match self.gate.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+        match guarded(self.gate.raft.get_read_linearizer(ReadPolicy::ReadIndex)).await {
             Ok(linearizer) => Attempt::Done(linearizer.read_log_id().index()),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => Attempt::NotLeader,
             Err(RaftError::APIError(error)) => Attempt::Failed(error.to_string()),
@@ -94,7 +95,7 @@ impl Leadership {
             }
             None => {}
         }
-        match self.gate.raft.add_learner(id, member, false).await {
+        match guarded(self.gate.raft.add_learner(id, member, false)).await {
             Ok(_) => Attempt::Done(()),
             Err(error) => failed(error),
         }
@@ -153,7 +154,7 @@ impl Leadership {
     }
 
     async fn change_membership(&self, change: ChangeMembers<u64, Member>, retain: bool) -> Attempt<()> {
-        match self.gate.raft.change_membership(change, retain).await {
+        match guarded(self.gate.raft.change_membership(change, retain)).await {
             Ok(_) => Attempt::Done(()),
             Err(error) => failed(error),
         }
@@ -166,7 +167,7 @@ impl Leadership {
         if to == self.gate.node_id {
             return Attempt::Done(());
         }
-        if let Err(error) = self.gate.raft.trigger().transfer_leader(to).await {
+        if let Err(error) = guarded(self.gate.raft.trigger().transfer_leader(to)).await {
             return Attempt::Stopped(error.to_string());
         }
         Attempt::Done(())

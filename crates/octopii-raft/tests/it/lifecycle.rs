@@ -10,7 +10,9 @@ use octopii_raft::{
     BootstrapError, KvStore, ProposeError, QueryError, RaftConfig, Rejected, Role, SnapshotError,
     SnapshotSource, StartError, StateMachine,
 };
+use octopii_rpc::{Bincode, Codec};
 use octopii_vfs::{RealVfs, Vfs};
+use octopii_wal::{Options, WriteAheadLog};
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Node, eventually, form, leader, members};
@@ -145,6 +147,25 @@ async fn forming_a_cluster_fails_clearly() {
     let mut more = both;
     more.insert(3, three.addr());
     assert_eq!(three.consensus.bootstrap(more).await.unwrap_err(), BootstrapError::NotInCluster { node: 3 });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_cluster_forms_around_a_node_that_has_voted_before() {
+    let config = RaftConfig { bootstrap_timeout: Duration::from_millis(700), ..RaftConfig::default() };
+    let mut cluster = Cluster::new(config);
+    {
+        // It voted in a cluster that it never heard of again: someone may hold acknowledged entries.
+        let wal = WriteAheadLog::open(cluster.dir_of(2).join("wal"), Options::default()).unwrap();
+        let vote = Bincode::encode(&(1u64, 1u64, false)).unwrap();
+        wal.topic("raft").unwrap().set_metadata("vote", vote).unwrap().wait().unwrap();
+    }
+    let nodes = [cluster.start(1).await, cluster.start(2).await];
+    let members = members(&nodes);
+    for node in &nodes {
+        let error = node.consensus.bootstrap(members.clone()).await.unwrap_err();
+        assert!(matches!(error, BootstrapError::NotFormed { .. }), "{error:?}");
+        assert!(node.consensus.status().members.is_empty());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -25,6 +25,19 @@ async fn every_node_takes_proposals_and_answers_queries() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_is_never_older_than_the_last_acknowledgement() {
+    let (_cluster, nodes) = Cluster::of_three(RaftConfig::default()).await;
+    let writer = &nodes[leader(&nodes).await];
+    for i in 0..60 {
+        writer.put("k", &i.to_string()).await.unwrap();
+        let reads = nodes.iter().map(|reader| reader.get("k"));
+        for (reader, value) in nodes.iter().zip(futures_util::future::join_all(reads).await) {
+            assert_eq!(value, Some(i.to_string()), "on node {}", reader.id);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rejected_command_is_an_error_for_its_proposer_alone() {
     let (_cluster, nodes) = Cluster::of_three(RaftConfig::default()).await;
     for node in &nodes {
