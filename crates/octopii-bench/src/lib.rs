@@ -1,1 +1,0 @@
-//! Workloads that measure each layer against the machine's own limits.
