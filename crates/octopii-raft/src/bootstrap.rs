@@ -42,12 +42,10 @@ pub(crate) async fn bootstrap(
         // Answers of earlier rounds do not count: a node that was blank then need not be now.
         let heard = ask_all(node, members).await?;
         for hello in heard.values().filter(|hello| hello.formed) {
-            match hello.yours {
+            match hello.known {
                 None => return Err(BootstrapError::NotInCluster { node: me }),
-                Some(incarnation) if incarnation != node.gate.incarnation => {
-                    return Err(BootstrapError::Wiped { node: me });
-                }
-                Some(_) => {}
+                Some(false) => return Err(BootstrapError::Wiped { node: me }),
+                Some(true) => {}
             }
         }
         let missing: Vec<_> =

@@ -100,8 +100,8 @@ pub(crate) struct Hello {
     pub(crate) blank: bool,
     /// Whether this node knows of a cluster.
     pub(crate) formed: bool,
-    /// The incarnation that this node's membership has for the asker.
-    pub(crate) yours: Option<u64>,
+    /// Whether this node's membership knows the asker by the incarnation it asked with; `None` if it does not know it at all.
+    pub(crate) known: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

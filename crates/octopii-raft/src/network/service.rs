@@ -192,13 +192,13 @@ impl Service {
         reply(self.leadership.change(request.body, context.deadline).await, |()| Reply::Changed)
     }
 
-    async fn hello(&self, context: Context, _request: message::HelloRequest) -> Answer<Hello> {
+    async fn hello(&self, context: Context, request: message::HelloRequest) -> Answer<Hello> {
         Ok(Hello {
             node: self.gate.node_id,
             incarnation: self.gate.incarnation,
             blank: self.log.is_blank(),
             formed: self.gate.membership().nodes().next().is_some(),
-            yours: self.gate.member(context.peer.node_id).map(|member| member.incarnation),
+            known: self.gate.member(context.peer.node_id).map(|m| m.incarnation == request.from_incarnation),
         })
     }
 }
