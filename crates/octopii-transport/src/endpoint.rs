@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{AckFrequencyConfig, MtuDiscoveryConfig, TransportConfig};
+use quinn_proto::HashedConnectionIdGenerator;
 
 use crate::accept::{Dispatch, accept_connections};
 use crate::pool::Pool;
@@ -70,7 +71,12 @@ impl Endpoint {
         // The one stream on which the accepting side says that it has admitted us.
         client.transport_config(Arc::new(transport_config(&options, mtu, 1)));
         let mut config = quinn::EndpointConfig::new(tls::reset_key(identity));
-        config.max_udp_payload_size(mtu).expect("both sizes are legal").rng_seed(options.rng_seed);
+        let cid_key = tls::connection_id_key(identity);
+        config
+            .max_udp_payload_size(mtu)
+            .expect("both sizes are legal")
+            .rng_seed(options.rng_seed)
+            .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
 
         let entered = executor.handle().enter();
         let mut quic = quinn::Endpoint::new_with_abstract_socket(

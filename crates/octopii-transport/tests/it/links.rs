@@ -3,7 +3,9 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use octopii_transport::{BindError, ClusterAuthority, ConnectError, EndpointOptions, StreamKind};
+use octopii_transport::{
+    BindError, ClusterAuthority, ConnectError, Endpoint, EndpointOptions, Executor, StreamKind,
+};
 
 use crate::{endpoint, endpoint_with};
 
@@ -46,7 +48,7 @@ async fn a_restarted_peer_is_found_again_at_once() {
     let again = loop {
         let options = EndpointOptions { bind: addr, ..EndpointOptions::default() };
         let identity = authority.issue(2).unwrap();
-        match octopii_transport::Endpoint::bind(a.executor(), &identity, options) {
+        match Endpoint::bind(a.executor(), &identity, options) {
             Ok(endpoint) => break endpoint,
             Err(BindError::AddressInUse(_)) => tokio::time::sleep(Duration::from_millis(5)).await,
             Err(e) => panic!("{e}"),
@@ -64,8 +66,8 @@ async fn a_peer_that_died_without_a_word_is_reached_on_the_connection_it_makes_n
     let a = endpoint(&authority, 1);
     let old_threads =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let b = octopii_transport::Endpoint::bind(
-        &octopii_transport::Executor::new(old_threads.handle().clone()),
+    let b = Endpoint::bind(
+        &Executor::new(old_threads.handle().clone()),
         &authority.issue(2).unwrap(),
         EndpointOptions::default(),
     )
@@ -78,7 +80,7 @@ async fn a_peer_that_died_without_a_word_is_reached_on_the_connection_it_makes_n
     drop(b);
     let again = loop {
         let options = EndpointOptions { bind: addr, ..EndpointOptions::default() };
-        match octopii_transport::Endpoint::bind(a.executor(), &authority.issue(2).unwrap(), options) {
+        match Endpoint::bind(a.executor(), &authority.issue(2).unwrap(), options) {
             Ok(endpoint) => break endpoint,
             Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
         }
@@ -89,6 +91,44 @@ async fn a_peer_that_died_without_a_word_is_reached_on_the_connection_it_makes_n
     let (_send, _recv) = a.connect(addr).await.unwrap().open(StreamKind::Rpc).await.unwrap();
     let reached = tokio::time::timeout(Duration::from_secs(3), acceptor.accept()).await;
     assert!(reached.expect("the new connection is used").is_some());
+}
+
+/// A killed peer that is back but has no reason to dial (a client's server) answers what still comes on an old connection
+/// with a reset: whoever waits for an answer there learns at once that none will come, not after the idle timeout.
+#[tokio::test]
+async fn a_peer_that_died_without_a_word_disowns_the_old_connection_when_it_is_back() {
+    let authority = ClusterAuthority::generate().unwrap();
+    let a = endpoint(&authority, 1);
+    let identity = authority.issue(2).unwrap();
+    // Whichever side dialled.
+    for peer_dials in [false, true] {
+        let old_threads =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let executor = Executor::new(old_threads.handle().clone());
+        let b = Endpoint::bind(&executor, &identity, EndpointOptions::default()).unwrap();
+        let addr = b.local_addr();
+        let _acceptor = b.acceptor(StreamKind::Rpc).unwrap();
+        if peer_dials {
+            b.connect(a.local_addr()).await.unwrap();
+        }
+        let old = a.connect(addr).await.unwrap();
+        let (mut send, mut recv) = old.open(StreamKind::Rpc).await.unwrap();
+        // Its tasks end before anything can be sent.
+        old_threads.shutdown_background();
+        drop(b);
+        let _again = loop {
+            let options = EndpointOptions { bind: addr, ..EndpointOptions::default() };
+            match Endpoint::bind(a.executor(), &identity, options) {
+                Ok(endpoint) => break endpoint,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        };
+        assert!(!old.is_closed(), "the old connection ended by itself, so this test shows nothing");
+        send.write_frame(b"are you there?").await.unwrap();
+        let answer = tokio::time::timeout(Duration::from_secs(3), recv.read_frame(100)).await;
+        answer.expect("the old connection still looks alive").expect_err("nobody can answer on it");
+        assert!(!a.connect(addr).await.unwrap().is_closed());
+    }
 }
 
 #[tokio::test]
@@ -121,7 +161,7 @@ async fn a_taken_port_is_named_in_the_error() {
     let a = endpoint(&authority, 1);
     let options = EndpointOptions { bind: a.local_addr(), ..EndpointOptions::default() };
     let identity = authority.issue(2).unwrap();
-    let error = octopii_transport::Endpoint::bind(a.executor(), &identity, options).unwrap_err();
+    let error = Endpoint::bind(a.executor(), &identity, options).unwrap_err();
     assert!(matches!(error, BindError::AddressInUse(addr) if addr == a.local_addr()), "{error}");
 }
 
