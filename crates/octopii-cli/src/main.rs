@@ -30,13 +30,15 @@ use crate::args::{Args, Command};
 use crate::exit::Failure;
 use crate::output::Output;
 
+/// What a node cannot do for good is also what its command fails with, and said there.
+const DEFAULT_LOG: &str = "warn,quinn=error,openraft=off,octopii::node=off";
+
 /// Threads for Octopii's own work. One endpoint is one task, so more would not make a single node faster.
 const THREADS: usize = 2;
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let filter = EnvFilter::try_from_env("OCTOPII_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("warn,quinn=error,openraft=off"));
+    let filter = EnvFilter::try_from_env("OCTOPII_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
     let output = Output::new(args.json);
     let outcome = OctopiiRuntime::try_new(THREADS)

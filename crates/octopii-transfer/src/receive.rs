@@ -378,10 +378,10 @@ async fn respond(
         tokio::select! {
             biased;
             message = &mut last => {
-                return match message {
-                    Ok(message) => answer_and_finish(&mut send, &message).await,
-                    Err(_) => Ok(()),
-                };
+                let Ok(message) = message else { return Ok(()) };
+                answer_and_finish(&mut send, &message).await?;
+                // Until the last word has arrived, this transfer is not over: see `Transfer::drain`.
+                return send.stopped().await.map(|_| ());
             }
             () = tokio::time::sleep(PROGRESS_PERIOD) => {
                 send.write_all(&wire::progress(verified.load(Ordering::Relaxed))).await?;

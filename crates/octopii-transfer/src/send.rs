@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use octopii_transport::{Connection, Executor, RecvStream, SendStream, StreamError, StreamKind};
+use octopii_transport::{
+    ConnectError, Connection, Executor, RecvStream, SendStream, StreamError, StreamKind,
+};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -116,6 +118,8 @@ struct Flight {
     activity: Activity,
     sent: AtomicU64,
     verified: AtomicU64,
+    /// Whether the receiver could be reached at all.
+    connected: AtomicBool,
     /// From here on the receiver may have everything.
     done: AtomicBool,
 }
@@ -148,6 +152,9 @@ pub(crate) async fn send(
         None => sending.run(source).await?,
         Some(after) => match timeout(after.saturating_sub(started.elapsed()), sending.run(source)).await {
             Ok(result) => result?,
+            Err(_) if !sending.flight.connected.load(Ordering::Relaxed) => {
+                return Err(ConnectError::Unreachable(addr).into());
+            }
             Err(_) => {
                 let bytes = sending.flight.verified.load(Ordering::Relaxed);
                 return Err(sending.unknown_if_done(TransferError::Timeout { after, bytes }));
@@ -161,6 +168,7 @@ pub(crate) async fn send(
 impl Sending {
     async fn run(&self, source: OpenSource) -> Result<Acknowledgement, TransferError> {
         let connection = self.shared.endpoint.connect(self.addr).await?;
+        self.flight.connected.store(true, Ordering::Relaxed);
         let digest = Arc::new(std::sync::OnceLock::new());
         let ack = match self.exchange(&connection, source, &digest).await {
             Err(error) if self.flight.done.load(Ordering::Relaxed) && may_have_arrived(&error) => {

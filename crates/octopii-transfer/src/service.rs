@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use octopii_transport::{Acceptor, Endpoint, Executor, StreamKind};
 use octopii_vfs::Vfs;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
 
 use crate::budget::MemoryBudget;
 use crate::registry::Registry;
@@ -73,8 +74,18 @@ pub(crate) struct Shared {
     pub(crate) resources: Arc<Resources>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) slots: Arc<Semaphore>,
+    phase: watch::Sender<Phase>,
     policies: RwLock<BTreeMap<String, Arc<dyn ReceivePolicy>>>,
     swept: Mutex<BTreeSet<PathBuf>>,
+}
+
+/// How far the service is from its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// Nothing new is taken; what is being received goes on.
+    Draining,
+    Ended,
 }
 
 /// Streams that have not made their offer yet, or ask a status: this many per slot.
@@ -97,6 +108,7 @@ impl Transfer {
             resources: Arc::new(Resources { vfs, memory, leave_free: options.leave_free }),
             registry: Registry::new(options.remembered),
             slots: Arc::new(Semaphore::new(options.max_incoming)),
+            phase: watch::Sender::new(Phase::Serving),
             policies: RwLock::default(),
             swept: Mutex::default(),
             options,
@@ -148,6 +160,26 @@ impl Transfer {
         executor.run(asking).await.unwrap_or(Err(TransferError::ShuttingDown))
     }
 
+    /// Takes no more offers and waits, at most `limit`, until what is being received has been received and its senders have
+    /// their acknowledgements. Sending is not affected. Idempotent; cancel-safe.
+    pub async fn drain(&self, limit: Duration) {
+        let shared = Arc::clone(&self.service.shared);
+        let draining = async move {
+            shared.phase.send_if_modified(|phase| {
+                let serving = *phase == Phase::Serving;
+                if serving {
+                    *phase = Phase::Draining;
+                }
+                serving
+            });
+            let mut phase = shared.phase.subscribe();
+            // Running out of time cuts off what is left, as the end of the service would.
+            let _ = timeout(limit, phase.wait_for(|phase| *phase == Phase::Ended)).await;
+        };
+        // `None`: the runtime is gone, and every transfer with it.
+        self.executor().clone().run(draining).await.unwrap_or(());
+    }
+
     /// Where the service's tasks run.
     pub fn executor(&self) -> &Executor {
         &self.service.shared.executor
@@ -189,22 +221,26 @@ impl fmt::Debug for Shared {
 /// Serves every incoming stream in a task of its own. The tasks live in this one, so they end with it.
 async fn accept_streams(shared: Arc<Shared>, mut acceptor: Acceptor) {
     let pending = shared.options.max_incoming.saturating_mul(PENDING_PER_SLOT);
+    let mut phase = shared.phase.subscribe();
+    let mut draining = false;
     let mut tasks = JoinSet::new();
-    loop {
+    while !(draining && tasks.is_empty()) {
         tokio::select! {
             biased;
+            _ = phase.wait_for(|phase| *phase == Phase::Draining), if !draining => draining = true,
             Some(ended) = tasks.join_next() => {
                 if let Err(e) = ended && e.is_panic() {
                     tracing::error!("a receive policy panicked; its transfer was given up");
                 }
             }
             // Beyond this many, streams wait in the transport's bounded queue.
-            incoming = acceptor.accept(), if tasks.len() < pending => {
-                let Some(incoming) = incoming else { return };
+            incoming = acceptor.accept(), if !draining && tasks.len() < pending => {
+                let Some(incoming) = incoming else { break };
                 tasks.spawn_on(receive::serve(Arc::clone(&shared), incoming), shared.executor.handle());
             }
         }
     }
+    shared.phase.send_replace(Phase::Ended);
 }
 
 /// A task that ends with its handle.

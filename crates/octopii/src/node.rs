@@ -424,13 +424,15 @@ impl OctopiiNode {
         self.parts.consensus.as_ref()?.wait_for_leader(timeout).await
     }
 
-    /// Ends the node in order: consensus, then the connections (peers are told), then the log, which is synced. Idempotent;
-    /// takes at most a few seconds. Other handles then get errors.
+    /// Ends the node in order: consensus, then incoming transfers (those that end within 2 s are acknowledged), then the
+    /// connections (peers are told), then the log, which is synced. Idempotent; takes at most a few seconds. Other handles
+    /// then get errors.
     pub async fn shutdown(&self) {
         self.parts.joining.abort();
         if let Some(consensus) = &self.parts.consensus {
             consensus.shutdown().await;
         }
+        self.parts.transfer.drain(DRAIN_TIMEOUT).await;
         self.parts.endpoint.close(CLOSE_TIMEOUT).await;
         if let Some(wal) = self.parts.wal.clone() {
             let executor = self.executor().clone();
@@ -449,6 +451,9 @@ impl OctopiiNode {
 }
 
 const NO_CONSENSUS: &str = "this node was configured without consensus";
+
+/// Transfers that end within this are acknowledged; others are cut off and can be sent again.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Peers have this long to be told that the node stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -108,5 +108,26 @@ async fn a_peer_that_does_not_answer_is_a_typed_error() {
     let options = SendOptions { timeout: Some(Duration::from_millis(300)), ..SendOptions::new("file") };
     let source = ChunkSource::Memory("x".into());
     let error = a.transfer.send(deaf.local_addr().unwrap(), &source, options).await.unwrap_err();
-    assert!(matches!(error, TransferError::Timeout { bytes: 0, .. }), "{error}");
+    assert!(matches!(error, TransferError::Connect(_)), "{error}");
+}
+
+/// `octopii recv --count 1` once stopped between storing the file and telling its sender, who then waited half a minute
+/// and learned nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_drains_before_it_stops_leaves_no_sender_in_doubt() {
+    for _ in 0..20 {
+        let (a, b) = (Node::new(1), Node::new(2));
+        let arrivals = b.open_inbox();
+        let to = b.addr();
+        let source = ChunkSource::Memory(content(3 * BLOCK).into());
+        let sending =
+            tokio::spawn(async move { a.transfer.send(to, &source, SendOptions::new("file")).await });
+        // Told by the policy, before the acknowledgement is sent.
+        tokio::task::spawn_blocking(move || arrivals.recv().unwrap()).await.unwrap();
+        b.transfer.drain(Duration::from_secs(5)).await;
+        b.transfer.drain(Duration::from_secs(5)).await;
+        b.endpoint.close(Duration::from_secs(1)).await;
+        sending.await.unwrap().expect("acknowledged");
+        assert!(b.transfer.is_closed());
+    }
 }
