@@ -1,0 +1,118 @@
+//! What users get wrong: one clear line each, a code that is not 0, nothing half-written.
+
+use std::time::Instant;
+
+use crate::{Home, failed, free_addresses, succeeded};
+
+#[test]
+fn sending_what_cannot_be_sent() {
+    let home = Home::new();
+    failed(&home.run(&["send", "missing.dat", "127.0.0.1:9"]), 1, "missing.dat");
+    std::fs::create_dir(home.path().join("folder")).unwrap();
+    failed(&home.run(&["send", "folder", "127.0.0.1:9"]), 1, "folder is not a file");
+    assert!(!home.path().join("state").exists(), "an identity was made for a command that could not run");
+}
+
+#[test]
+fn nobody_at_the_other_end() {
+    let home = Home::new();
+    std::fs::write(home.path().join("file"), b"content").unwrap();
+    let nobody = free_addresses(1)[0].to_string();
+    let begun = Instant::now();
+    let output = home.run(&["send", "file", &nobody, "--timeout", "2s"]);
+    failed(&output, 1, "the file reached nobody");
+    assert!(crate::stdout(&output).contains("no answer"), "{}", crate::stdout(&output));
+    failed(&home.run(&["kv", "get", "key", "--node", &nobody, "--timeout", "1s"]), 4, &nobody);
+    failed(&home.run(&["cluster", "status", "--node", &nobody, "--timeout", "1s"]), 4, "no node answers");
+    assert!(begun.elapsed().as_secs() < 20);
+}
+
+#[test]
+fn directories_and_ports_that_are_taken() {
+    let home = Home::new();
+    let bind = free_addresses(1)[0].to_string();
+    let _node = home.start(&["node", "--data-dir", "one", "--id", "1", "--bind", &bind]);
+    failed(&home.run(&["node", "--data-dir", "one", "--id", "1"]), 1, "in use by another node");
+    failed(&home.run(&["node", "--data-dir", "two", "--id", "2", "--bind", &bind]), 1, "already in use");
+    failed(&home.run(&["recv", ".", "--bind", &bind]), 1, "already in use");
+    std::fs::write(home.path().join("plain"), b"not a directory").unwrap();
+    failed(&home.run(&["node", "--data-dir", "plain"]), 1, "plain");
+    failed(&home.run(&["recv", "plain"]), 1, "plain is not a directory");
+    failed(&home.run(&["recv", "nowhere"]), 1, "nowhere");
+    assert!(!home.path().join("nowhere").exists());
+}
+
+#[test]
+fn a_data_directory_of_another_node() {
+    let home = Home::new();
+    drop(home.start(&["node", "--data-dir", "one", "--id", "1"]));
+    failed(&home.run(&["node", "--data-dir", "one", "--id", "2"]), 1, "belongs to node 1");
+    // A log without the record of whose it is was not made here.
+    std::fs::remove_file(home.path().join("one/node.toml")).unwrap();
+    failed(&home.run(&["node", "--data-dir", "one", "--id", "1"]), 1, "node.toml is damaged");
+}
+
+#[test]
+fn addresses_and_configurations_that_make_no_sense() {
+    let home = Home::new();
+    let member_of_another = ["node", "--id", "1", "--data-dir", "d", "--member", "2=127.0.0.1:4702"];
+    failed(&home.run(&member_of_another), 1, "not among the members");
+    failed(&home.run(&["node", "--bind", "0.0.0.0:0", "--data-dir", "d2"]), 1, "octopii cluster issue");
+    failed(&home.run(&["node", "--config", "none.toml"]), 1, "none.toml");
+    std::fs::write(home.path().join("bad.toml"), "bynd = 1").unwrap();
+    let output = home.run(&["node", "--config", "bad.toml"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(crate::stderr(&output).contains("bynd"), "{}", crate::stderr(&output));
+    // Usage mistakes are clap's: code 2.
+    assert_eq!(home.run(&["node", "--member", "one"]).status.code(), Some(2));
+    assert_eq!(home.run(&["send", "file"]).status.code(), Some(2));
+    assert_eq!(home.run(&["send", "file", "localhost"]).status.code(), Some(2));
+    assert_eq!(home.run(&[]).status.code(), Some(2));
+}
+
+#[test]
+fn logs_that_are_none_and_logs_that_are_damaged() {
+    let home = Home::new();
+    failed(&home.run(&["wal", "inspect", "nowhere"]), 1, "nowhere is not a directory");
+    failed(&home.run(&["wal", "inspect", "."]), 1, "holds no log");
+    let bind = free_addresses(1)[0].to_string();
+    let member = format!("1={bind}");
+    let mut node =
+        home.start(&["node", "--data-dir", "one", "--id", "1", "--bind", &bind, "--member", &member]);
+    assert_eq!(node.line()["event"], "ready");
+    for n in 0..20 {
+        succeeded(&home.run(&["kv", "put", &format!("key{n}"), "value", "--node", &bind]));
+    }
+    let live = succeeded(&home.run(&["wal", "inspect", "one"]));
+    assert!(live.contains("topic raft") && live.contains("every record verified"), "{live}");
+    node.kill();
+    let segment = std::fs::read_dir(home.path().join("one/wal"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.is_file() && std::fs::metadata(path).unwrap().len() > 100_000)
+        .expect("a segment");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    // In the middle of what was acknowledged, not in its last page.
+    let end = bytes.iter().rposition(|b| *b != 0).unwrap();
+    bytes[end / 2 / 4096 * 4096 + 40] ^= 0x10;
+    std::fs::write(&segment, &bytes).unwrap();
+    let output = home.run(&["wal", "inspect", "one"]);
+    assert_eq!(output.status.code(), Some(1), "{}", crate::stdout(&output));
+    failed(&home.run(&["node", "--data-dir", "one", "--id", "1", "--bind", &bind]), 1, "damaged");
+    assert_eq!(std::fs::read(&segment).unwrap(), bytes, "a damaged log was changed");
+}
+
+#[test]
+fn secrets_are_never_overwritten_and_need_their_authority() {
+    let home = Home::new();
+    succeeded(&home.run(&["cluster", "init", "--authority", "ca.pem"]));
+    failed(&home.run(&["cluster", "init", "--authority", "ca.pem"]), 1, "ca.pem");
+    failed(
+        &home.run(&["cluster", "issue", "--authority", "none.pem", "--id", "1", "--out", "n.pem"]),
+        1,
+        "none.pem",
+    );
+    succeeded(&home.run(&["cluster", "issue", "--authority", "ca.pem", "--id", "1", "--out", "n.pem"]));
+    failed(&home.run(&["node", "--identity", "ca.pem", "--data-dir", "d"]), 1, "ca.pem");
+    failed(&home.run(&["node", "--identity", "n.pem", "--id", "2", "--data-dir", "d"]), 1, "node 1");
+}

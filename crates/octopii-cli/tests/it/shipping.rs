@@ -1,0 +1,70 @@
+//! `send` and `recv`.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::{Home, failed, free_addresses, stdout, succeeded};
+
+fn sha256sum(path: &std::path::Path) -> String {
+    let output = Command::new("sha256sum").arg(path).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().split_whitespace().next().unwrap().to_owned()
+}
+
+#[test]
+fn a_file_reaches_several_receivers_with_the_digest_that_sha256sum_prints() {
+    let home = Home::new();
+    let file = home.path().join("big file.dat");
+    let content: Vec<u8> =
+        (0..5_000_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    std::fs::write(&file, &content).unwrap();
+    let digest = sha256sum(&file);
+    let addresses: Vec<_> = free_addresses(2).iter().map(ToString::to_string).collect();
+    let mut receivers = Vec::new();
+    for (n, address) in addresses.iter().enumerate() {
+        let dir = format!("in{n}");
+        std::fs::create_dir(home.path().join(&dir)).unwrap();
+        receivers.push(home.start(&["recv", &dir, "--bind", address, "--count", "1"]));
+    }
+    let output = home.run(&["--json", "send", "big file.dat", &addresses[0], &addresses[1]]);
+    for line in succeeded(&output).lines() {
+        let result: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(
+            (&result["success"], &result["sha256"]),
+            (&Value::Bool(true), &Value::from(digest.clone()))
+        );
+        assert_eq!(result["bytes"], content.len());
+    }
+    for (n, receiver) in receivers.iter_mut().enumerate() {
+        let received = receiver.line();
+        assert_eq!(received["sha256"], digest.as_str());
+        assert!(receiver.child.wait().unwrap().success());
+        assert_eq!(sha256sum(&home.path().join(format!("in{n}/big file.dat"))), digest);
+    }
+}
+
+#[test]
+fn one_peer_that_is_not_there_is_told_and_the_other_gets_the_file() {
+    let home = Home::new();
+    std::fs::write(home.path().join("file"), vec![1; 100_000]).unwrap();
+    std::fs::create_dir(home.path().join("in")).unwrap();
+    let addresses: Vec<_> = free_addresses(2).iter().map(ToString::to_string).collect();
+    let _receiver = home.start(&["recv", "in", "--bind", &addresses[0]]);
+    let output = home.run(&["send", "file", &addresses[0], &addresses[1], "--timeout", "3s"]);
+    failed(&output, 1, "did not reach 1 of 2 peers");
+    assert!(stdout(&output).contains("durable"), "{}", stdout(&output));
+    assert!(home.path().join("in/file").exists());
+}
+
+#[test]
+fn a_stranger_neither_sends_nor_receives() {
+    let (home, elsewhere) = (Home::new(), Home::new());
+    std::fs::create_dir(home.path().join("in")).unwrap();
+    std::fs::write(elsewhere.path().join("file"), b"let me in").unwrap();
+    let address = free_addresses(1)[0].to_string();
+    let _receiver = home.start(&["recv", "in", "--bind", &address]);
+    let output = elsewhere.run(&["send", "file", &address]);
+    failed(&output, 1, "reached nobody");
+    assert!(stdout(&output).contains("not a member of this cluster"), "{}", stdout(&output));
+    assert_eq!(std::fs::read_dir(home.path().join("in")).unwrap().count(), 0);
+}
