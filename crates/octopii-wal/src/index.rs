@@ -108,3 +108,58 @@ impl Index {
         (self.first < known_from).then_some(self.first..known_from)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(n: u64) -> Location {
+        Location { segment: n / 10, offset: n as u32, len: 1 }
+    }
+
+    #[test]
+    fn entries_are_found_across_segments_after_truncating_and_purging() {
+        let mut index = Index::default();
+        (0..35).for_each(|n| index.push(at(n)));
+        index.truncate(27);
+        index.purge(12);
+        assert_eq!((index.first(), index.next(), index.oldest_segment()), (12, 27, Some(1)));
+        assert_eq!((index.get(11), index.get(27)), (None, None));
+        for n in 12..27 {
+            assert_eq!(index.get(n), Some(at(n)));
+        }
+        index.truncate(20);
+        index.push(at(99));
+        assert_eq!((index.get(19), index.get(20)), (Some(at(19)), Some(at(99))));
+        index.purge(20);
+        assert_eq!(index.oldest_segment(), Some(9));
+        index.purge(50);
+        assert_eq!((index.first(), index.next(), index.oldest_segment()), (50, 50, None));
+        index.push(at(3));
+        assert_eq!(index.get(50), Some(at(3)));
+        index.truncate(0);
+        assert_eq!((index.first(), index.next()), (50, 50));
+    }
+
+    #[test]
+    fn entries_of_missing_segments_are_a_hole_until_they_are_dropped() {
+        let mut index = Index::default();
+        index.set_bounds(5, 10);
+        index.push(at(1));
+        assert_eq!(index.hole(), Some(5..10));
+        assert_eq!((index.get(7), index.get(10)), (None, Some(at(1))));
+        index.purge(8);
+        assert_eq!(index.hole(), Some(8..10));
+        let mut purged = Index::default();
+        purged.set_bounds(5, 10);
+        purged.purge(10);
+        assert_eq!(purged.hole(), None);
+        let mut truncated = Index::default();
+        truncated.set_bounds(5, 10);
+        truncated.truncate(7);
+        truncated.push(at(1));
+        assert_eq!(truncated.hole(), Some(5..7));
+        truncated.purge(7);
+        assert_eq!((truncated.hole(), truncated.get(7)), (None, Some(at(1))));
+    }
+}

@@ -10,6 +10,9 @@ use crate::error::OpenError;
 use crate::recovery::{self, Tail};
 use crate::scan::SegmentFile;
 
+/// Inspections of a log that changes under our eyes are tried this often.
+const TRIES: usize = 100;
+
 /// What [`inspect`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -63,15 +66,16 @@ pub struct TopicInfo {
 /// As [`WriteAheadLog::open`](crate::WriteAheadLog::open), above all [`OpenError::Damaged`].
 pub fn inspect(dir: impl AsRef<Path>, vfs: &Arc<dyn Vfs>) -> Result<Inspection, OpenError> {
     let dir = dir.as_ref();
-    // A live log may begin and remove segments between listing and reading them. Each try sees a later state.
-    let mut outcome = inspect_once(dir, vfs);
-    for _ in 0..5 {
-        if outcome.is_ok() {
-            break;
+    // A live log may begin, fill and remove segments while they are listed and read, which can look like damage. What is
+    // really damaged looks the same twice.
+    let mut before = String::new();
+    for _ in 0..TRIES {
+        match inspect_once(dir, vfs) {
+            Err(error) if error.to_string() != before => before = error.to_string(),
+            outcome => return outcome,
         }
-        outcome = inspect_once(dir, vfs);
     }
-    outcome
+    inspect_once(dir, vfs)
 }
 
 fn inspect_once(dir: &Path, vfs: &Arc<dyn Vfs>) -> Result<Inspection, OpenError> {

@@ -1,4 +1,42 @@
 //! A durable, topic-isolated write-ahead log with group commit.
+//!
+//! Entries go to named topics; all topics of a log share one stream of segment files, so one `fdatasync` commits what
+//! the writers of every topic are waiting for. There is no async runtime in here: a [`Ticket`] can be waited for by a
+//! thread or awaited in any executor.
+//!
+//! ```
+//! use octopii_wal::{Options, WriteAheadLog};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! let log = WriteAheadLog::open(dir.path().join("wal"), Options::default())?;
+//! let orders = log.topic("orders")?;
+//! let ticket = orders.append("three pieces")?;
+//! assert_eq!(ticket.index(), Some(0));
+//! ticket.wait()?; // durable from here on
+//! assert_eq!(orders.read(0)?.unwrap(), "three pieces");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What is guaranteed
+//!
+//! With [`Durability::Synced`], the default, and a disk that keeps what it has confirmed:
+//!
+//! - **After a crash of the process or a power cut** every operation whose ticket was fulfilled is there. Of the others a
+//!   prefix is there, in the order in which they were called: none before an operation that is missing. A [`Batch`] is
+//!   there as a whole or not at all. What was there after one recovery is there after the next.
+//! - **On a full disk** operations fail with [`Error::StorageFull`] and are not in the log; nothing acknowledged is
+//!   touched. Purging, truncating and metadata still work as long as the space kept for them in the segment lasts (an
+//!   eighth of the segment, at most 64 KiB), and appending works again when there is space.
+//! - **When a write or a sync fails** everything not yet acknowledged fails with [`Error::Poisoned`] and may or may not be
+//!   there after the log is opened again. A failed sync is never tried again.
+//! - **A flipped bit or a missing segment** is an error that names the place, [`OpenError::Damaged`] or
+//!   [`Error::Damaged`], and never wrong data. One exception: in a log that was *not* closed in good order, damage within
+//!   the very last commit looks like a write that was interrupted, and that commit is dropped.
+//! - **Two logs on one directory** cannot be: the second one gets [`OpenError::Locked`].
+//!
+//! The bytes on disk are described in `docs/formats/wal.md` of the repository, the rest in `docs/WAL.md`.
 
 mod batch;
 mod committer;

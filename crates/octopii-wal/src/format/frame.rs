@@ -67,3 +67,37 @@ fn checksum(header: &[u8], salt: u64, offset: u64) -> u32 {
     let crc = crc32c::crc32c_append(crc, &salt.to_le_bytes());
     crc32c::crc32c_append(crc, &offset.to_le_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: FrameHeader =
+        FrameHeader { kind: FrameKind::Batches, body_len: 7, body_crc: 0xdead_beef, number: 5, synced: 4 };
+
+    #[test]
+    fn a_header_is_valid_only_in_its_place_in_its_segment() {
+        let bytes = HEADER.encode(99, 4096);
+        assert_eq!(FrameHeader::decode(&bytes, 99, 4096), Some(HEADER));
+        assert_eq!(FrameHeader::decode(&bytes, 98, 4096), None);
+        assert_eq!(FrameHeader::decode(&bytes, 99, 8192), None);
+        assert_eq!(FrameHeader::decode(&bytes[..31], 99, 4096), None);
+    }
+
+    #[test]
+    fn any_flipped_bit_invalidates_a_header() {
+        let bytes = HEADER.encode(99, 4096);
+        for bit in 0..HEADER_LEN * 8 {
+            let mut flipped = bytes;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(FrameHeader::decode(&flipped, 99, 4096), None, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_version_1_stay_what_they_are() {
+        let mut expected = vec![0x50, 0x5a, 0xf6, 0xca, 2, 0, 0, 0, 7, 0, 0, 0, 0xef, 0xbe, 0xad, 0xde];
+        expected.extend([5, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(HEADER.encode(99, 4096)[..], expected);
+    }
+}

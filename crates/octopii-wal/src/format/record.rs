@@ -103,3 +103,48 @@ impl<'a> Iterator for Split<'a> {
         Some(parsed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: RecordHeader = RecordHeader { kind: RecordKind::Append, topic: 3, index: 9, len: 5 };
+
+    fn record(salt: u64) -> Vec<u8> {
+        let mut record = HEADER.encode(crc32c::crc32c(b"entry"), salt).to_vec();
+        record.extend(b"entry");
+        record
+    }
+
+    #[test]
+    fn a_record_is_intact_only_in_its_segment_and_whole() {
+        assert!(is_intact(&record(1), 1));
+        assert!(!is_intact(&record(1), 2));
+        assert!(!is_intact(&record(1)[..28], 1));
+        assert!(!is_intact(&[], 1));
+        for bit in 0..record(1).len() * 8 {
+            let mut flipped = record(1);
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(!is_intact(&flipped, 1), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_body_splits_into_its_records_or_says_where_it_cannot() {
+        let mut body = [record(1), record(1)].concat();
+        let offsets: Vec<_> =
+            split(&body).map(|item| item.map(|(h, at, payload)| (h, at, payload.len()))).collect();
+        assert_eq!(offsets, [Some((HEADER, 0, 5)), Some((HEADER, 29, 5))]);
+        body.pop();
+        assert_eq!(split(&body).map(|item| item.is_some()).collect::<Vec<_>>(), [true, false]);
+        body[0] = 77;
+        assert_eq!(split(&body).map(|item| item.is_some()).collect::<Vec<_>>(), [false]);
+    }
+
+    #[test]
+    fn the_bytes_of_version_1_stay_what_they_are() {
+        let mut expected = vec![1, 0, 0, 0, 3, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0];
+        expected.extend([0x8, 0xab, 0x8e, 0xcf]);
+        assert_eq!(record(1)[..24], expected);
+    }
+}

@@ -80,3 +80,50 @@ pub(crate) fn parse_file_name(name: &std::ffi::OsStr) -> Option<u64> {
         .flatten()
         .filter(|s| (1..=MAX_SEQUENCE).contains(s))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: SegmentHeader =
+        SegmentHeader { sequence: 2, salt: 0x1122_3344_5566_7788, first_frame: 10, predecessor_end: 8192 };
+
+    #[test]
+    fn any_flipped_bit_invalidates_a_header() {
+        let page = HEADER.encode();
+        assert_eq!(SegmentHeader::decode(&page), ReadHeader::Valid(HEADER));
+        for bit in 0..HEADER_LEN * 8 {
+            let mut flipped = page.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(SegmentHeader::decode(&flipped), ReadHeader::Invalid, "bit {bit}");
+        }
+        assert_eq!(SegmentHeader::decode(&page[..51]), ReadHeader::Invalid);
+    }
+
+    #[test]
+    fn the_bytes_of_version_1_stay_what_they_are() {
+        let page = HEADER.encode();
+        assert_eq!(page.len() as u64, PAGE);
+        assert_eq!(&page[..16], b"OCTOPWAL\x01\0\0\0\0\0\0\0");
+        assert_eq!(page[16..32], [2, 0, 0, 0, 0, 0, 0, 0, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
+        assert_eq!(page[32..48], [10, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(page[48..52], [0xdd, 0x2f, 0x22, 0xf0]);
+        assert!(page[52..].iter().all(|b| *b == 0));
+    }
+
+    #[test]
+    fn only_names_that_we_write_are_segments() {
+        assert_eq!(file_name(0x1f), "000000000000001f.wal");
+        assert_eq!(parse_file_name("000000000000001f.wal".as_ref()), Some(0x1f));
+        for name in [
+            "000000000000001F.wal",
+            "1f.wal",
+            "0000000000000000.wal",
+            "ffffffffffffffff.wal",
+            "lock",
+            "000000000000001f.wal~",
+        ] {
+            assert_eq!(parse_file_name(name.as_ref()), None, "{name}");
+        }
+    }
+}

@@ -146,6 +146,14 @@ impl Disk {
         Self::with(files, names, inner.next_file)
     }
 
+    /// The disk as found after a crash of the process alone: everything is there, and what was not synced still is not.
+    pub(crate) fn after_kill(&self) -> Self {
+        let inner = self.inner();
+        let disk = Self::with(inner.files.clone(), inner.names.clone(), inner.next_file);
+        disk.inner().synced_names = inner.synced_names.clone();
+        disk
+    }
+
     /// A copy on which every byte is synced.
     pub(crate) fn image(&self) -> Self {
         self.after_crash(Survivors::Everything)

@@ -1,0 +1,113 @@
+//! [`octopii_vfs::RealVfs`] against the contracts of the traits.
+
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+use octopii_vfs::{FileKind, OpenMode, RealVfs, Vfs};
+
+#[test]
+fn files_are_used_by_offset_and_read_as_zero_where_nothing_was_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let file = RealVfs.open(&path, OpenMode::CreateNew).unwrap();
+    assert!(file.is_empty().unwrap());
+    file.write_all_at(b"late", 6).unwrap();
+    file.write_all_at(b"soon", 0).unwrap();
+    file.sync_data().unwrap();
+    let mut buf = [1; 10];
+    file.read_exact_at(&mut buf, 0).unwrap();
+    assert_eq!(&buf, b"soon\0\0late");
+    assert_eq!(file.read_exact_at(&mut buf, 1).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    assert_eq!(file.read_at(&mut buf, 100).unwrap(), 0);
+    file.set_len(3).unwrap();
+    file.set_len(5).unwrap();
+    file.read_exact_at(&mut buf[..5], 0).unwrap();
+    assert_eq!(&buf[..5], b"soo\0\0");
+}
+
+#[test]
+fn opening_never_truncates_and_creates_only_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    for mode in [OpenMode::Read, OpenMode::ReadWrite] {
+        assert_eq!(RealVfs.open(&path, mode).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+    RealVfs.open(&path, OpenMode::CreateNew).unwrap().write_all_at(b"kept", 0).unwrap();
+    assert_eq!(RealVfs.open(&path, OpenMode::CreateNew).unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(RealVfs.open(&path, OpenMode::ReadWrite).unwrap().len().unwrap(), 4);
+    let read_only = RealVfs.open(&path, OpenMode::Read).unwrap();
+    assert!(read_only.write_all_at(b"x", 0).is_err());
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn creating_does_not_follow_a_symbolic_link() {
+    let dir = tempfile::tempdir().unwrap();
+    symlink(dir.path().join("target"), dir.path().join("link")).unwrap();
+    let opened = RealVfs.open(&dir.path().join("link"), OpenMode::CreateNew);
+    assert_eq!(opened.unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert!(!dir.path().join("target").exists());
+    assert_eq!(RealVfs.metadata(&dir.path().join("link")).unwrap().kind, FileKind::Other);
+}
+
+#[test]
+fn renaming_replaces_or_refuses_as_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    for (path, content) in [(&a, b"a"), (&b, b"b")] {
+        RealVfs.open(path, OpenMode::CreateNew).unwrap().write_all_at(content, 0).unwrap();
+    }
+    assert_eq!(RealVfs.rename_no_replace(&a, &b).unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(octopii_vfs::read_file(&RealVfs, &b, 9).unwrap(), b"b");
+    RealVfs.rename(&a, &b).unwrap();
+    assert_eq!(octopii_vfs::read_file(&RealVfs, &b, 9).unwrap(), b"a");
+    RealVfs.rename_no_replace(&b, &a).unwrap();
+    RealVfs.sync_dir(dir.path()).unwrap();
+    assert_eq!(RealVfs.metadata(&b).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn directories_are_listed_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["c", "a", "b"] {
+        RealVfs.open(&dir.path().join(name), OpenMode::CreateNew).unwrap().write_all_at(&[0; 7], 0).unwrap();
+    }
+    RealVfs.create_dir_all(&dir.path().join("d/e")).unwrap();
+    let found = RealVfs.read_dir(dir.path()).unwrap();
+    let names: Vec<_> =
+        found.iter().map(|e| (e.name.to_str().unwrap(), e.metadata.kind, e.metadata.len)).collect();
+    assert_eq!(
+        names,
+        [
+            ("a", FileKind::File, 7),
+            ("b", FileKind::File, 7),
+            ("c", FileKind::File, 7),
+            ("d", FileKind::Directory, 0)
+        ]
+    );
+    RealVfs.remove_file(&dir.path().join("b")).unwrap();
+    assert_eq!(RealVfs.read_dir(dir.path()).unwrap().len(), 3);
+    assert_eq!(RealVfs.read_dir(&dir.path().join("none")).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_lock_excludes_others_until_it_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lock");
+    let guard = RealVfs.lock(&path).unwrap();
+    assert_eq!(RealVfs.lock(&path).unwrap_err().kind(), ErrorKind::WouldBlock);
+    drop(guard);
+    RealVfs.lock(&path).unwrap();
+}
+
+#[test]
+fn reserving_space_takes_it_without_changing_the_length() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let file = RealVfs.open(&path, OpenMode::CreateNew).unwrap();
+    file.allocate(1 << 20).unwrap();
+    assert_eq!(file.len().unwrap(), 0);
+    let reserved = std::fs::metadata(&path).unwrap().blocks() * 512;
+    assert!(reserved == 0 || reserved >= 1 << 20, "{reserved}");
+    assert!(RealVfs.free_space(dir.path()).unwrap() > 0);
+}
