@@ -8,7 +8,7 @@ use std::sync::Arc;
 use octopii_transport::{DatagramSocket, Executor};
 use octopii_vfs::Vfs;
 
-use crate::socket::SimSocket;
+use crate::socket::{Ports, SimSocket};
 use crate::{Power, Rng, SimDisk, Trace, Weather};
 
 /// One boot of a simulated machine.
@@ -21,6 +21,7 @@ pub struct Machine {
     pub(crate) power: Power,
     pub(crate) trace: Trace,
     pub(crate) weather: Weather,
+    pub(crate) ports: Ports,
 }
 
 impl Machine {
@@ -57,7 +58,10 @@ impl Machine {
     /// Binds a UDP port. Call from the machine's own software.
     pub async fn bind(&self, port: u16) -> io::Result<Arc<dyn DatagramSocket>> {
         let (power, trace, rng) = (self.power.clone(), self.trace.clone(), self.rng("network"));
-        Ok(Arc::new(SimSocket::bind(self.ip(), port, power, &self.name, trace, self.weather, rng).await?))
+        let socket = SimSocket::bind(self.ip(), port, power, &self.name, trace, self.weather, rng).await?;
+        let socket = Arc::new(socket);
+        self.ports.add(&socket);
+        Ok(socket)
     }
 
     /// Runs everything on the simulation's one thread. Call from the machine's own software.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use turmoil::Sim;
 
+use crate::socket::Ports;
 use crate::{Machine, Power, Rng, SimDisk, Trace, Weather, world};
 
 /// What machines' software returns. An error ends the simulation.
@@ -151,8 +152,20 @@ impl Scenario {
             let power = disk.power();
             let boot = boots.borrow_mut().begin(&power);
             let (name, disk, trace) = (name.clone(), disk.clone(), trace.clone());
-            let running = software(Machine { name, boot, seed, disk, power: power.clone(), trace, weather });
+            let ports = Ports::default();
+            let machine = Machine {
+                name,
+                boot,
+                seed,
+                disk,
+                power: power.clone(),
+                trace,
+                weather,
+                ports: ports.clone(),
+            };
+            let running = software(machine);
             async move {
+                let _ports = CloseOnDrop(ports);
                 match running.await {
                     // It noticed that its disk is gone. So is the machine: it will be taken down after this step.
                     Err(_) if !power.is_on() => std::future::pending().await,
@@ -268,6 +281,15 @@ impl Scenario {
             self.step();
         }
         Ok(())
+    }
+}
+
+/// Part of the machine's software, so that it is dropped where turmoil can unbind the machine's ports.
+struct CloseOnDrop(Ports);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 

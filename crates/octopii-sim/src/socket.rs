@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 
 use octopii_transport::DatagramSocket;
@@ -32,15 +32,36 @@ impl Default for Weather {
 ///
 /// When the machine's power is cut it falls silent: a peer hears no goodbye from the tasks that are dropped after.
 pub struct SimSocket {
-    inner: Arc<UdpSocket>,
+    open: Mutex<Option<Open>>,
     addr: SocketAddr,
     power: Power,
     host: String,
     trace: Trace,
     weather: Weather,
     rng: Mutex<Rng>,
+}
+
+struct Open {
+    socket: Arc<UdpSocket>,
     /// The wait for the next datagram, kept between polls: dropping it would drop the waker that it holds.
-    readable: Mutex<Option<Readable>>,
+    readable: Option<Readable>,
+}
+
+/// The sockets of one boot, closed with it even where something outlives it that holds one: a port is bound once.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ports {
+    sockets: Arc<Mutex<Vec<Weak<SimSocket>>>>,
+}
+
+impl Ports {
+    pub(crate) fn add(&self, socket: &Arc<SimSocket>) {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(socket));
+    }
+
+    pub(crate) fn close(&self) {
+        let sockets = std::mem::take(&mut *self.sockets.lock().unwrap_or_else(PoisonError::into_inner));
+        sockets.iter().filter_map(Weak::upgrade).for_each(|socket| socket.close());
+    }
 }
 
 type Readable = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
@@ -60,19 +81,19 @@ impl SimSocket {
         weather: Weather,
         rng: Rng,
     ) -> io::Result<Self> {
-        let inner = UdpSocket::bind((IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)).await?;
-        let addr = SocketAddr::new(ip, inner.local_addr()?.port());
-        let (inner, rng) = (Arc::new(inner), Mutex::new(rng));
-        Ok(Self {
-            inner,
-            addr,
-            power,
-            host: host.to_owned(),
-            trace,
-            weather,
-            rng,
-            readable: Mutex::new(None),
-        })
+        let socket = UdpSocket::bind((IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)).await?;
+        let addr = SocketAddr::new(ip, socket.local_addr()?.port());
+        let open = Mutex::new(Some(Open { socket: Arc::new(socket), readable: None }));
+        Ok(Self { open, addr, power, host: host.to_owned(), trace, weather, rng: Mutex::new(rng) })
+    }
+
+    /// Frees the port, whoever still holds this socket: nothing arrives any more.
+    pub(crate) fn close(&self) {
+        self.open().take();
+    }
+
+    fn open(&self) -> MutexGuard<'_, Option<Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn record(&self, fate: &str, payload: &[u8], to: SocketAddr) {
@@ -102,15 +123,20 @@ impl DatagramSocket for SimSocket {
             return Ok(());
         }
         self.record(if doubled { "sent twice" } else { "sent" }, payload, to);
-        for _ in 0..=usize::from(doubled) {
-            // The network knows no such machine: to the sender that is a datagram lost.
-            let _ = self.inner.try_send_to(payload, to);
+        if let Some(open) = self.open().as_ref() {
+            for _ in 0..=usize::from(doubled) {
+                // The network knows no such machine: to the sender that is a datagram lost.
+                let _ = open.socket.try_send_to(payload, to);
+            }
         }
         Ok(())
     }
 
     fn poll_recv(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, SocketAddr)>> {
-        let mut readable = self.readable.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open();
+        let Some(Open { socket, readable }) = open.as_mut() else {
+            return Poll::Pending;
+        };
         loop {
             if let Some(wait) = readable.as_mut() {
                 // The wait holds the socket's queue: poll it to the end before looking into the queue.
@@ -118,11 +144,11 @@ impl DatagramSocket for SimSocket {
                 *readable = None;
                 result?;
             }
-            match self.inner.try_recv_from(buf) {
+            match socket.try_recv_from(buf) {
                 Ok(received) => return Poll::Ready(Ok(received)),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    let inner = Arc::clone(&self.inner);
-                    *readable = Some(Box::pin(async move { inner.readable().await }));
+                    let socket = Arc::clone(socket);
+                    *readable = Some(Box::pin(async move { socket.readable().await }));
                 }
                 Err(e) => return Poll::Ready(Err(e)),
             }
