@@ -11,7 +11,7 @@ use octopii_raft::{
     StartError, StateMachine,
 };
 use octopii_transfer::{Transfer, TransferOptions};
-use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Executor, NodeId};
+use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Executor, Identity, NodeId};
 use octopii_vfs::RealVfs;
 use octopii_wal::{Options, WriteAheadLog};
 use tempfile::TempDir;
@@ -31,6 +31,8 @@ pub(crate) struct Cluster {
     dir: TempDir,
     /// Where a node listened last, so that it can be started there again.
     addresses: BTreeMap<NodeId, SocketAddr>,
+    /// A node has the same certificate and key whenever it is started.
+    identities: BTreeMap<NodeId, Identity>,
 }
 
 impl Cluster {
@@ -40,6 +42,7 @@ impl Cluster {
             config,
             dir: tempfile::tempdir().unwrap(),
             addresses: BTreeMap::new(),
+            identities: BTreeMap::new(),
         }
     }
 
@@ -62,6 +65,13 @@ impl Cluster {
         self.start_with(id, Box::new(KvStore::new())).await
     }
 
+    /// A node whose tasks are all on `executor`, so that ending that kills it.
+    pub(crate) async fn start_on(&mut self, id: NodeId, executor: &Executor) -> Node {
+        let endpoint = self.bind_on(id, executor).await;
+        let consensus = self.open(&endpoint, Box::new(KvStore::new())).await.unwrap();
+        Node { id, endpoint, consensus }
+    }
+
     pub(crate) async fn start_with(&mut self, id: NodeId, machine: Box<dyn StateMachine>) -> Node {
         let endpoint = self.bind(id).await;
         let consensus = self.open(&endpoint, machine).await.unwrap();
@@ -70,13 +80,16 @@ impl Cluster {
 
     /// An endpoint where the node listened last, or anywhere.
     pub(crate) async fn bind(&mut self, id: NodeId) -> Endpoint {
+        self.bind_on(id, &Executor::new(tokio::runtime::Handle::current())).await
+    }
+
+    async fn bind_on(&mut self, id: NodeId, executor: &Executor) -> Endpoint {
         let bind = self.addresses.get(&id).copied().unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
-        let executor = Executor::new(tokio::runtime::Handle::current());
         let options = EndpointOptions { bind, ..EndpointOptions::default() };
-        let identity = self.authority.issue(id).unwrap();
+        let identity = self.identities.entry(id).or_insert_with(|| self.authority.issue(id).unwrap());
         // A port just left may be held for a moment by tasks that are being torn down.
         let endpoint = loop {
-            match Endpoint::bind(&executor, &identity, options.clone()) {
+            match Endpoint::bind(executor, identity, options.clone()) {
                 Ok(endpoint) => break endpoint,
                 Err(error) if bind.port() == 0 => panic!("{error}"),
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,

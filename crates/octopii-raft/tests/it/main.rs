@@ -4,6 +4,7 @@
 
 mod cluster;
 mod forged;
+mod killed;
 mod kv;
 mod lifecycle;
 mod membership;
