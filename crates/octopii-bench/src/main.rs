@@ -1,10 +1,6 @@
 //! Measures each layer beside a reference that uses nothing but what lies under it, in turn in the same run: the machine
 //! and its neighbours change from minute to minute, ratios less so.
-#![expect(
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    reason = "measures real time on real files and prints what it found"
-)]
+#![expect(clippy::disallowed_methods, reason = "measures real time on real files")]
 
 mod propose;
 mod raw;

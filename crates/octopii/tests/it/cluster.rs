@@ -112,7 +112,7 @@ fn a_wiped_node_is_told_to_come_back_under_a_new_id() {
                 Ok(node) => break node,
                 // The port is released a moment after the node is dropped.
                 Err(StartError::Bind(_) | StartError::DataDir(_)) => {
-                    tokio::time::sleep(Duration::from_millis(20)).await
+                    tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 Err(e) => panic!("{e}"),
             }
