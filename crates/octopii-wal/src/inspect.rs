@@ -79,12 +79,7 @@ pub fn inspect(dir: impl AsRef<Path>, vfs: &Arc<dyn Vfs>) -> Result<Inspection, 
 }
 
 fn inspect_once(dir: &Path, vfs: &Arc<dyn Vfs>) -> Result<Inspection, OpenError> {
-    let files = recovery::list(&**vfs, dir, |path, sequence| match vfs.open(&path, OpenMode::Read) {
-        Ok(file) => SegmentFile::from_handle(file, path, sequence).map(Some),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(reason) => Err(OpenError::Io { operation: "open", path, reason }),
-    })?;
-    let recovered = recovery::recover(files)?;
+    let recovered = recovery::recover(open_all(dir, vfs)?)?;
     let segments: Vec<_> = recovered
         .segments
         .iter()
@@ -115,4 +110,22 @@ fn inspect_once(dir: &Path, vfs: &Arc<dyn Vfs>) -> Result<Inspection, OpenError>
     topics.sort_by(|a, b| a.name.cmp(&b.name));
     let bytes = segments.iter().map(|s| s.bytes).chain(recovered.useless.iter().map(|f| f.len)).sum();
     Ok(Inspection { segments, topics, bytes, tail: recovered.tail })
+}
+
+/// Opens the segments that were in `dir` at one moment. Open files stay readable when a live log removes them.
+fn open_all(dir: &Path, vfs: &Arc<dyn Vfs>) -> Result<Vec<SegmentFile>, OpenError> {
+    let open = |path: PathBuf, sequence| match vfs.open(&path, OpenMode::Read) {
+        Ok(file) => SegmentFile::from_handle(file, path, sequence).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(reason) => Err(OpenError::Io { operation: "open", path, reason }),
+    };
+    let mut files = recovery::list(&**vfs, dir, open)?;
+    for _ in 0..TRIES {
+        let again = recovery::list(&**vfs, dir, open)?;
+        if files.iter().map(|f| f.sequence).eq(again.iter().map(|f| f.sequence)) {
+            break;
+        }
+        files = again;
+    }
+    Ok(files)
 }

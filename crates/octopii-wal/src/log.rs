@@ -79,10 +79,10 @@ impl WriteAheadLog {
         if let Some(last) = recovered.segments.last() {
             last.file.file.sync_data().map_err(|e| io("sync", &last.file.path, e))?;
         }
+        // Should a power cut bring one of them back, it will be just as useless.
         for useless in &recovered.useless {
             vfs.remove_file(&useless.path).map_err(|e| io("remove", &useless.path, e))?;
         }
-        vfs.sync_dir(&dir).map_err(|e| io("sync", &dir, e))?;
 
         let segments = recovered.segments.into_iter().map(|s| (s.file.sequence, (s.file.file, s.salt)));
         let state = State::new(recovered.topics, segments.collect());
