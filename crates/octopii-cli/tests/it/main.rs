@@ -9,6 +9,7 @@ mod cluster;
 mod demo;
 mod mistakes;
 mod shipping;
+mod strangers;
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, UdpSocket};

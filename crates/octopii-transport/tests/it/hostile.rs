@@ -1,9 +1,13 @@
 //! Strangers get nothing, and lengths from the network are not trusted with memory.
 
 use std::net::UdpSocket;
+use std::sync::Arc;
 use std::time::Duration;
 
 use octopii_transport::{ClusterAuthority, EndpointOptions, Limits, StreamError, StreamKind};
+use quinn::crypto::rustls::QuicClientConfig;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use crate::{endpoint, endpoint_with};
 
@@ -26,6 +30,41 @@ async fn a_node_of_another_cluster_gets_no_stream() {
     // A closed connection lingers for a few round trips, to answer late packets.
     while a.open_connections() > 0 {
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Knows the cluster's authority, which is no secret, but has no certificate of its own.
+#[tokio::test]
+async fn a_client_without_a_certificate_gets_no_stream() {
+    let authority = ClusterAuthority::generate().unwrap();
+    let a = endpoint(&authority, 1);
+    let mut acceptors: Vec<_> = StreamKind::ALL.iter().map(|k| a.acceptor(*k).unwrap()).collect();
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(authority.to_pem().as_bytes()) {
+        roots.add(certificate.unwrap()).unwrap();
+    }
+    let mut tls =
+        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+    tls.alpn_protocols = vec![b"octopii/1".to_vec()];
+    let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+    let client = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let name = format!("{}.octopii.internal", authority.cluster());
+    let connection = client.connect_with(config, a.local_addr(), &name).unwrap().await.unwrap();
+    // The client believes itself connected and opens streams of every kind at once.
+    for kind in StreamKind::ALL {
+        if let Ok((mut send, _recv)) = connection.open_bi().await {
+            let _ = send.write_all(&[kind as u8, 1, 0, 0, 0, 7]).await;
+        }
+    }
+    let reason = connection.closed().await.to_string();
+    assert!(reason.contains("CertificateRequired") || reason.contains("certificate"), "{reason}");
+    for acceptor in &mut acceptors {
+        let nothing = tokio::time::timeout(Duration::from_millis(50), acceptor.accept()).await;
+        assert!(nothing.is_err(), "a stranger's stream was delivered");
     }
 }
 
