@@ -10,6 +10,7 @@ mod cluster;
 mod data_dir;
 mod executors;
 mod peers;
+mod snippets;
 
 use std::path::Path;
 
