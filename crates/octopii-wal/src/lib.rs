@@ -40,6 +40,7 @@
 
 mod batch;
 mod committer;
+mod delay;
 mod error;
 mod format;
 mod index;
@@ -56,6 +57,7 @@ mod topic;
 mod writer;
 
 pub use batch::Batch;
+pub use delay::CommitDelay;
 pub use error::{Damage, Error, OpenError};
 pub use inspect::{Inspection, SegmentInfo, TopicInfo, inspect};
 pub use log::{Stats, WriteAheadLog};

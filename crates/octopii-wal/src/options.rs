@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use octopii_vfs::{RealVfs, Vfs};
 
+use crate::delay::CommitDelay;
+
 /// The largest value of [`Options::max_entry`], 64 MiB.
 pub const MAX_ENTRY: usize = 64 << 20;
 
@@ -62,6 +64,9 @@ pub struct Options {
     /// Seed of the segments' salts. `None`, the default, takes them from the system; a simulation gives a seed so that
     /// the bytes on disk repeat.
     pub seed: Option<u64>,
+    /// Time that commits take, for simulators. Heeded with [`Committer::Caller`] by
+    /// [`Ticket::durable`](crate::Ticket::durable) only. Default: none.
+    pub commit_delay: Option<CommitDelay>,
 }
 
 impl Default for Options {
@@ -74,6 +79,7 @@ impl Default for Options {
             max_pending_bytes: 64 << 20,
             max_entry: MAX_ENTRY,
             seed: None,
+            commit_delay: None,
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Waiting until an operation is durable.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
+use crate::delay::Delaying;
 use crate::error::Error;
 use crate::options::Committer;
 use crate::shared::Shared;
@@ -75,7 +77,8 @@ impl Ticket {
     /// A future of the same. It can be polled by any executor, and dropping it loses nothing but the news: the operation
     /// itself goes on.
     pub fn durable(self) -> Durable {
-        Durable { ticket: self, registered: None }
+        let delay = self.shared.options.commit_delay.as_ref().map(|delay| delay.begin());
+        Durable { ticket: self, registered: None, delay }
     }
 
     fn outcome(&self) -> Option<Result<(), Error>> {
@@ -106,11 +109,18 @@ impl Drop for Ticket {
 }
 
 /// The future of [`Ticket::durable`].
-#[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct Durable {
     ticket: Ticket,
     registered: Option<u64>,
+    /// What is left of the simulated time that a commit takes.
+    delay: Option<Delaying>,
+}
+
+impl fmt::Debug for Durable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Durable").field("ticket", &self.ticket).finish_non_exhaustive()
+    }
 }
 
 impl Future for Durable {
@@ -122,6 +132,10 @@ impl Future for Durable {
                 return Poll::Ready(outcome);
             }
             if self.ticket.shared.options.committer == Committer::Caller {
+                if let Some(delay) = &mut self.delay {
+                    ready!(delay.as_mut().poll(cx));
+                    self.delay = None;
+                }
                 // Its own error, if any, is also the outcome.
                 let _ = self.ticket.shared.commit_once();
                 continue;

@@ -162,3 +162,25 @@ fn every_call_failed_once_loses_nothing_acknowledged() {
         }
     }
 }
+
+#[test]
+fn segments_go_only_when_the_purge_is_durable_even_without_syncs() {
+    let disk = Disk::default();
+    let options = Options { durability: Durability::None, max_pending_bytes: 8 << 10, ..options(&disk) };
+    let log = WriteAheadLog::open("/wal", options.clone()).unwrap();
+    let topic = log.topic("t").unwrap();
+    for i in 0..30 {
+        topic.append(vec![i; 5000]).unwrap().wait().unwrap();
+    }
+    log.sync().unwrap().wait().unwrap();
+    let segments = log.stats().segments;
+    topic.purge(29).unwrap().wait().unwrap();
+    // Enough to have the purge written, but nobody asks for a sync.
+    topic.append(vec![30; 5000]).unwrap().wait().unwrap();
+    assert!(log.stats().segments < segments);
+    for survivors in [Survivors::Nothing, Survivors::Everything] {
+        let disk = disk.after_crash(survivors);
+        let log = WriteAheadLog::open("/wal", Options { vfs: disk.vfs(), ..options.clone() }).unwrap();
+        assert_eq!(log.topic("t").unwrap().read(29).unwrap().unwrap(), vec![29; 5000]);
+    }
+}
