@@ -17,6 +17,7 @@ mod output;
 mod progress;
 mod recv;
 mod send;
+mod stop;
 mod up;
 mod wal;
 

@@ -1,17 +1,14 @@
 //! `octopii node`.
 
-use std::future::Future;
-use std::io::Read;
-
 use octopii::{Config, IdentitySource, InboxPolicy, OctopiiNode, OctopiiRuntime};
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::args::Node;
 use crate::exit::Failure;
 use crate::output::Output;
 use crate::recv::report;
+use crate::stop::stop_signal;
 
 pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Node) -> Result<(), Failure> {
     let until_eof = args.until_eof;
@@ -73,29 +70,4 @@ fn config(args: Node) -> Result<Config, Failure> {
     config.node_id = args.id.or(config.node_id);
     config.members.extend(args.members);
     Ok(config)
-}
-
-/// Ends with Ctrl-C, SIGTERM, or (if asked) the end of standard input.
-pub(crate) fn stop_signal(until_eof: bool) -> Result<impl Future<Output = ()>, Failure> {
-    let listen = |kind| signal(kind).map_err(|e| Failure::failed(format!("cannot listen for signals: {e}")));
-    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
-    let (eof, at_eof) = oneshot::channel();
-    if until_eof {
-        // A thread of its own: reading standard input cannot be cancelled.
-        std::thread::spawn(move || {
-            let mut nothing = [0; 1024];
-            while matches!(std::io::stdin().read(&mut nothing), Ok(n) if n > 0) {}
-            let _ = eof.send(());
-        });
-    } else {
-        // Never resolves: there is no thread to send.
-        std::mem::forget(eof);
-    }
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = at_eof => {}
-        }
-    })
 }

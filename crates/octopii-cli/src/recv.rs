@@ -7,8 +7,8 @@ use tokio::sync::mpsc;
 use crate::args::Recv;
 use crate::exit::Failure;
 use crate::identity::passing_node;
-use crate::node::stop_signal;
 use crate::output::{Output, bytes};
+use crate::stop::stop_signal;
 
 pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Recv) -> Result<(), Failure> {
     match std::fs::metadata(&args.dir) {

@@ -9,8 +9,8 @@ use crate::args::Up;
 use crate::exit::Failure;
 use crate::identity;
 use crate::local::{LocalCluster, NodeProcess};
-use crate::node::stop_signal;
 use crate::output::Output;
+use crate::stop::stop_signal;
 
 pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Up) -> Result<(), Failure> {
     let stop = stop_signal(false)?;

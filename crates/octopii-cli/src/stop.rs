@@ -1,0 +1,31 @@
+//! When a command that goes on comes to its end.
+
+use std::future::Future;
+use std::io::Read;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::exit::Failure;
+
+/// Ends with Ctrl-C, SIGTERM, or (if asked) the end of standard input.
+pub(crate) fn stop_signal(until_eof: bool) -> Result<impl Future<Output = ()>, Failure> {
+    let listen = |kind| signal(kind).map_err(|e| Failure::failed(format!("cannot listen for signals: {e}")));
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let (eof, at_eof) = oneshot::channel::<()>();
+    if until_eof {
+        // A thread of its own: reading standard input cannot be cancelled.
+        std::thread::spawn(move || {
+            let mut nothing = [0; 1024];
+            while matches!(std::io::stdin().read(&mut nothing), Ok(n) if n > 0) {}
+            drop(eof);
+        });
+    }
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = at_eof, if until_eof => {}
+        }
+    })
+}
