@@ -106,7 +106,10 @@ async fn answer(shared: &Shared, incoming: &mut Incoming) -> Option<Result<Bytes
         }
         Ok(Ok(None) | Err(_)) => return None,
         Err(_) => {
-            return Some(Err(Status::new(Code::DeadlineExceeded, "the request did not arrive whole in time")));
+            return Some(Err(Status::new(
+                Code::DeadlineExceeded,
+                "the request did not arrive whole in time",
+            )));
         }
     };
     let request = match Request::decode(frame) {

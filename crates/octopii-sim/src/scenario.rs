@@ -282,6 +282,12 @@ impl Scenario {
         }
         Ok(())
     }
+
+    /// Lets time pass until a machine is down, `limit` at most.
+    pub fn run_until_down(&mut self, name: &str, limit: Duration) -> Result<(), TimedOut> {
+        let boots = Rc::clone(&self.hosts[name].boots);
+        self.run_until(limit, || !boots.borrow().running)
+    }
 }
 
 /// Part of the machine's software, so that it is dropped where turmoil can unbind the machine's ports.

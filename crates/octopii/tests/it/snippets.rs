@@ -1,5 +1,8 @@
 //! The lines that users know, as they are written in the README and elsewhere.
-#![expect(unused_must_use, reason = "the lines are shown without error handling; what they did is checked afterwards")]
+#![expect(
+    unused_must_use,
+    reason = "the lines are shown without error handling; what they did is checked afterwards"
+)]
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -8,6 +8,7 @@ use std::io::Read;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,7 +20,7 @@ use octopii_sim::{Machine, Options, Outcome, Scenario, Trace, Weather};
 use octopii_transfer::{Transfer, TransferOptions};
 use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Identity, NodeId};
 use octopii_vfs::{Vfs, create_dir_all_durable, read_file, write_file_durable};
-use octopii_wal::{Committer, WriteAheadLog};
+use octopii_wal::{CommitDelay, Committer, WriteAheadLog};
 
 use crate::replay;
 
@@ -58,15 +59,21 @@ pub(super) fn run(seed: u64) -> Trace {
 
         // The leader loses its power between two calls to its disk, amid a stream of writes.
         let leader = leader(scenario, &world);
-        lose_power(scenario, &world, &[&leader], rng.below(40));
+        lose_power(scenario, &world, &leader, rng.below(40));
         progress(scenario, &world, 20);
         boot(scenario, &[&leader]);
         progress(scenario, &world, 20);
 
-        // All lose it at once: only what is on disks survives.
-        lose_power(scenario, &world, &NODES, rng.below(10));
-        scenario.run_for(Duration::from_millis(rng.below(500)));
-        boot(scenario, &NODES);
+        // All lose it at once, the moment a write was acknowledged: only what is on disks survives.
+        for _ in 0..3 {
+            progress(scenario, &world, 1 + rng.below(10) as usize);
+            for name in NODES {
+                scenario.crash(name);
+            }
+            world.nodes.borrow_mut().clear();
+            scenario.run_for(Duration::from_millis(rng.below(500)));
+            boot(scenario, &NODES);
+        }
         progress(scenario, &world, 20);
 
         world.writing.set(false);
@@ -93,18 +100,11 @@ fn leader(scenario: &mut Scenario, world: &World) -> String {
     find().unwrap()
 }
 
-fn lose_power(scenario: &mut Scenario, world: &World, names: &[&str], calls: u64) {
-    for name in names {
-        scenario.crash_after(name, calls);
-    }
-    // A machine that happens to leave its disk alone loses its power all the same.
-    scenario.run_for(Duration::from_millis(100));
-    for name in names {
-        if scenario.is_up(name) {
-            scenario.crash(name);
-        }
-        world.nodes.borrow_mut().remove(*name);
-    }
+fn lose_power(scenario: &mut Scenario, world: &World, name: &str, calls: u64) {
+    scenario.crash_after(name, calls);
+    let goes = scenario.run_until_down(name, Duration::from_secs(1));
+    goes.expect("a node writes all the time");
+    world.nodes.borrow_mut().remove(name);
 }
 
 fn boot(scenario: &mut Scenario, names: &[&str]) {
@@ -134,6 +134,7 @@ async fn node(machine: Machine, identity: Identity, world: Rc<World>) -> Outcome
         committer: Committer::Caller,
         segment_size: 64 << 10,
         seed: Some(machine.rng("wal").next()),
+        commit_delay: Some(commit_delay(&machine)),
         ..octopii_wal::Options::default()
     };
     let endpoint = EndpointOptions {
@@ -165,6 +166,15 @@ async fn node(machine: Machine, identity: Identity, world: Rc<World>) -> Outcome
     let entries = read_all(&consensus).await?;
     world.contents.borrow_mut().insert(machine.name().to_owned(), entries);
     std::future::pending().await
+}
+
+/// Syncs take up to 5 ms: long enough to lose the power between a write and its acknowledgement.
+fn commit_delay(machine: &Machine) -> CommitDelay {
+    let rng = Mutex::new(machine.rng("disk latency"));
+    CommitDelay::new(move || {
+        let latency = Duration::from_millis(rng.lock().unwrap().below(6));
+        async move { tokio::time::sleep(latency).await }
+    })
 }
 
 /// The random number that tells this disk from one that was lost.
