@@ -168,11 +168,11 @@ async fn node(machine: Machine, identity: Identity, world: Rc<World>) -> Outcome
     std::future::pending().await
 }
 
-/// Syncs take up to 5 ms: long enough to lose the power between a write and its acknowledgement.
+/// Syncs take up to 15 ms: long enough to lose the power between a write and its acknowledgement.
 fn commit_delay(machine: &Machine) -> CommitDelay {
     let rng = Mutex::new(machine.rng("disk latency"));
     CommitDelay::new(move || {
-        let latency = Duration::from_millis(rng.lock().unwrap().below(6));
+        let latency = Duration::from_millis(rng.lock().unwrap().below(16));
         async move { tokio::time::sleep(latency).await }
     })
 }
@@ -255,5 +255,5 @@ impl StateMachine for Recorded {
 
 #[test]
 fn cluster_is_deterministic() {
-    replay::check_deterministic("cluster", 0..3);
+    replay::check_deterministic("cluster", 0..5);
 }
