@@ -17,8 +17,8 @@ check:
 test:
     cargo test
 
-# Simulate many more seeds: `just simulate 500`
-simulate seeds="200":
+# Simulate many more seeds: `just simulate 0..500`
+simulate seeds="0..200":
     OCTOPII_SEEDS={{seeds}} cargo test --release -p octopii-sim
 
 # The test suite again and again, to find flakes
