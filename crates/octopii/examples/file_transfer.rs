@@ -1,4 +1,5 @@
 //! Send a file with progress, receive it where a policy of your own decides. `cargo run --example file_transfer`
+#![allow(clippy::disallowed_methods, reason = "an application uses files as it likes")]
 
 use std::error::Error;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
 //! Two nodes on this machine: ship a file, send a message. `cargo run --example quick_start`
+#![allow(clippy::disallowed_methods, reason = "an application uses files as it likes")]
 
 use std::error::Error;
 use std::time::Duration;

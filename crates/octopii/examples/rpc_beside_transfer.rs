@@ -1,4 +1,5 @@
 //! RPC goes on while a large chunk travels on the same connection. `cargo run --release --example rpc_beside_transfer`
+#![allow(clippy::disallowed_methods, reason = "an application asks the clock as it likes")]
 
 use std::error::Error;
 use std::time::{Duration, Instant};
