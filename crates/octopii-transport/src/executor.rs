@@ -79,11 +79,21 @@ impl Executor {
         }
     }
 
-    /// Awaits `future` for at most `limit`; `None` when time ran out. Works on any executor, since the timer is this one's.
-    pub fn timeout<F: Future>(&self, limit: Duration, future: F) -> impl Future<Output = Option<F::Output>> {
-        let _entered = self.handle.enter();
-        let timeout = tokio::time::timeout(limit, future);
-        async move { timeout.await.ok() }
+    /// Awaits `future` for at most `limit`; `None` when time ran out, or when this executor's runtime was shut down
+    /// meanwhile. Works on any executor, since the timer is this one's.
+    pub async fn timeout<F: Future>(&self, limit: Duration, future: F) -> Option<F::Output> {
+        let own_task = tokio::task::try_id().is_some()
+            && Handle::try_current().is_ok_and(|current| current.id() == self.handle.id());
+        if own_task {
+            return tokio::time::timeout(limit, future).await.ok();
+        }
+        // tokio's timers panic where their runtime is shut down under them: only its own tasks, which are dropped
+        // before, are safe.
+        tokio::select! {
+            biased;
+            output = future => Some(output),
+            _ = self.run(async move { tokio::time::sleep(limit).await }) => None,
+        }
     }
 
     /// The executor's clock.
