@@ -41,7 +41,8 @@ const TOO_MANY_CONNECTIONS: u32 = 2;
 /// Where streams go by their kind.
 #[derive(Debug)]
 pub(crate) struct Dispatch {
-    queues: Vec<mpsc::Sender<Incoming>>,
+    // Empty once the endpoint is closed.
+    queues: Mutex<Vec<mpsc::Sender<Incoming>>>,
     acceptors: Mutex<Vec<Option<Acceptor>>>,
 }
 
@@ -49,17 +50,24 @@ impl Dispatch {
     pub(crate) fn new(queue: usize) -> Self {
         let (queues, acceptors) =
             StreamKind::ALL.iter().map(|_| mpsc::channel(queue)).map(|(s, r)| (s, Some(Acceptor(r)))).unzip();
-        Self { queues, acceptors: Mutex::new(acceptors) }
+        Self { queues: Mutex::new(queues), acceptors: Mutex::new(acceptors) }
     }
 
     pub(crate) fn take(&self, kind: StreamKind) -> Result<Acceptor, AcceptorTaken> {
         self.acceptors.lock().expect("no panic while held")[kind.index()].take().ok_or(AcceptorTaken(kind))
     }
 
-    fn queue(&self, kind: StreamKind) -> Option<&mpsc::Sender<Incoming>> {
+    fn queue(&self, kind: StreamKind) -> Option<mpsc::Sender<Incoming>> {
         // A kind that nobody has asked for is refused at once instead of filling a queue.
-        let untaken = self.acceptors.lock().expect("no panic while held")[kind.index()].is_some();
-        (!untaken).then(|| &self.queues[kind.index()])
+        if self.acceptors.lock().expect("no panic while held")[kind.index()].is_some() {
+            return None;
+        }
+        self.queues.lock().expect("no panic while held").get(kind.index()).cloned()
+    }
+
+    /// Lets every acceptor end.
+    fn close(&self) {
+        self.queues.lock().expect("no panic while held").clear();
     }
 }
 
@@ -88,6 +96,7 @@ pub(crate) async fn accept_connections(shared: Arc<Shared>) {
             Arc::clone(&connections),
         ));
     }
+    shared.dispatch.close();
 }
 
 async fn accept_connection(

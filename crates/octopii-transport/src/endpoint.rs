@@ -18,7 +18,8 @@ use crate::{
 /// A bound UDP port with an identity: accepts peers, dials peers, keeps connections.
 ///
 /// Cloning gives another handle to the same endpoint. When the last handle is dropped the endpoint closes without
-/// waiting; [`Endpoint::close`] lets peers know first.
+/// waiting; [`Endpoint::close`] lets peers know first. The port is free again once the handles, connections and streams
+/// are dropped.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     shared: Arc<Shared>,

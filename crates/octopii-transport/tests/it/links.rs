@@ -175,3 +175,35 @@ async fn a_closed_endpoint_says_so() {
     a.close(Duration::from_secs(1)).await;
     assert!(matches!(a.connect(b.local_addr()).await, Err(ConnectError::EndpointClosed)));
 }
+
+#[tokio::test]
+async fn acceptors_end_with_the_endpoint() {
+    let authority = ClusterAuthority::generate().unwrap();
+    let (a, b) = (endpoint(&authority, 1), endpoint(&authority, 2));
+    let mut acceptor = a.acceptor(StreamKind::Rpc).unwrap();
+    let waiting = tokio::spawn(async move { acceptor.accept().await.is_none() });
+    b.connect(a.local_addr()).await.unwrap();
+    a.close(Duration::from_secs(1)).await;
+    let ended = tokio::time::timeout(Duration::from_secs(3), waiting).await;
+    assert!(ended.expect("waits for streams on a closed endpoint").unwrap());
+}
+
+/// Acceptors and the endpoint's own tasks are no handles: none of them keeps the port.
+#[tokio::test]
+async fn the_last_handle_frees_the_port() {
+    let authority = ClusterAuthority::generate().unwrap();
+    let (a, b) = (endpoint(&authority, 1), endpoint(&authority, 2));
+    let addr = a.local_addr();
+    let mut acceptor = a.acceptor(StreamKind::Rpc).unwrap();
+    a.connect(b.local_addr()).await.unwrap();
+    let _stream = b.connect(addr).await.unwrap().open(StreamKind::Rpc).await.unwrap();
+    drop(acceptor.accept().await.unwrap());
+    drop(a);
+    for _ in 0..200 {
+        if UdpSocket::bind(addr).is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the port is still taken");
+}
