@@ -7,6 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use crate::endpoint::Shared;
+use crate::socket::canonical;
 use crate::stream::StreamKind;
 use crate::{AcceptorTaken, Connection, RecvStream, SendStream, tls};
 
@@ -105,7 +106,7 @@ async fn accept_connection(
     handshake: OwnedSemaphorePermit,
     connections: Arc<Semaphore>,
 ) {
-    let remote = incoming.remote_address();
+    let remote = canonical(incoming.remote_address());
     let connecting = match incoming.accept() {
         Ok(connecting) => connecting,
         Err(e) => return tracing::debug!(%remote, "connection attempt ended: {e}"),

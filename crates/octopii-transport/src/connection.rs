@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::socket::canonical;
 use crate::stream::lost;
 use crate::{PeerIdentity, RecvStream, SendStream, StreamError, StreamKind};
 
@@ -50,7 +51,7 @@ impl Connection {
 
     /// The peer's address now.
     pub fn remote_addr(&self) -> SocketAddr {
-        self.inner.remote_address()
+        canonical(self.inner.remote_address())
     }
 
     /// Whether the connection is gone.

@@ -9,7 +9,7 @@ use quinn_proto::HashedConnectionIdGenerator;
 
 use crate::accept::{Dispatch, accept_connections};
 use crate::pool::Pool;
-use crate::socket::{self, Adapted, LOOPBACK_MTU, NETWORK_MTU};
+use crate::socket::{self, Adapted, LOOPBACK_MTU, NETWORK_MTU, canonical};
 use crate::{
     Acceptor, AcceptorTaken, BindError, ClusterId, ConnectError, Connection, EndpointOptions, Executor,
     Identity, Limits, NodeId, StreamKind, tls,
@@ -107,6 +107,7 @@ impl Endpoint {
     /// A live, verified connection to whoever listens at `addr`: an existing one, or a new dial, however many callers
     /// ask at once. After a failure the next dial waits for a short, jittered backoff. Cancel-safe.
     pub async fn connect(&self, addr: SocketAddr) -> Result<Connection, ConnectError> {
+        let addr = canonical(addr);
         if let Some(connection) = self.shared.pool.live(addr) {
             return Ok(connection);
         }

@@ -72,6 +72,17 @@ fn open(addr: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
+/// A socket for both families reports an IPv4 peer by its mapped IPv6 address: one peer must have one address.
+pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
+    match addr {
+        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+            Some(v4) => SocketAddr::from((v4, v6.port())),
+            None => addr,
+        },
+        SocketAddr::V4(_) => addr,
+    }
+}
+
 /// quinn sends up to ten segments in one call and takes the kernel's "message too long" for packet loss, so a batch must
 /// never exceed what the kernel takes.
 #[derive(Debug)]

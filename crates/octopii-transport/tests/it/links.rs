@@ -207,3 +207,19 @@ async fn the_last_handle_frees_the_port() {
     }
     panic!("the port is still taken");
 }
+
+/// A socket for both families reports an IPv4 peer by its mapped IPv6 address.
+#[tokio::test]
+async fn an_ipv4_peer_of_a_dual_stack_endpoint_is_one_peer() {
+    let authority = ClusterAuthority::generate().unwrap();
+    let options = EndpointOptions { bind: SocketAddr::from(([0u16; 8], 0)), ..EndpointOptions::default() };
+    let (a, b) = (endpoint_with(&authority, 1, options), endpoint(&authority, 2));
+    b.connect(SocketAddr::from(([127, 0, 0, 1], a.local_addr().port()))).await.unwrap();
+    while a.open_connections() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let back = a.connect(b.local_addr()).await.unwrap();
+    assert_eq!(a.open_connections(), 1, "the peer's own connection was not recognised");
+    assert_eq!(back.remote_addr(), b.local_addr());
+}
