@@ -158,6 +158,7 @@ pub(crate) async fn serve_streams(shared: Arc<Shared>, connection: Connection) {
         // quinn's own limit of open streams bounds how many of these tasks a peer can cause.
         shared.executor.spawn(deliver(Arc::clone(&shared), incoming));
     }
+    shared.pool.forget(&connection);
 }
 
 async fn deliver(shared: Arc<Shared>, mut incoming: Incoming) {

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use rand::Rng;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::accept::{WELCOME, serve_streams};
@@ -22,14 +23,20 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
     links: Mutex<BTreeMap<SocketAddr, Link>>,
+    // Wakes whoever waits out a backoff.
+    adopted: Notify,
 }
+
+type Outcome = Option<Result<Connection, ConnectError>>;
 
 #[derive(Debug)]
 enum Link {
     Live(Connection),
     /// One dial is under way; whoever else asks waits for its outcome.
     Dialling {
-        outcome: watch::Receiver<Option<Result<Connection, ConnectError>>>,
+        outcome: watch::Receiver<Outcome>,
+        // Belongs to the dialling task: when that is gone, nobody must wait for it.
+        done: Weak<watch::Sender<Outcome>>,
         failures: u32,
     },
     /// The last dial failed; the next one may begin at `retry_at`.
@@ -48,13 +55,23 @@ impl Pool {
     /// in the other direction too.
     ///
     /// It takes the place of an older one. A peer that was killed and came back dials anew, and the old connection,
-    /// which nobody answers any more, would otherwise be used until its idle timeout.
+    /// which nobody answers any more, would otherwise be used until its idle timeout. Whoever waits for a dial, or for the
+    /// time to dial again, takes it at once.
     pub(crate) fn adopt(&self, addr: SocketAddr, connection: &Connection) {
         let mut links = self.links.lock().expect("no panic while held");
-        links.retain(|_, link| !matches!(link, Link::Live(c) if c.is_closed()));
-        if !matches!(links.get(&addr), Some(Link::Dialling { .. })) {
-            links.insert(addr, Link::Live(connection.clone()));
+        if let Some(Link::Dialling { done, .. }) = links.insert(addr, Link::Live(connection.clone()))
+            && let Some(done) = done.upgrade()
+        {
+            done.send_replace(Some(Ok(connection.clone())));
         }
+        self.adopted.notify_waiters();
+    }
+
+    /// Lets go of a connection that is gone.
+    pub(crate) fn forget(&self, gone: &Connection) {
+        let gone = gone.quic().stable_id();
+        let mut links = self.links.lock().expect("no panic while held");
+        links.retain(|_, link| !matches!(link, Link::Live(c) if c.quic().stable_id() == gone));
     }
 
     /// The live connection to `addr`, if there is one.
@@ -68,6 +85,8 @@ impl Pool {
     /// The live connection to `addr`, dialling if there is none. Cancel-safe: the dial goes on for others.
     pub(crate) async fn connect(shared: &Arc<Shared>, addr: SocketAddr) -> Result<Connection, ConnectError> {
         loop {
+            let mut adopted = pin!(shared.pool.adopted.notified());
+            adopted.as_mut().enable();
             let mut outcome = match shared.pool.link(shared, addr) {
                 Step::Live(connection) => return Ok(connection),
                 Step::Wait(outcome) => outcome,
@@ -76,7 +95,10 @@ impl Pool {
                     if until.duration_since(Instant::now()) > shared.connect_timeout {
                         return Err(error);
                     }
-                    tokio::time::sleep_until(until).await;
+                    tokio::select! {
+                        () = tokio::time::sleep_until(until) => {}
+                        () = adopted => {}
+                    }
                     continue;
                 }
             };
@@ -105,7 +127,9 @@ impl Pool {
             });
         }
         let (done, outcome) = watch::channel(None);
-        links.insert(addr, Link::Dialling { outcome: outcome.clone(), failures });
+        let done = Arc::new(done);
+        links
+            .insert(addr, Link::Dialling { outcome: outcome.clone(), done: Arc::downgrade(&done), failures });
         let shared = Arc::clone(shared);
         let executor = shared.executor.clone();
         executor.spawn(async move {
@@ -114,7 +138,12 @@ impl Pool {
             if let Ok(connection) = &result {
                 shared.executor.spawn(serve_streams(Arc::clone(&shared), connection.clone()));
             }
-            done.send_replace(Some(result));
+            // Unless the peer's own connection came first.
+            done.send_if_modified(|outcome| {
+                let first = outcome.is_none();
+                outcome.get_or_insert(result);
+                first
+            });
         });
         Step::Wait(outcome)
     }
@@ -123,13 +152,14 @@ impl Pool {
         let mut links = self.links.lock().expect("no panic while held");
         let failures = match links.get(&addr) {
             Some(Link::Dialling { failures, .. }) => failures.saturating_add(1),
+            // The peer has dialled meanwhile.
+            Some(Link::Live(connection)) if result.is_err() && !connection.is_closed() => return,
             _ => 1,
         };
         let link = match result {
             Ok(connection) => Link::Live(connection.clone()),
             Err(error) => {
-                let full = BACKOFF_MIN.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX);
-                let wait = full.mul_f64(rand::rng().random_range(0.5..=1.0));
+                let wait = backoff(failures).mul_f64(rand::rng().random_range(0.5..=1.0));
                 Link::Failed { error: error.clone(), failures, retry_at: Instant::now() + wait }
             }
         };
@@ -137,9 +167,14 @@ impl Pool {
     }
 }
 
+/// The longest wait after so many failures in a row.
+fn backoff(failures: u32) -> Duration {
+    BACKOFF_MIN.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(BACKOFF_MAX)
+}
+
 enum Step {
     Live(Connection),
-    Wait(watch::Receiver<Option<Result<Connection, ConnectError>>>),
+    Wait(watch::Receiver<Outcome>),
     Sleep(Instant, ConnectError),
 }
 
@@ -196,5 +231,17 @@ fn connect_error(addr: SocketAddr, e: &quinn::ConnectionError) -> ConnectError {
         (quinn::ConnectionError::TimedOut, _) => ConnectError::Unreachable(addr),
         (quinn::ConnectionError::LocallyClosed, _) => ConnectError::EndpointClosed,
         _ => ConnectError::Refused { addr, reason: e.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_begins_at_50_ms_and_doubles_up_to_2_s() {
+        let waits: Vec<_> = (1..9).map(|failures| backoff(failures).as_millis()).collect();
+        assert_eq!(waits, [50, 100, 200, 400, 800, 1600, 2000, 2000]);
+        assert_eq!(backoff(u32::MAX), BACKOFF_MAX);
     }
 }

@@ -223,3 +223,60 @@ async fn an_ipv4_peer_of_a_dual_stack_endpoint_is_one_peer() {
     assert_eq!(a.open_connections(), 1, "the peer's own connection was not recognised");
     assert_eq!(back.remote_addr(), b.local_addr());
 }
+
+/// A dial that began before the peer was there waits for its next retransmission; the peer's own dial comes first.
+#[tokio::test]
+async fn a_connection_that_the_peer_makes_ends_the_wait_for_a_dial() {
+    let authority = ClusterAuthority::generate().unwrap();
+    let options = EndpointOptions { connect_timeout: Duration::from_secs(2), ..EndpointOptions::default() };
+    let a = endpoint_with(&authority, 1, options);
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let addr = silent.local_addr().unwrap();
+    let waiting = {
+        let a = a.clone();
+        tokio::spawn(async move { a.connect(addr).await })
+    };
+    // First packets go at 0, 0.3, 0.9 and 2.1 s: nothing of the dial reaches whoever listens from now on.
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    drop(silent);
+    let options = EndpointOptions { bind: addr, ..EndpointOptions::default() };
+    let b = endpoint_with(&authority, 2, options);
+    b.connect(a.local_addr()).await.unwrap();
+    assert_eq!(waiting.await.unwrap().expect("there is a connection").peer().node_id, 2);
+    // And the dial's failure does not take it away.
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    let at_once = tokio::time::timeout(Duration::ZERO, a.connect(addr)).await;
+    at_once.expect("the connection is still known").unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_the_peer_makes_ends_the_wait_for_the_next_dial() {
+    let (ours, theirs) = (ClusterAuthority::generate().unwrap(), ClusterAuthority::generate().unwrap());
+    let (a, stranger) = (endpoint(&ours, 1), endpoint(&theirs, 2));
+    let addr = stranger.local_addr();
+    // Failures that come at once, until the next dial is at least 0.8 s away.
+    for _ in 0..6 {
+        a.connect(addr).await.unwrap_err();
+    }
+    let waiting = {
+        let a = a.clone();
+        tokio::spawn(async move {
+            let begun = std::time::Instant::now();
+            a.connect(addr).await.map(|_| begun.elapsed())
+        })
+    };
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    stranger.close(Duration::ZERO).await;
+    drop(stranger);
+    let b = loop {
+        let options = EndpointOptions { bind: addr, ..EndpointOptions::default() };
+        match Endpoint::bind(a.executor(), &ours.issue(2).unwrap(), options) {
+            Ok(endpoint) => break endpoint,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    b.connect(a.local_addr()).await.unwrap();
+    let waited = waiting.await.unwrap().unwrap();
+    assert!(waited < Duration::from_millis(700), "waited for {waited:?}");
+    assert_eq!(a.open_connections(), 1, "dialled although there was a connection");
+}
