@@ -167,3 +167,19 @@ impl AsyncUdpSocket for Adapted {
         self.0.local_addr()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A batch that the kernel refuses looks like loss, and nothing tells why the connection crawls.
+    #[tokio::test]
+    async fn no_batch_exceeds_what_the_kernel_takes() {
+        let executor = Executor::new(tokio::runtime::Handle::current());
+        for mtu in [NETWORK_MTU, LOOPBACK_MTU, 20_000, 60_000] {
+            let socket = bind(SocketAddr::from(([127, 0, 0, 1], 0)), mtu, &executor).expect("loopback");
+            let segments = socket.max_transmit_segments();
+            assert!((1..=MAX_SEND_BYTES / usize::from(mtu)).contains(&segments), "{segments} of {mtu}");
+        }
+    }
+}
