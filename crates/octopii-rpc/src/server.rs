@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use octopii_transport::{Acceptor, AcceptorTaken, Endpoint, Incoming, StreamKind};
+use octopii_transport::{Acceptor, AcceptorTaken, Endpoint, Executor, Incoming, StreamKind};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
-use crate::wire::{REQUEST_OVERHEAD, Request, encode_response};
+use crate::wire::{REFUSED, REQUEST_OVERHEAD, Request, encode_response};
 use crate::{Code, Context, Router, Status};
 
 /// Bounds of a [`Server`].
@@ -21,7 +21,8 @@ pub struct ServerOptions {
     pub concurrent_calls: usize,
     /// Longest request body in bytes. Default 16 MiB; larger things are chunks.
     pub max_request: usize,
-    /// A request must arrive whole within this. Default 10 s.
+    /// A request must arrive whole within this. A response must be taken within this or the call's deadline, whichever is
+    /// later. Default 10 s.
     pub request_timeout: Duration,
     /// The longest deadline granted, whatever the caller asks for. Default 10 minutes.
     pub max_deadline: Duration,
@@ -38,10 +39,13 @@ impl Default for ServerOptions {
     }
 }
 
-/// A running server. Dropping it stops taking calls; calls under way go on to their end.
+/// A running server, and a handle of its endpoint. Dropping it stops taking calls; calls under way go on to their end, or
+/// until the endpoint closes.
 #[derive(Debug)]
 pub struct Server {
     accepting: AbortHandle,
+    // Its tasks hold none: a slow call would keep the endpoint open after its owner has dropped it.
+    _endpoint: Endpoint,
 }
 
 impl Drop for Server {
@@ -51,7 +55,7 @@ impl Drop for Server {
 }
 
 struct Shared {
-    endpoint: Endpoint,
+    executor: Executor,
     router: Router,
     options: ServerOptions,
     calls: Semaphore,
@@ -67,36 +71,44 @@ impl Server {
     ) -> Result<Self, AcceptorTaken> {
         let acceptor = endpoint.acceptor(kind)?;
         let calls = Semaphore::new(options.concurrent_calls);
-        let shared = Arc::new(Shared { endpoint: endpoint.clone(), router, options, calls });
+        let executor = endpoint.executor().clone();
+        let shared = Arc::new(Shared { executor, router, options, calls });
         let accepting = endpoint.executor().spawn(accept(acceptor, shared)).abort_handle();
-        Ok(Self { accepting })
+        Ok(Self { accepting, _endpoint: endpoint.clone() })
     }
 }
 
 async fn accept(mut acceptor: Acceptor, shared: Arc<Shared>) {
     while let Some(incoming) = acceptor.accept().await {
-        shared.endpoint.executor().spawn(serve(Arc::clone(&shared), incoming));
+        shared.executor.spawn(serve(Arc::clone(&shared), incoming));
     }
 }
 
 async fn serve(shared: Arc<Shared>, mut incoming: Incoming) {
-    let result = match shared.calls.try_acquire() {
-        // Holds the permit for as long as the call lasts.
-        Ok(_permit) => match answer(&shared, &mut incoming).await {
+    // Held until the response is taken: a caller that does not read it holds a call, never more of our memory.
+    let permit = shared.calls.try_acquire();
+    let mut deadline = Instant::now();
+    let result = match permit {
+        Ok(_) => match answer(&shared, &mut incoming, &mut deadline).await {
             Some(result) => result,
-            None => return incoming.send.reset(Code::Cancelled as u32),
+            None => return incoming.send.reset(REFUSED),
         },
         Err(_) => Err(Status::new(Code::ResourceExhausted, "too many calls under way here: try again later")),
     };
     let response = encode_response(result.as_deref());
-    // An error means that the caller or the connection is gone: nobody is left to tell.
-    if incoming.send.write_frame(&response).await.is_ok() {
+    let left = deadline.saturating_duration_since(Instant::now()).max(shared.options.request_timeout);
+    // An error means that the caller or the connection is gone, or that the caller does not read: nobody is left to tell.
+    if let Ok(Ok(())) = timeout(left, incoming.send.write_frame(&response)).await {
         let _ = incoming.send.finish();
     }
 }
 
-/// The answer to one call, or `None` if its caller gave up.
-async fn answer(shared: &Shared, incoming: &mut Incoming) -> Option<Result<Bytes, Status>> {
+/// The answer to one call, or `None` if its caller gave up; and the call's deadline, once it is known.
+async fn answer(
+    shared: &Shared,
+    incoming: &mut Incoming,
+    deadline: &mut Instant,
+) -> Option<Result<Bytes, Status>> {
     let limit = shared.options.max_request + REQUEST_OVERHEAD;
     let frame = match timeout(shared.options.request_timeout, incoming.recv.read_frame(limit)).await {
         Ok(Ok(Some(frame))) => frame,
@@ -121,10 +133,11 @@ async fn answer(shared: &Shared, incoming: &mut Incoming) -> Option<Result<Bytes
         Err(status) => return Some(Err(status)),
     };
     let granted = request.deadline.min(shared.options.max_deadline);
+    *deadline = Instant::now() + granted;
     let context = Context {
         peer: *incoming.connection.peer(),
         remote_addr: incoming.connection.remote_addr(),
-        deadline: Instant::now() + granted,
+        deadline: *deadline,
         method: request.method,
     };
     // The call itself may panic as well as its future.

@@ -16,6 +16,9 @@ const OK: u8 = 0;
 const MAX_MESSAGE: usize = 4 << 10;
 const MAX_DETAILS: usize = 64 << 10;
 
+/// The code of a stream that is reset because what it asked for was surely not done: the transport's own for streams that
+/// nobody takes.
+pub(crate) const REFUSED: u32 = 1;
 /// What a response may be longer than its body.
 pub(crate) const RESPONSE_OVERHEAD: usize = 3 + MAX_MESSAGE + MAX_DETAILS;
 /// What a request may be longer than its body.
@@ -122,6 +125,7 @@ mod tests {
             (back.method.as_str(), back.deadline, &back.body[..]),
             ("kv.get", Duration::from_millis(2), &b"body"[..])
         );
+        assert_eq!(whole, [&[1, 6][..], b"kv.get", &[2, 0, 0, 0], b"body"].concat());
         for cut in 0..12 {
             assert!(Request::decode(whole.slice(..cut)).is_err(), "{cut}");
         }
@@ -132,7 +136,10 @@ mod tests {
     #[test]
     fn responses_survive_the_wire_and_long_messages_are_cut() {
         let ok = encode_response(Ok(b"fine"));
+        assert_eq!(ok, b"\0fine");
         assert_eq!(decode_response(ok.into()).unwrap(), &b"fine"[..]);
+        let brief = Status::new(Code::NotFound, "no").with_details(Bytes::from_static(b"why"));
+        assert_eq!(encode_response(Err(&brief)), b"\x05\x02\0nowhy");
         let status =
             Status::new(Code::NotFound, "é".repeat(5000)).with_details(Bytes::from(vec![1; 100_000]));
         let back = decode_response(encode_response(Err(&status)).into()).unwrap_err();

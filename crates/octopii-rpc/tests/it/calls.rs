@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use octopii_rpc::{Client, Code, Context, Router, Server, ServerOptions, Status};
-use octopii_transport::{Endpoint, StreamKind};
+use octopii_transport::{Endpoint, Limits, RecvStream, SendStream, StreamError, StreamKind};
 use serde::{Deserialize, Serialize};
 
-use crate::pair;
+use crate::{pair, pair_with};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -133,6 +133,80 @@ async fn a_deadline_ends_the_call_on_both_sides() {
     assert_eq!(status.code, Code::DeadlineExceeded);
     until(|| counts.dropped.load(Ordering::SeqCst) == 1).await;
     assert_eq!((counts.begun.load(Ordering::SeqCst), counts.ended.load(Ordering::SeqCst)), (1, 0));
+}
+
+/// Begins a call as the wire knows it, without a client that keeps time or reads the answer.
+async fn begin_call(
+    from: &Endpoint,
+    to: &Endpoint,
+    method: &str,
+    deadline_ms: u32,
+) -> (SendStream, RecvStream) {
+    let (mut send, recv) = from.connect(to.local_addr()).await.unwrap().open(StreamKind::Rpc).await.unwrap();
+    let mut request = vec![1, method.len() as u8];
+    request.extend_from_slice(method.as_bytes());
+    request.extend_from_slice(&deadline_ms.to_le_bytes());
+    send.write_frame(&request).await.unwrap();
+    send.finish().unwrap();
+    (send, recv)
+}
+
+#[tokio::test]
+async fn the_server_keeps_the_deadline_by_itself() {
+    let (a, b) = pair();
+    let options = ServerOptions { max_deadline: Duration::from_millis(300), ..ServerOptions::default() };
+    let _server = serve(&b, options, |router| {
+        router.register("slow", |_: Context, (): ()| std::future::pending::<Result<(), Status>>());
+    });
+    // The caller's own, and the longest that is granted.
+    for deadline_ms in [100, 60_000] {
+        let (_send, mut recv) = begin_call(&a, &b, "slow", deadline_ms).await;
+        let answer = tokio::time::timeout(SOON, recv.read_frame(1000)).await.expect("no answer");
+        assert_eq!(answer.unwrap().unwrap()[0], Code::DeadlineExceeded as u8);
+    }
+}
+
+/// A caller that never reads must not make the server hold one response after the other.
+#[tokio::test]
+async fn a_response_that_nobody_reads_is_a_call_under_way_until_its_deadline() {
+    let (a, b) = pair_with(Limits { stream_window: 1024, ..Limits::default() }, Limits::default());
+    let options = ServerOptions {
+        concurrent_calls: 1,
+        request_timeout: Duration::from_millis(500),
+        ..ServerOptions::default()
+    };
+    let _server = serve(&b, options, |router| {
+        router
+            .register_raw("big", |_: Context, _: Bytes| async move { Ok(Bytes::from(vec![7; 1 << 20])) })
+            .register("echo", |_: Context, n: u64| async move { Ok(n) });
+    });
+    let (_send, mut unread) = begin_call(&a, &b, "big", 700).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let client = Client::new(&a, StreamKind::Rpc);
+    let status = client.call::<_, u64>(b.local_addr(), "echo", &7u64, SOON).await.unwrap_err();
+    assert_eq!(status.code, Code::ResourceExhausted);
+    // It is given up in the end.
+    tokio::time::timeout(SOON, async {
+        while client.call::<_, u64>(b.local_addr(), "echo", &7u64, SOON).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("the response is held for ever");
+    assert_eq!(unread.read_frame(2 << 20).await, Err(StreamError::Reset(0)));
+}
+
+#[tokio::test]
+async fn a_call_under_way_does_not_keep_the_endpoint() {
+    let (a, b) = pair();
+    let counts = Arc::new(Counts::default());
+    let server = serve_slow(&b, &counts);
+    let addr = b.local_addr();
+    let _call = begin_call(&a, &b, "slow", 60_000).await;
+    until(|| counts.begun.load(Ordering::SeqCst) == 1).await;
+    drop((server, b));
+    until(|| counts.dropped.load(Ordering::SeqCst) == 1).await;
+    until(|| std::net::UdpSocket::bind(addr).is_ok()).await;
 }
 
 #[tokio::test]

@@ -8,15 +8,21 @@
 mod calls;
 mod messages;
 
-use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Executor};
+use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Executor, Limits};
 use tokio::runtime::Handle;
 
 /// Two endpoints of one cluster: node 1 and node 2.
 fn pair() -> (Endpoint, Endpoint) {
+    pair_with(Limits::default(), Limits::default())
+}
+
+/// The same, with limits for each.
+fn pair_with(first: Limits, second: Limits) -> (Endpoint, Endpoint) {
     let authority = ClusterAuthority::generate().unwrap();
     let executor = Executor::new(Handle::current());
-    let bind = |node| {
-        Endpoint::bind(&executor, &authority.issue(node).unwrap(), EndpointOptions::default()).unwrap()
+    let bind = |node, limits| {
+        let options = EndpointOptions { limits, ..EndpointOptions::default() };
+        Endpoint::bind(&executor, &authority.issue(node).unwrap(), options).unwrap()
     };
-    (bind(1), bind(2))
+    (bind(1, first), bind(2, second))
 }
