@@ -8,7 +8,7 @@ use octopii_transport::{Connection, Endpoint, StreamError, StreamKind};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::wire::{RESPONSE_OVERHEAD, Request, decode_response};
+use crate::wire::{REFUSED, RESPONSE_OVERHEAD, Request, decode_response};
 use crate::{Bincode, Code, Codec, Status};
 
 /// Calls methods of peers. Cloning is cheap. Calls may be awaited on any executor.
@@ -109,12 +109,13 @@ impl Client {
         match recv.read_frame(self.max_response + RESPONSE_OVERHEAD).await {
             Ok(Some(frame)) => decode_response(frame),
             Ok(None) => Err(Status::new(Code::Unknown, "the peer ended the call without an answer")),
-            Err(StreamError::Reset(1)) => Err(Status::new(
+            Err(StreamError::Reset(REFUSED)) => Err(Status::new(
                 Code::Unavailable,
                 format!("the peer does not take {:?} calls now", self.kind),
             )),
+            // Not `ResourceExhausted`, which says that the request may be sent again.
             Err(StreamError::FrameTooLarge { len, limit }) => Err(Status::new(
-                Code::ResourceExhausted,
+                Code::Internal,
                 format!(
                     "the response has {len} bytes, over the limit of {limit}: ask for less, or for a chunk"
                 ),

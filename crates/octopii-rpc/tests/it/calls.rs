@@ -196,6 +196,23 @@ async fn a_response_that_nobody_reads_is_a_call_under_way_until_its_deadline() {
     assert_eq!(unread.read_frame(2 << 20).await, Err(StreamError::Reset(0)));
 }
 
+/// The request was carried out: a code that says "surely not, try again" would have it carried out twice.
+#[tokio::test]
+async fn a_response_too_long_is_no_reason_to_try_again() {
+    let (a, b) = pair();
+    let mut acceptor = b.acceptor(StreamKind::Rpc).unwrap();
+    let answering = tokio::spawn(async move {
+        let mut incoming = acceptor.accept().await.unwrap();
+        incoming.send.write_all(&u32::MAX.to_le_bytes()).await.unwrap();
+        incoming
+    });
+    let client = Client::new(&a, StreamKind::Rpc);
+    let status = client.call_raw(b.local_addr(), "big", Bytes::new(), SOON).await.unwrap_err();
+    assert!(status.message.contains("over the limit"), "{status}");
+    assert!(!status.code.is_retryable() && status.code.is_outcome_unknown(), "{status}");
+    drop(answering);
+}
+
 #[tokio::test]
 async fn a_call_under_way_does_not_keep_the_endpoint() {
     let (a, b) = pair();
