@@ -11,17 +11,18 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use crate::wire::{decode_response, encode_response};
+use crate::wire::{REFUSED, decode_response, encode_response};
 use crate::{Code, Status};
 
 /// Bounds of a [`Messenger`].
 #[derive(Debug, Clone)]
 pub struct MessengerOptions {
-    /// Messages received but not yet taken by the application. Senders of more wait, up to their deadline. Default 1,024.
+    /// Messages received but not yet taken by the application. Senders of more wait, up to their deadline, and nothing of
+    /// theirs is read meanwhile. Default 1,024.
     pub queue: usize,
     /// Longest message in bytes. Default 1 MiB; with `queue` it bounds the memory of the inbox.
     pub max_message: usize,
-    /// A message must arrive whole within this. Default 10 s.
+    /// A message must arrive whole within this, and its acknowledgement be taken within this. Default 10 s.
     pub receive_timeout: Duration,
 }
 
@@ -43,11 +44,13 @@ pub struct Message {
 }
 
 /// Sends and receives one-way messages. Cloning gives another handle to the same inbox.
+///
+/// When the last handle is dropped, messages not yet taken are refused.
 #[derive(Debug, Clone)]
 pub struct Messenger {
     endpoint: Endpoint,
     inbox: Arc<Inbox>,
-    _accepting: Arc<StopOnDrop>,
+    _open: Arc<CloseOnDrop>,
 }
 
 #[derive(Debug)]
@@ -66,11 +69,17 @@ struct Waiting {
 }
 
 #[derive(Debug)]
-struct StopOnDrop(AbortHandle);
+struct CloseOnDrop {
+    accepting: AbortHandle,
+    inbox: Arc<Inbox>,
+}
 
-impl Drop for StopOnDrop {
+impl Drop for CloseOnDrop {
     fn drop(&mut self) {
-        self.0.abort();
+        self.accepting.abort();
+        // Before the queue is emptied: a message comes into it only while there is room to be had.
+        self.inbox.room.close();
+        self.inbox.waiting.lock().expect("no panic while held").clear();
     }
 }
 
@@ -95,11 +104,8 @@ impl Messenger {
                 }
             })
         };
-        Ok(Self {
-            endpoint: endpoint.clone(),
-            inbox,
-            _accepting: Arc::new(StopOnDrop(accepting.abort_handle())),
-        })
+        let open = CloseOnDrop { accepting: accepting.abort_handle(), inbox: Arc::clone(&inbox) };
+        Ok(Self { endpoint: endpoint.clone(), inbox, _open: Arc::new(open) })
     }
 
     /// Sends a message and returns when the application at `addr` has taken it.
@@ -120,7 +126,7 @@ impl Messenger {
                 Ok(None) => {
                     Err(Status::new(Code::Unknown, "the peer ended the message without an acknowledgement"))
                 }
-                Err(StreamError::Reset(1)) => {
+                Err(StreamError::Reset(REFUSED)) => {
                     Err(Status::new(Code::Unavailable, "the peer takes no messages now"))
                 }
                 Err(e) => Err(Status::new(Code::Unknown, e.to_string())),
@@ -171,46 +177,65 @@ impl Inbox {
 }
 
 async fn receive(inbox: Arc<Inbox>, mut incoming: Incoming, id: u64) {
-    let limit = inbox.options.max_message;
-    let payload = match timeout(inbox.options.receive_timeout, incoming.recv.read_frame(limit)).await {
-        Ok(Ok(Some(payload))) => payload,
+    // Nothing is read before there is room for it.
+    let room = tokio::select! {
+        room = inbox.room.acquire() => room,
+        _ = incoming.send.stopped() => return,
+    };
+    let Ok(room) = room else { return incoming.send.reset(REFUSED) };
+    let (limit, time) = (inbox.options.max_message, inbox.options.receive_timeout);
+    let result = match timeout(time, incoming.recv.read_frame(limit)).await {
+        Ok(Ok(Some(payload))) => match wait_until_taken(&inbox, &mut incoming, id, payload).await {
+            Outcome::Taken => Ok(()),
+            Outcome::Withdrawn => return,
+            Outcome::Closed => return incoming.send.reset(REFUSED),
+        },
         Ok(Err(StreamError::FrameTooLarge { len, limit })) => {
             let message =
                 format!("a message of {len} bytes is over the limit of {limit}: send it as a chunk");
-            return reply(&mut incoming, Err(&Status::new(Code::InvalidArgument, message))).await;
+            Err(Status::new(Code::InvalidArgument, message))
         }
-        Ok(Ok(None) | Err(_)) | Err(_) => return incoming.send.reset(Code::Cancelled as u32),
+        Ok(Ok(None) | Err(_)) | Err(_) => return incoming.send.reset(REFUSED),
     };
-    let Ok(_room) = (tokio::select! {
-        room = inbox.room.acquire() => room,
-        _ = incoming.send.stopped() => return,
-    }) else {
-        return;
-    };
+    // The message is in the inbox no more; its sender may be slow to hear of it.
+    drop(room);
+    let reply = encode_response(result.as_ref().map(|()| &[][..]));
+    // An error means that the sender is gone or does not read; it knows that the outcome is open.
+    if let Ok(Ok(())) = timeout(time, incoming.send.write_frame(&reply)).await {
+        let _ = incoming.send.finish();
+    }
+}
+
+enum Outcome {
+    Taken,
+    /// By its sender.
+    Withdrawn,
+    /// The inbox is gone.
+    Closed,
+}
+
+async fn wait_until_taken(inbox: &Inbox, incoming: &mut Incoming, id: u64, payload: Bytes) -> Outcome {
     let (taken, mut was_taken) = oneshot::channel();
     let message = Message {
         peer: *incoming.connection.peer(),
         remote_addr: incoming.connection.remote_addr(),
         payload,
     };
-    inbox.waiting.lock().expect("no panic while held").push_back(Waiting { id, message, taken });
-    inbox.arrived.notify_waiters();
-    let gave_up = tokio::select! {
-        biased;
-        outcome = &mut was_taken => outcome.is_err(),
-        _ = incoming.send.stopped() => true,
-    };
-    if gave_up {
-        drop(was_taken);
-        inbox.waiting.lock().expect("no panic while held").retain(|w| w.id != id);
-        return;
+    {
+        let mut waiting = inbox.waiting.lock().expect("no panic while held");
+        if inbox.room.is_closed() {
+            return Outcome::Closed;
+        }
+        waiting.push_back(Waiting { id, message, taken });
     }
-    reply(&mut incoming, Ok(&[])).await;
-}
-
-async fn reply(incoming: &mut Incoming, result: Result<&[u8], &Status>) {
-    // An error means that the sender is gone; it knows that the outcome is open.
-    if incoming.send.write_frame(&encode_response(result)).await.is_ok() {
-        let _ = incoming.send.finish();
+    inbox.arrived.notify_waiters();
+    tokio::select! {
+        biased;
+        outcome = &mut was_taken => if outcome.is_ok() { Outcome::Taken } else { Outcome::Closed },
+        _ = incoming.send.stopped() => {
+            drop(was_taken);
+            inbox.waiting.lock().expect("no panic while held").retain(|w| w.id != id);
+            Outcome::Withdrawn
+        }
     }
 }

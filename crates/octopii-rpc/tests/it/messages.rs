@@ -5,7 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use octopii_rpc::{Code, Messenger, MessengerOptions};
 
-use crate::pair;
+use octopii_transport::{Limits, StreamKind};
+
+use crate::{pair, pair_with};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -78,4 +80,62 @@ async fn messages_too_long_and_peers_without_an_inbox_are_told() {
         Messenger::start(&b, MessengerOptions { max_message: 10, ..MessengerOptions::default() }).unwrap();
     let status = a.send(to, Bytes::from(vec![0; 11]), SOON).await.unwrap_err();
     assert_eq!(status.code, Code::InvalidArgument, "{status}");
+}
+
+/// A sender that takes no acknowledgement must not keep the place of a message that was taken.
+#[tokio::test]
+async fn an_acknowledgement_that_nobody_reads_takes_no_room() {
+    let (a, b) = pair_with(Limits { stream_window: 1, ..Limits::default() }, Limits::default());
+    let options = MessengerOptions { queue: 1, ..MessengerOptions::default() };
+    let at_b = Messenger::start(&b, options).unwrap();
+    let connection = a.connect(b.local_addr()).await.unwrap();
+    let mut unread = Vec::new();
+    for n in 0..5 {
+        let (mut send, recv) = connection.open(StreamKind::Message).await.unwrap();
+        send.write_frame(&[n]).await.unwrap();
+        let message = tokio::time::timeout(SOON, at_b.recv()).await.expect("no room");
+        assert_eq!(message.payload, [n][..]);
+        unread.push((send, recv));
+    }
+}
+
+/// Otherwise every stream of every peer could put a whole message into memory beside the inbox.
+#[tokio::test]
+async fn nothing_is_read_before_there_is_room() {
+    let (a, b) = pair_with(Limits::default(), Limits { stream_window: 64 << 10, ..Limits::default() });
+    let options = MessengerOptions { queue: 1, ..MessengerOptions::default() };
+    let at_b = Messenger::start(&b, options).unwrap();
+    let connection = a.connect(b.local_addr()).await.unwrap();
+    let whole = vec![7; 1 << 20];
+    let (mut first, _recv) = connection.open(StreamKind::Message).await.unwrap();
+    first.write_frame(&whole).await.unwrap();
+    let (mut second, _recv) = connection.open(StreamKind::Message).await.unwrap();
+    let mut writing = std::pin::pin!(second.write_frame(&whole));
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut writing).await;
+    assert!(early.is_err(), "read although the inbox is full");
+    at_b.recv().await;
+    writing.await.unwrap();
+    at_b.recv().await;
+}
+
+#[tokio::test]
+async fn senders_learn_at_once_that_the_inbox_is_gone() {
+    let (a, b) = pair();
+    let a = Messenger::start(&a, MessengerOptions::default()).unwrap();
+    let options = MessengerOptions { queue: 1, ..MessengerOptions::default() };
+    let at_b = Messenger::start(&b, options).unwrap();
+    let to = b.local_addr();
+    // One waits in the inbox, one for room in it.
+    let sends: Vec<_> = (0..2)
+        .map(|_| {
+            let a = a.clone();
+            tokio::spawn(async move { a.send(to, Bytes::from_static(b"never taken"), SOON).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    drop(at_b);
+    for send in sends {
+        let status = send.await.unwrap().unwrap_err();
+        assert_eq!(status.code, Code::Unavailable, "{status}");
+    }
 }
