@@ -115,7 +115,7 @@ impl Config {
 
     fn apply_toml(&mut self, text: &str, origin: &str) -> Result<(), ConfigError> {
         let invalid = |reason: String| ConfigError::Invalid { origin: origin.to_owned(), reason };
-        let file: File = toml::from_str(text).map_err(|e| invalid(e.to_string().trim_end().to_owned()))?;
+        let file: File = toml::from_str(text).map_err(|e| invalid(toml_mistake(text, &e)))?;
         set(&mut self.data_dir, file.data_dir);
         set(&mut self.bind, file.bind);
         self.node_id = file.node_id.or(self.node_id);
@@ -243,6 +243,14 @@ fn parse_durability(text: &str) -> Option<Durability> {
     }
 }
 
+/// In one line: where, what stands there, what is wrong with it.
+fn toml_mistake(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let number = before.map_or(0, |before| before.matches('\n').count());
+    let line = text.lines().nth(number).unwrap_or_default().trim();
+    format!("line {}, `{line}`: {}", number + 1, error.message().replace('\n', " "))
+}
+
 fn not_a_durability(key: &str, text: &str) -> String {
     format!("{key}: {text:?} is not \"synced\", \"none\" or an interval such as \"200ms\"")
 }
@@ -309,6 +317,7 @@ mod tests {
         ] {
             let error = Config::default().apply_toml(text, "octopii.toml").expect_err(text).to_string();
             assert!(error.contains(told) && error.contains("octopii.toml"), "{error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
         }
         let error = Config::default()
             .apply_env(|name| (name == "OCTOPII_NODE_ID").then(|| "one".to_owned()))

@@ -30,6 +30,16 @@ pub enum DataDirError {
         /// Who asked.
         expected: String,
     },
+    /// The identity is another node's.
+    #[error(
+        "the identity is that of node {found}, not of node {expected}: give node {expected} its own, or leave the id out"
+    )]
+    OtherIdentity {
+        /// Whose it is.
+        found: NodeId,
+        /// Who asked.
+        expected: NodeId,
+    },
     /// The record of whose directory it is cannot be understood.
     #[error("{} is damaged ({reason}): restore it from a backup; without it the data cannot be trusted", path.display())]
     Damaged {
@@ -62,7 +72,7 @@ pub enum DataDirError {
     },
 }
 
-/// An opened data directory. The lock is held as long as it lives.
+/// A node's own data directory. The lock is held as long as it lives.
 #[derive(Debug)]
 pub(crate) struct DataDir {
     pub(crate) path: PathBuf,
@@ -82,11 +92,21 @@ struct Record {
     incarnation: String,
 }
 
+/// A directory that is locked and understood, and in which nothing has been written yet.
+pub(crate) struct Unclaimed {
+    path: PathBuf,
+    identity: Identity,
+    // Whether the identity has just been issued, and is to be kept.
+    issued: bool,
+    record: Option<Record>,
+    lock: Box<dyn LockGuard>,
+}
+
 const FORMAT: u32 = 1;
 const MAX_FILE: u64 = 1 << 20;
 
 impl DataDir {
-    pub(crate) fn open(vfs: &Arc<dyn Vfs>, config: &Config) -> Result<Self, DataDirError> {
+    pub(crate) fn open(vfs: &Arc<dyn Vfs>, config: &Config) -> Result<Unclaimed, DataDirError> {
         let vfs = &**vfs;
         let dir = config.data_dir.clone();
         create_dir_all_durable(vfs, &dir).map_err(|source| io_error(&dir, source))?;
@@ -95,26 +115,50 @@ impl DataDir {
             _ => io_error(&dir.join("lock"), source),
         })?;
         let record = read_record(vfs, &dir)?;
-        let identity = find_identity(vfs, config, record.as_ref())?;
+        if let (Some(record), Some(id)) = (&record, config.node_id)
+            && record.node_id != id
+        {
+            let (found, expected) =
+                (describe(record.node_id, &record.cluster), describe(id, &record.cluster));
+            return Err(DataDirError::NotOurs { dir, found, expected });
+        }
+        let (identity, issued) = find_identity(vfs, config, record.as_ref())?;
+        if let Some(expected) = config.node_id.filter(|id| *id != identity.node_id()) {
+            return Err(DataDirError::OtherIdentity { found: identity.node_id(), expected });
+        }
+        Ok(Unclaimed { path: dir, identity, issued, record, lock })
+    }
+}
+
+impl Unclaimed {
+    pub(crate) fn node_id(&self) -> NodeId {
+        self.identity.node_id()
+    }
+
+    /// Makes it this node's, for ever.
+    pub(crate) fn claim(self, vfs: &Arc<dyn Vfs>) -> Result<DataDir, DataDirError> {
+        let Self { path: dir, identity, issued, record, lock } = self;
         let cluster = identity.cluster().to_string();
-        let expected = describe(identity.node_id(), &cluster);
-        if let Some(id) = config.node_id.filter(|id| *id != identity.node_id()) {
-            return Err(DataDirError::NotOurs { dir, found: expected, expected: describe(id, &cluster) });
+        if issued {
+            let own = dir.join("identity.pem");
+            write_file_durable(&**vfs, &own, identity.to_pem().as_bytes())
+                .map_err(|source| io_error(&own, source))?;
         }
         let incarnation = match record {
-            Some(record) => {
+            Some(record) if (record.node_id, &record.cluster) != (identity.node_id(), &cluster) => {
                 let found = describe(record.node_id, &record.cluster);
-                if (record.node_id, &record.cluster) != (identity.node_id(), &cluster) {
-                    return Err(DataDirError::NotOurs { dir, found, expected });
-                }
-                u64::from_str_radix(&record.incarnation, 16).map_err(|e| DataDirError::Damaged {
-                    path: dir.join("node.toml"),
-                    reason: format!("incarnation: {e}"),
-                })?
+                return Err(DataDirError::NotOurs {
+                    dir,
+                    found,
+                    expected: describe(identity.node_id(), &cluster),
+                });
             }
-            None => write_record(vfs, &dir, &identity)?,
+            Some(record) => u64::from_str_radix(&record.incarnation, 16).map_err(|e| {
+                DataDirError::Damaged { path: dir.join("node.toml"), reason: format!("incarnation: {e}") }
+            })?,
+            None => write_record(&**vfs, &dir, &identity)?,
         };
-        Ok(Self { path: dir, identity, incarnation, _lock: lock })
+        Ok(DataDir { path: dir, identity, incarnation, _lock: lock })
     }
 }
 
@@ -151,18 +195,24 @@ fn write_record(vfs: &dyn Vfs, dir: &Path, identity: &Identity) -> Result<u64, D
     Ok(incarnation)
 }
 
-fn find_identity(vfs: &dyn Vfs, config: &Config, record: Option<&Record>) -> Result<Identity, DataDirError> {
+/// The identity, and whether it has just been issued.
+fn find_identity(
+    vfs: &dyn Vfs,
+    config: &Config,
+    record: Option<&Record>,
+) -> Result<(Identity, bool), DataDirError> {
     let authority_dir = match &config.identity {
-        IdentitySource::Given(identity) => return Ok(identity.clone()),
+        IdentitySource::Given(identity) => return Ok((identity.clone(), false)),
         IdentitySource::File(path) => {
-            return read_identity(vfs, path)?.ok_or_else(|| io_error(path, io::ErrorKind::NotFound.into()));
+            let missing = || io_error(path, io::Error::new(io::ErrorKind::NotFound, "no such file"));
+            return Ok((read_identity(vfs, path)?.ok_or_else(missing)?, false));
         }
         IdentitySource::Auto => None,
         IdentitySource::LocalAuthority(dir) => Some(dir.clone()),
     };
     let own = config.data_dir.join("identity.pem");
     if let Some(identity) = read_identity(vfs, &own)? {
-        return Ok(identity);
+        return Ok((identity, false));
     }
     if !config.bind.ip().is_loopback() {
         return Err(DataDirError::NoIdentity(config.bind));
@@ -171,10 +221,8 @@ fn find_identity(vfs: &dyn Vfs, config: &Config, record: Option<&Record>) -> Res
     // A short random number: ids are typed and read by people.
     let id =
         record.map(|r| r.node_id).or(config.node_id).unwrap_or_else(|| rand::random_range(1_000..1_000_000));
-    let identity =
-        authority.issue(id).map_err(|source| DataDirError::Identity { path: own.clone(), source })?;
-    write_file_durable(vfs, &own, identity.to_pem().as_bytes()).map_err(|source| io_error(&own, source))?;
-    Ok(identity)
+    let identity = authority.issue(id).map_err(|source| DataDirError::Identity { path: own, source })?;
+    Ok((identity, true))
 }
 
 /// The authority that a user's local nodes share: read from `dir`, or made there (files of mode 0600) if there is none.

@@ -43,9 +43,23 @@ pub enum StartError {
     Consensus(#[from] octopii_raft::StartError),
     /// The initial members do not include this node.
     #[error(
-        "node {0} is not among the members it was given: every member is given the same map, with itself in it"
+        "node {0} is not among the members it was given: every member is given the same map, with itself in it, and its own \
+         id as node_id (--id)"
     )]
     NotAMember(NodeId),
+    /// The initial members say that this node listens elsewhere.
+    #[error(
+        "node {node} listens on {listens}, but the members it was given have it at {listed}: bind the address under which \
+         the others look for it"
+    )]
+    ListensElsewhere {
+        /// This node.
+        node: NodeId,
+        /// Where it listens.
+        listens: SocketAddr,
+        /// Where the others would look for it.
+        listed: SocketAddr,
+    },
     /// The runtime is shutting down.
     #[error("the runtime is shutting down")]
     ShuttingDown,
@@ -168,9 +182,6 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
         executor.blocking(move || open_disk(&vfs, &config, simulated)).await?
     };
     let node_id = data_dir.identity.node_id();
-    if !config.members.is_empty() && !config.members.contains_key(&node_id) {
-        return Err(StartError::NotAMember(node_id));
-    }
     let options = EndpointOptions {
         bind: config.bind,
         socket,
@@ -203,6 +214,16 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
         ),
         None => None,
     };
+    if let (Some(consensus), Some(listed)) = (&consensus, config.members.get(&node_id))
+        && consensus.status().members.is_empty()
+        && listed.port() != endpoint.local_addr().port()
+    {
+        let listens = endpoint.local_addr();
+        consensus.shutdown().await;
+        endpoint.close(CLOSE_TIMEOUT).await;
+        close(&executor, wal.as_ref()).await;
+        return Err(StartError::ListensElsewhere { node: node_id, listens, listed: *listed });
+    }
     service::register(&mut router, &endpoint, consensus.as_ref());
     let server = Server::spawn(&endpoint, StreamKind::Rpc, router, config.rpc.clone()).expect(FRESH);
     let (outcome, joined) = watch::channel(None);
@@ -232,6 +253,11 @@ fn open_disk(
     simulated: bool,
 ) -> Result<(DataDir, Option<WriteAheadLog>), StartError> {
     let data_dir = DataDir::open(vfs, config)?;
+    // A mistake that is made again differently must find the directory as it was.
+    if !config.members.is_empty() && !config.members.contains_key(&data_dir.node_id()) {
+        return Err(StartError::NotAMember(data_dir.node_id()));
+    }
+    let data_dir = data_dir.claim(vfs)?;
     if !config.consensus {
         return Ok((data_dir, None));
     }
@@ -265,6 +291,18 @@ async fn join(
         }
     };
     outcome.send_replace(Some(result));
+}
+
+/// Closes the log, which frees its directory.
+async fn close(executor: &Executor, wal: Option<&WriteAheadLog>) {
+    let Some(wal) = wal.cloned() else { return };
+    let blocking = executor.clone();
+    let closing = async move { blocking.blocking(move || wal.close()).await };
+    // `None`: the runtime is gone; the log is then closed when its last handle is dropped.
+    if let Some(Err(e)) = executor.run(closing).await {
+        // What was acknowledged is safe whatever a last sync of the rest says.
+        tracing::warn!("closing the log: {e}");
+    }
 }
 
 impl OctopiiNode {
@@ -434,15 +472,7 @@ impl OctopiiNode {
         }
         self.parts.transfer.drain(DRAIN_TIMEOUT).await;
         self.parts.endpoint.close(CLOSE_TIMEOUT).await;
-        if let Some(wal) = self.parts.wal.clone() {
-            let executor = self.executor().clone();
-            let close = async move { executor.blocking(move || wal.close()).await };
-            // `None`: the runtime is gone; the log is then closed when its last handle is dropped.
-            if let Some(Err(e)) = self.executor().run(close).await {
-                // What was acknowledged is safe whatever a last sync of the rest says.
-                tracing::warn!("closing the log: {e}");
-            }
-        }
+        close(self.executor(), self.parts.wal.as_ref()).await;
     }
 
     fn membership(&self) -> Result<&Consensus, MembershipError> {

@@ -93,3 +93,30 @@ fn a_taken_port_is_told_and_leaves_the_directory_usable() {
     assert!(matches!(error, StartError::Bind(BindError::AddressInUse(_))), "{error}");
     start(&runtime, config(home.path(), "second")).unwrap();
 }
+
+/// Once the refusal had already given the directory to a node of a random id, and the corrected start was refused too.
+#[test]
+fn a_refused_start_leaves_the_directory_to_whoever_comes_next() {
+    let home = tempdir().unwrap();
+    let runtime = OctopiiRuntime::new(1);
+    let addr = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nameless = Config { bind: addr, members: [(1, addr)].into(), ..config(home.path(), "node") };
+    let error = start(&runtime, nameless.clone()).unwrap_err();
+    assert!(matches!(error, StartError::NotAMember(_)), "{error}");
+    start(&runtime, Config { node_id: Some(1), ..nameless }).unwrap();
+}
+
+#[test]
+fn an_identity_of_another_node_is_named_as_such() {
+    let home = tempdir().unwrap();
+    let runtime = OctopiiRuntime::new(1);
+    let identity = ClusterAuthority::generate().unwrap().issue(1).unwrap();
+    let other = Config {
+        node_id: Some(2),
+        identity: IdentitySource::Given(identity),
+        ..Config::new(home.path().join("node"))
+    };
+    let error = start(&runtime, other).unwrap_err();
+    let expected = DataDirError::OtherIdentity { found: 1, expected: 2 };
+    assert_eq!(error.to_string(), expected.to_string());
+}
