@@ -1,6 +1,6 @@
 //! A client of a cluster: no member, keeps nothing, asks any node.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use crate::OctopiiRuntime;
 use crate::service::{MEMBER, MembershipChange, NodeStatus, PROPOSE, QUERY, STATUS};
 
 /// A client of a cluster, with an identity that the cluster's authority vouches for. Asks the nodes it was given in turn
-/// until one answers. Cloning is cheap.
+/// until one answers; a change goes on to the next node only as long as it was surely not made. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Client {
     endpoint: Endpoint,
@@ -61,12 +61,12 @@ impl Client {
     /// [`Code::Unavailable`] means surely not applied; [`Code::Unknown`] and [`Code::DeadlineExceeded`] that it may have
     /// been, or may still be.
     pub async fn propose(&self, command: Bytes) -> Result<Bytes, Status> {
-        self.ask(PROPOSE, command).await
+        self.ask(PROPOSE, command, Repeat::WhenSurelyNotMade).await
     }
 
     /// Asks the replicated state machine, linearizably.
     pub async fn query(&self, query: Bytes) -> Result<Bytes, Status> {
-        self.ask(QUERY, query).await
+        self.ask(QUERY, query, Repeat::Always).await
     }
 
     /// As [`query`](Self::query), of this node alone: it answers from its own state, up to date.
@@ -81,7 +81,8 @@ impl Client {
 
     /// Changes the membership.
     pub async fn change_membership(&self, change: &MembershipChange) -> Result<(), Status> {
-        let body = self.ask(MEMBER, Bincode::encode(change)?.into()).await?;
+        let body = Bincode::encode(change)?.into();
+        let body = self.ask(MEMBER, body, Repeat::WhenSurelyNotMade).await?;
         Bincode::decode(&body).map_err(|e| Status::new(Code::DataLoss, e.to_string()))
     }
 
@@ -102,8 +103,8 @@ impl Client {
         }
     }
 
-    /// Asks one node after the other for as long as they surely did nothing.
-    async fn ask(&self, method: &str, body: Bytes) -> Result<Bytes, Status> {
+    /// Asks one node after the other.
+    async fn ask(&self, method: &str, body: Bytes, repeat: Repeat) -> Result<Bytes, Status> {
         let executor = self.endpoint.executor();
         let end = executor.now() + self.timeout;
         let mut last = Status::new(Code::InvalidArgument, "no node was given to ask");
@@ -127,8 +128,12 @@ impl Client {
                 }
             };
             let left = end.saturating_duration_since(executor.now());
-            match self.rpc.call_on(&connection, method, body.clone(), left).await {
+            let limit = if repeat == Repeat::Always { left / turns } else { left };
+            match self.rpc.call_on(&connection, method, body.clone(), limit).await {
                 Err(status) if status.code == Code::Unavailable => last = status,
+                Err(status) if repeat == Repeat::Always && status.code.is_outcome_unknown() => {
+                    last = Status::new(Code::Unavailable, status.message);
+                }
                 outcome => return outcome,
             }
         }
@@ -136,13 +141,24 @@ impl Client {
     }
 }
 
-/// A client needs no port that others know, only one from which the nodes can be reached.
-fn bind_for(nodes: &[SocketAddr]) -> SocketAddr {
-    match nodes.first() {
-        Some(node) if !node.ip().is_loopback() && node.is_ipv4() => SocketAddr::from(([0, 0, 0, 0], 0)),
-        Some(node) if node.is_ipv6() => SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 0)),
-        _ => SocketAddr::from(([127, 0, 0, 1], 0)),
-    }
+/// When a request that one node did not answer may go to the next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    Always,
+    WhenSurelyNotMade,
+}
+
+/// An address to bind for who only dials these: any free port, on loopback if all of them are there.
+pub fn bind_for(addresses: &[SocketAddr]) -> SocketAddr {
+    let ip: IpAddr =
+        match (addresses.iter().any(SocketAddr::is_ipv6), addresses.iter().all(|a| a.ip().is_loopback())) {
+            (false, true) => Ipv4Addr::LOCALHOST.into(),
+            (false, false) => Ipv4Addr::UNSPECIFIED.into(),
+            (true, true) if addresses.iter().all(SocketAddr::is_ipv6) => Ipv6Addr::LOCALHOST.into(),
+            // Reaches both families.
+            (true, _) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+    SocketAddr::new(ip, 0)
 }
 
 fn not_key_value() -> Status {

@@ -53,7 +53,7 @@ mod peer;
 mod runtime;
 mod service;
 
-pub use client::Client;
+pub use client::{Client, bind_for};
 pub use config::{Config, ConfigError, IdentitySource, parse_duration};
 pub use data_dir::{DataDirError, local_authority, read_authority, read_identity, state_dir};
 pub use node::{NodeBuilder, OctopiiNode, StartError};

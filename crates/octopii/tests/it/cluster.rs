@@ -154,3 +154,69 @@ fn a_node_without_consensus_or_quorum_says_so_in_time() {
         ));
     });
 }
+
+#[test]
+fn a_new_member_must_listen_where_the_others_look_for_it() {
+    let mut cluster = Cluster::new();
+    let addr = cluster.members[&1];
+    cluster.members = [(1, addr)].into();
+    cluster.runtime.block_on(async {
+        let elsewhere = Config { bind: "127.0.0.1:0".parse().unwrap(), ..cluster.config(1) };
+        let error = OctopiiNode::start(elsewhere, &cluster.runtime).await.unwrap_err();
+        assert!(matches!(error, StartError::ListensElsewhere { node: 1, .. }), "{error}");
+
+        // The map is of no interest any more to a node that belongs to its cluster.
+        let node = start_when_free(&cluster, cluster.config(1)).await;
+        node.joined().await.unwrap();
+        node.shutdown().await;
+        drop(node);
+        let outdated = Config { members: [(1, "127.0.0.1:9".parse().unwrap())].into(), ..cluster.config(1) };
+        start_when_free(&cluster, outdated).await.joined().await.unwrap();
+    });
+}
+
+/// Tasks let go of their handles a moment after a node is gone.
+async fn start_when_free(cluster: &Cluster, config: Config) -> OctopiiNode {
+    for _ in 0..200 {
+        match OctopiiNode::start(config.clone(), &cluster.runtime).await {
+            Ok(node) => return node,
+            Err(StartError::DataDir(_) | StartError::Bind(_)) => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Err(e) => panic!("{e}"),
+        }
+    }
+    panic!("the directory was never free again");
+}
+
+#[test]
+fn a_question_goes_on_to_the_next_node_when_one_takes_it_and_does_not_answer() {
+    let cluster = Cluster::new();
+    cluster.runtime.block_on(async {
+        let sole = Config { members: [(1, cluster.members[&1])].into(), ..cluster.config(1) };
+        let answering = OctopiiNode::start(sole, &cluster.runtime).await.unwrap();
+        answering.joined().await.unwrap();
+        // Its fellow members never come: it takes requests and waits for a leader.
+        let silent = cluster.start(2).await;
+        let identity = cluster.authority.issue(100).unwrap();
+        let nodes = vec![silent.local_addr(), answering.local_addr()];
+        let client = Client::new(&cluster.runtime, &identity, nodes, Duration::from_secs(3)).unwrap();
+        assert_eq!(client.get(b"key").await.unwrap(), None);
+        // A change may have been made by the first, so it is not repeated at the second.
+        assert!(client.put(b"key", b"value").await.unwrap_err().code.is_outcome_unknown());
+        assert_eq!(client.get(b"key").await.unwrap(), None);
+    });
+}
+
+#[test]
+fn a_client_binds_where_it_can_reach_every_node() {
+    for (nodes, bound) in [
+        (vec!["127.0.0.1:1", "127.0.0.2:1"], "127.0.0.1:0"),
+        (vec!["127.0.0.1:1", "10.0.0.1:1"], "0.0.0.0:0"),
+        (vec!["[::1]:1"], "[::1]:0"),
+        (vec!["10.0.0.1:1", "[::1]:1"], "[::]:0"),
+    ] {
+        let addresses: Vec<_> = nodes.iter().map(|node| node.parse().unwrap()).collect();
+        assert_eq!(octopii::bind_for(&addresses), bound.parse().unwrap(), "{nodes:?}");
+    }
+}
