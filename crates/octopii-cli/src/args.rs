@@ -84,7 +84,7 @@ pub(crate) struct Node {
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
     /// The UDP address to listen on
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     pub(crate) bind: Option<SocketAddr>,
     /// The node's id
     #[arg(long, value_name = "ID")]
@@ -108,7 +108,7 @@ pub(crate) struct Send {
     /// The file to send
     pub(crate) path: PathBuf,
     /// Addresses of the peers, such as 127.0.0.1:4701
-    #[arg(required = true, value_name = "PEER")]
+    #[arg(required = true, value_name = "PEER", value_parser = parse_address)]
     pub(crate) peers: Vec<SocketAddr>,
     /// Give up after this long, such as 90s
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "1h")]
@@ -123,7 +123,7 @@ pub(crate) struct Recv {
     #[arg(default_value = ".")]
     pub(crate) dir: PathBuf,
     /// The UDP address to listen on
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4700")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_address, default_value = "127.0.0.1:4700")]
     pub(crate) bind: SocketAddr,
     /// Stop after so many files
     #[arg(long, value_name = "N")]
@@ -142,7 +142,7 @@ pub(crate) struct IdentityArgs {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Target {
     /// Nodes to ask, in turn until one answers
-    #[arg(long = "node", value_name = "ADDR", env = "OCTOPII_NODES", value_delimiter = ',', global = true,
+    #[arg(long = "node", value_name = "ADDR", value_parser = parse_address, env = "OCTOPII_NODES", value_delimiter = ',', global = true,
           default_values_t = [local(0), local(1), local(2)])]
     pub(crate) nodes: Vec<SocketAddr>,
     /// Give up after this long
@@ -188,7 +188,11 @@ pub(crate) enum ClusterCommand {
     /// Show the members, the leader, and how far each node is
     Status,
     /// Add an empty node that is up as a learner: it receives the log but does not vote
-    Add { id: NodeId, addr: SocketAddr },
+    Add {
+        id: NodeId,
+        #[arg(value_parser = parse_address)]
+        addr: SocketAddr,
+    },
     /// Make a learner that has caught up a voter
     Promote { id: NodeId },
     /// Remove a member
@@ -233,8 +237,11 @@ pub(crate) enum WalCommand {
 fn parse_member(text: &str) -> Result<(NodeId, SocketAddr), String> {
     let (id, addr) = text.split_once('=').ok_or("it should look like 1=127.0.0.1:4701")?;
     let id = id.parse().map_err(|_| format!("{id:?} is not a node id (a number)"))?;
-    let addr = addr.parse().map_err(|_| format!("{addr:?} is not an address such as 127.0.0.1:4701"))?;
-    Ok((id, addr))
+    Ok((id, parse_address(addr)?))
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("{text:?} is not an IP address and a port, such as 127.0.0.1:4701"))
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

@@ -7,7 +7,7 @@ use octopii::{Code, Status};
 
 /// Shown at the end of `--help`.
 pub(crate) const CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the outcome is unknown (a change may have \
-been made); 4 nobody could be reached; 5 the key does not exist.\nOCTOPII_LOG=debug logs to standard error.";
+been made); 4 nobody could be reached; 5 the key does not exist; 130 stopped before the end.\nOCTOPII_LOG=debug logs to standard error.";
 
 /// Why the command failed.
 #[derive(Debug)]
@@ -22,6 +22,7 @@ enum Kind {
     Unknown = 3,
     Unreachable = 4,
     NoSuchKey = 5,
+    Stopped = 130,
 }
 
 impl Failure {
@@ -31,6 +32,11 @@ impl Failure {
 
     pub(crate) fn unreachable(message: impl fmt::Display) -> Self {
         Self { kind: Kind::Unreachable, message: one_line(message) }
+    }
+
+    /// Asked to stop (Ctrl-C) before the end.
+    pub(crate) fn stopped(message: impl fmt::Display) -> Self {
+        Self { kind: Kind::Stopped, message: one_line(message) }
     }
 
     pub(crate) fn no_such_key(key: &str) -> Self {

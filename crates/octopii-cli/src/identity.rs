@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use octopii::{Config, Identity, IdentitySource, NodeId, OctopiiNode, OctopiiRuntime, RealVfs};
+use octopii::{Config, DataDirError, Identity, IdentitySource, NodeId, OctopiiNode, OctopiiRuntime, RealVfs};
 
 use crate::exit::Failure;
 
@@ -19,22 +19,26 @@ pub(crate) fn load(file: Option<&Path>, authority_dir: Option<&Path>) -> Result<
     authority.issue(client_id()).map_err(Failure::failed)
 }
 
+/// Refuses to speak with another machine without an identity that its authority has issued.
+pub(crate) fn required(addresses: &[SocketAddr], identity: Option<&Path>) -> Result<(), Failure> {
+    match addresses.iter().find(|addr| !addr.ip().is_loopback()) {
+        Some(addr) if identity.is_none() => Err(Failure::failed(DataDirError::NoIdentity(*addr))),
+        _ => Ok(()),
+    }
+}
+
 /// Ids of clients lie far above those that people give to nodes.
 fn client_id() -> NodeId {
     (1 << 62) | u64::from(std::process::id())
 }
 
-/// A node without consensus that keeps nothing, for commands that only ship or receive. Beyond loopback it needs an
-/// identity that the other side's authority has issued.
+/// A node without consensus that keeps nothing, for commands that only ship or receive.
 pub(crate) async fn passing_node(
     runtime: &OctopiiRuntime,
     bind: SocketAddr,
     identity: Option<&Path>,
     policy: Option<octopii::InboxPolicy>,
 ) -> Result<(OctopiiNode, tempfile::TempDir), Failure> {
-    if identity.is_none() && !bind.ip().is_loopback() {
-        return Err(Failure::failed(octopii::DataDirError::NoIdentity(bind)));
-    }
     let dir = tempfile::tempdir()
         .map_err(|e| Failure::failed(format!("cannot make a temporary directory: {e}")))?;
     let config = Config {

@@ -34,10 +34,7 @@ async fn ask(client: &Client, output: Output, command: KvCommand) -> Result<(), 
 }
 
 pub(crate) fn client(runtime: &OctopiiRuntime, target: Target) -> Result<Client, Failure> {
-    let remote = target.nodes.iter().find(|node| !node.ip().is_loopback());
-    if let (Some(node), None) = (remote, &target.identity) {
-        return Err(Failure::failed(octopii::DataDirError::NoIdentity(*node)));
-    }
+    identity::required(&target.nodes, target.identity.as_deref())?;
     let identity = identity::load(target.identity.as_deref(), None)?;
     Client::new(runtime, &identity, target.nodes, target.timeout).map_err(Failure::failed)
 }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::net::{SocketAddr, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ pub(crate) struct NodeProcess {
     pub(crate) data_dir: PathBuf,
     process: Child,
     log: PathBuf,
+    // Where this process' lines begin in the log.
+    log_start: u64,
 }
 
 /// What every node of a local cluster is told.
@@ -41,7 +43,8 @@ impl LocalCluster {
 
     /// The command that starts a node, as a person would type it.
     pub(crate) fn command_line(&self, id: NodeId) -> String {
-        let mut line = format!("octopii node --id {id} --data-dir {}", self.data_dir(id).display());
+        let dir = quoted(&self.data_dir(id).to_string_lossy());
+        let mut line = format!("octopii node --id {id} --data-dir {dir}");
         if let Some(addr) = self.members.get(&id) {
             line.push_str(&format!(" --bind {addr}"));
         }
@@ -58,6 +61,7 @@ impl LocalCluster {
         let program = std::env::current_exe().map_err(failed)?;
         let log = self.dir.join(format!("node{id}.log"));
         let out = File::options().create(true).append(true).open(&log).map_err(failed)?;
+        let log_start = out.metadata().map_err(failed)?.len();
         let mut command = Command::new(program);
         command.args(["node", "--until-eof", "--id", &id.to_string(), "--bind", &addr.to_string()]);
         command.arg("--data-dir").arg(self.data_dir(id));
@@ -73,7 +77,7 @@ impl LocalCluster {
             .stderr(out)
             .spawn()
             .map_err(failed)?;
-        Ok(NodeProcess { id, addr, data_dir: self.data_dir(id), process, log })
+        Ok(NodeProcess { id, addr, data_dir: self.data_dir(id), process, log, log_start })
     }
 }
 
@@ -87,7 +91,15 @@ impl NodeProcess {
         let end = Instant::now() + START_TIMEOUT;
         loop {
             if self.has_ended() {
-                return Err(Failure::failed(format!("node {} ended: {}", self.id, last_line(&self.log))));
+                let said = self.said();
+                let why = said.lines().next_back();
+                let why = why.map_or_else(|| format!("see {}", self.log.display()), str::to_owned);
+                return Err(Failure::failed(format!("node {} ended: {why}", self.id)));
+            }
+            // Another program's node may answer at its address until it has the port.
+            if !self.said().contains(" listens on ") && Instant::now() < end {
+                sleep(Duration::from_millis(20)).await;
+                continue;
             }
             match client.status_of(self.addr).await {
                 Ok(_) => return Ok(()),
@@ -100,6 +112,17 @@ impl NodeProcess {
                 Err(_) => sleep(Duration::from_millis(50)).await,
             }
         }
+    }
+
+    /// What the process has printed so far.
+    fn said(&self) -> String {
+        let mut bytes = Vec::new();
+        // Without a log there is nothing to quote.
+        let _ = File::open(&self.log).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.log_start))?;
+            file.read_to_end(&mut bytes)
+        });
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {
@@ -143,9 +166,19 @@ pub(crate) fn free_addresses(n: usize) -> Result<Vec<SocketAddr>, Failure> {
         .map_err(|e| Failure::failed(format!("no free port on 127.0.0.1: {e}")))
 }
 
-fn last_line(log: &Path) -> String {
-    let mut text = String::new();
-    // Without a log there is nothing to quote.
-    let _ = File::open(log).and_then(|mut file| file.read_to_string(&mut text));
-    text.lines().next_back().map_or_else(|| format!("see {}", log.display()), str::to_owned)
+/// As a shell reads it back.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%".contains(c);
+    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn a_path_can_be_pasted_into_a_shell() {
+        assert_eq!(quoted("octopii-cluster/node1"), "octopii-cluster/node1");
+        assert_eq!(quoted("my dir/it's $HOME"), r"'my dir/it'\''s $HOME'");
+    }
 }

@@ -45,7 +45,9 @@ fn main() -> ExitCode {
     let outcome = OctopiiRuntime::try_new(THREADS)
         .map_err(|e| Failure::failed(format!("cannot start threads: {e}")))
         .and_then(|runtime| {
-            let outcome = runtime.block_on(run(&runtime, &output, args));
+            let outcome = runtime
+                .block_on(run(&runtime, &output, args))
+                .and_then(|()| output::lost().map_or(Ok(()), Err));
             runtime.shutdown(std::time::Duration::from_secs(2));
             outcome
         });

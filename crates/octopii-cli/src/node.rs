@@ -1,6 +1,8 @@
 //! `octopii node`.
 
-use octopii::{Config, IdentitySource, InboxPolicy, OctopiiNode, OctopiiRuntime};
+use std::time::Duration;
+
+use octopii::{Config, IdentitySource, InboxPolicy, OctopiiNode, OctopiiRuntime, QueryError, Role};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -47,11 +49,26 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Node) -
                     Err(e) => break Err(Failure::failed(e)),
                 }
             }
+            why = consensus_stopped(&node) => break Err(Failure::failed(why)),
             Some(chunk) = arrivals.recv() => report(*output, &chunk),
         }
     };
     node.shutdown().await;
     outcome
+}
+
+/// Waits until consensus stops by itself, as it does when the log cannot be written; tells why. The node is then of no
+/// use to its cluster until it is started again.
+async fn consensus_stopped(node: &OctopiiNode) -> String {
+    loop {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        if node.consensus_status().is_some_and(|status| status.role == Role::Stopped) {
+            return match node.query(&[]).await {
+                Err(e @ QueryError::Stopped(_)) => format!("{e}; then start the node again"),
+                _ => "consensus on this node has stopped; start the node again".to_owned(),
+            };
+        }
+    }
 }
 
 fn config(args: Node) -> Result<Config, Failure> {

@@ -2,8 +2,10 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
 
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use crate::exit::Failure;
 
@@ -50,11 +52,26 @@ impl Output {
 fn print(line: impl Display) {
     let mut out = io::stdout().lock();
     if let Err(e) = writeln!(out, "{line}").and_then(|()| out.flush()) {
-        // The reader has left (`octopii … | head`): that is no failure of ours, and nobody wants the rest.
         if e.kind() == io::ErrorKind::BrokenPipe {
-            std::process::exit(0);
+            READER_LEFT.notify_one();
+        } else {
+            let _ = LOST.set(e);
         }
     }
+}
+
+static READER_LEFT: Notify = Notify::const_new();
+
+/// Ends when the reader has left (`octopii … | head`): that is no failure, and nobody wants the rest.
+pub(crate) async fn reader_left() {
+    READER_LEFT.notified().await;
+}
+
+static LOST: OnceLock<io::Error> = OnceLock::new();
+
+/// The first error that kept something from being printed to who still reads.
+pub(crate) fn lost() -> Option<Failure> {
+    LOST.get().map(|e| Failure::failed(format!("cannot write to standard output: {e}")))
 }
 
 /// Bytes as people read them.

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use crate::args::Recv;
 use crate::exit::Failure;
-use crate::identity::passing_node;
+use crate::identity::{passing_node, required};
 use crate::output::{Output, bytes};
 use crate::stop::stop_signal;
 
@@ -16,20 +16,24 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Recv) -
         Ok(_) => return Err(Failure::failed(format!("{} is not a directory", args.dir.display()))),
         Err(e) => return Err(Failure::failed(format!("{}: {e}", args.dir.display()))),
     }
+    // Found out before anyone sends.
+    tempfile::tempfile_in(&args.dir)
+        .map_err(|e| Failure::failed(format!("cannot write into {}: {e}", args.dir.display())))?;
+    let identity = args.identity.identity.as_deref();
+    required(&[args.bind], identity)?;
+    let stop = stop_signal(false)?;
+    tokio::pin!(stop);
     let (arrived, mut arrivals) = mpsc::channel(1024);
     let policy = InboxPolicy::new(&args.dir).on_received(move |chunk| {
         // Told before the sender is: the channel waits when the printing falls behind.
         let _ = arrived.blocking_send(chunk);
     });
-    let (node, _dir) =
-        passing_node(runtime, args.bind, args.identity.identity.as_deref(), Some(policy)).await?;
+    let (node, _dir) = passing_node(runtime, args.bind, identity, Some(policy)).await?;
     output.result(
         format_args!("receiving into {} on {}", args.dir.display(), node.local_addr()),
         &json!({ "event": "listening", "addr": node.local_addr() }),
     );
     let mut left = args.count.unwrap_or(u64::MAX);
-    let stop = stop_signal(false)?;
-    tokio::pin!(stop);
     while left > 0 {
         tokio::select! {
             () = &mut stop => break,

@@ -1,15 +1,14 @@
 //! `octopii send`.
 
-use std::net::SocketAddr;
-
-use octopii::{ChunkSource, OctopiiRuntime, SendOptions, TransferResult};
+use octopii::{ChunkSource, OctopiiRuntime, SendOptions, TransferError, TransferResult};
 use serde_json::json;
 
 use crate::args::Send;
 use crate::exit::Failure;
-use crate::identity::passing_node;
+use crate::identity::{passing_node, required};
 use crate::output::{Output, bytes};
 use crate::progress::Bars;
+use crate::stop::stop_signal;
 
 pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Send) -> Result<(), Failure> {
     // Found out before anyone is dialled.
@@ -21,17 +20,25 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Send) -
             args.path.display()
         )));
     }
-    let loopback = args.peers.iter().all(|peer| peer.ip().is_loopback());
-    let bind =
-        if loopback { SocketAddr::from(([127, 0, 0, 1], 0)) } else { SocketAddr::from(([0, 0, 0, 0], 0)) };
-    let (node, _dir) = passing_node(runtime, bind, args.identity.identity.as_deref(), None).await?;
+    let identity = args.identity.identity.as_deref();
+    required(&args.peers, identity)?;
+    let stop = stop_signal(false)?;
+    let (node, _dir) = passing_node(runtime, octopii::bind_for(&args.peers), identity, None).await?;
     let bars = Bars::new(*output, &args.peers, metadata.len());
     let options = SendOptions {
         progress: Some(bars.callback()),
         timeout: Some(args.timeout),
         ..SendOptions::new("inbox")
     };
-    let results = node.transfer().send_to_all(&ChunkSource::File(args.path), args.peers, options).await;
+    let source = ChunkSource::File(args.path);
+    let results = tokio::select! {
+        results = node.transfer().send_to_all(&source, args.peers, options) => results,
+        () = stop => {
+            bars.finish();
+            node.shutdown().await;
+            return Err(Failure::stopped("stopped before every peer had the file; send it again"));
+        }
+    };
     bars.finish();
     let failed = results.iter().filter(|result| !result.success).count();
     for result in &results {
@@ -40,7 +47,16 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Send) -
     node.shutdown().await;
     match failed {
         0 => Ok(()),
-        n if n == results.len() => Err(Failure::failed("the file reached nobody")),
+        n if n == results.len() => {
+            let unreachable =
+                |result: &TransferResult| matches!(result.error, Some(TransferError::Connect(_)));
+            let told = "the file reached nobody";
+            Err(if results.iter().all(unreachable) {
+                Failure::unreachable(told)
+            } else {
+                Failure::failed(told)
+            })
+        }
         n => Err(Failure::failed(format!("the file did not reach {n} of {} peers", results.len()))),
     }
 }

@@ -7,8 +7,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::exit::Failure;
+use crate::output::reader_left;
 
-/// Ends with Ctrl-C, SIGTERM, or (if asked) the end of standard input.
+/// Ends with Ctrl-C, SIGTERM, the departure of who reads the output, or (if asked) the end of standard input.
 pub(crate) fn stop_signal(until_eof: bool) -> Result<impl Future<Output = ()>, Failure> {
     let listen = |kind| signal(kind).map_err(|e| Failure::failed(format!("cannot listen for signals: {e}")));
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
@@ -25,6 +26,7 @@ pub(crate) fn stop_signal(until_eof: bool) -> Result<impl Future<Output = ()>, F
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            () = reader_left() => {}
             _ = at_eof, if until_eof => {}
         }
     })

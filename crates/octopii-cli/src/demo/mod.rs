@@ -16,6 +16,7 @@ use crate::exit::Failure;
 use crate::identity;
 use crate::local::{LocalCluster, NodeProcess, free_addresses};
 use crate::output::Output;
+use crate::stop::stop_signal;
 
 /// The three nodes: the first in this process, on a runtime of its own, the others each in a process of their own, so that
 /// one of them can be killed for real.
@@ -40,9 +41,21 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Demo) -
             return Err(Failure::failed(format!("{} is not a file", path.display())));
         }
     }
+    let stopped = || Failure::stopped("stopped before everything was shown");
+    let stop = stop_signal(false)?;
+    tokio::pin!(stop);
     let (dir, _temporary) = directory(args.dir.as_deref())?;
-    let mut stage = Stage::set(runtime, output, dir.clone()).await?;
-    let outcome = play(&mut stage, &args).await;
+    // A Ctrl-C ends the nodes in their processes too: what they then fail to do is no broken claim.
+    let mut stage = tokio::select! {
+        biased;
+        () = &mut stop => return Err(stopped()),
+        stage = Stage::set(runtime, output, dir.clone()) => stage?,
+    };
+    let outcome = tokio::select! {
+        biased;
+        () = &mut stop => Err(stopped()),
+        outcome = play(&mut stage, &args) => outcome,
+    };
     if outcome.is_ok() {
         stage.by_hand();
     }

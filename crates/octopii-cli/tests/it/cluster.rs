@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use octopii::{Client, OctopiiRuntime, RealVfs};
 
-use crate::{Home, Running, failed, free_addresses, succeeded};
+use crate::{Home, Running, failed, free_addresses, succeeded, three_free_ports};
 
 struct Cluster {
     home: Home,
@@ -194,15 +194,7 @@ fn every_acknowledged_key_survives_the_leaders_sigkill_and_a_wiped_follower_retu
 #[test]
 fn up_keeps_a_cluster_running_until_it_is_asked_to_stop() {
     let home = Home::new();
-    // Three consecutive free ports.
-    let port = (0..50)
-        .find_map(|_| {
-            let port = free_addresses(1)[0].port();
-            let free =
-                (0..3).all(|n| std::net::UdpSocket::bind(("127.0.0.1", port.saturating_add(n))).is_ok());
-            (free && port < 65_000).then_some(port)
-        })
-        .unwrap();
+    let port = three_free_ports();
     let mut up = home
         .command(&["--json", "up", "--dir", "cluster", "--base-port", &port.to_string()])
         .stdout(std::process::Stdio::piped())

@@ -52,3 +52,24 @@ fn broken(sabotage: &str, told: &str) {
     failed(&output, 1, told);
     assert!(!stdout(&output).contains("by hand"), "the demo went on after a broken claim");
 }
+
+#[test]
+fn a_stop_in_the_middle_leaves_nothing_behind() {
+    let home = Home::new();
+    std::fs::write(home.path().join("small"), vec![3; 100_000]).unwrap();
+    let temporary = home.path().join("tmp");
+    std::fs::create_dir(&temporary).unwrap();
+    let mut demo = home
+        .command(&["--json", "demo", "--file", "small"])
+        .env("TMPDIR", &temporary)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufReader::new(demo.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut lines, &mut String::new()).unwrap();
+    assert_ne!(std::fs::read_dir(&temporary).unwrap().count(), 0);
+    assert!(Command::new("kill").args(["-INT", &demo.id().to_string()]).status().unwrap().success());
+    failed(&demo.wait_with_output().unwrap(), 130, "stopped before");
+    assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0);
+}

@@ -93,6 +93,13 @@ fn free_addresses(n: usize) -> Vec<SocketAddr> {
     sockets.iter().map(|socket| socket.local_addr().unwrap()).collect()
 }
 
+/// The first of three consecutive free ports.
+fn three_free_ports() -> u16 {
+    let mut found = (0..50).map(|_| free_addresses(1)[0].port());
+    let free = |port: u16| (0..3).all(|n| UdpSocket::bind(("127.0.0.1", port.saturating_add(n))).is_ok());
+    found.find(|port| *port < 65_000 && free(*port)).unwrap()
+}
+
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }

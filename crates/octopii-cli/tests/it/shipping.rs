@@ -64,7 +64,55 @@ fn a_stranger_neither_sends_nor_receives() {
     let address = free_addresses(1)[0].to_string();
     let _receiver = home.start(&["recv", "in", "--bind", &address]);
     let output = elsewhere.run(&["send", "file", &address]);
-    failed(&output, 1, "reached nobody");
+    failed(&output, 4, "reached nobody");
     assert!(stdout(&output).contains("not a member of this cluster"), "{}", stdout(&output));
     assert_eq!(std::fs::read_dir(home.path().join("in")).unwrap().count(), 0);
+}
+
+#[test]
+fn over_ipv6_too() {
+    let home = Home::new();
+    std::fs::write(home.path().join("file"), vec![1; 100_000]).unwrap();
+    std::fs::create_dir(home.path().join("in")).unwrap();
+    let address = std::net::UdpSocket::bind("[::1]:0").unwrap().local_addr().unwrap().to_string();
+    let _receiver = home.start(&["recv", "in", "--bind", &address]);
+    succeeded(&home.run(&["send", "file", &address]));
+}
+
+/// Ctrl-C in the middle: nothing under the final name, nothing temporary left by the sender, and the receiver goes on.
+#[test]
+fn a_send_that_is_stopped_leaves_nothing_behind() {
+    let home = Home::new();
+    std::fs::File::create(home.path().join("huge")).unwrap().set_len(20 << 30).unwrap();
+    std::fs::write(home.path().join("small"), b"small").unwrap();
+    for dir in ["in", "tmp"] {
+        std::fs::create_dir(home.path().join(dir)).unwrap();
+    }
+    let address = free_addresses(1)[0].to_string();
+    let mut receiver = home.start(&["recv", "in", "--bind", &address]);
+    let names = |dir: &str| -> Vec<String> {
+        let entries = std::fs::read_dir(home.path().join(dir)).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let sending = home
+        .command(&["send", "huge", &address])
+        .env("TMPDIR", home.path().join("tmp"))
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begun = std::time::Instant::now();
+    while names("in").is_empty() {
+        assert!(begun.elapsed().as_secs() < 20, "the transfer did not begin");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(Command::new("kill").args(["-INT", &sending.id().to_string()]).status().unwrap().success());
+    failed(&sending.wait_with_output().unwrap(), 130, "send it again");
+    assert!(names("tmp").is_empty(), "{:?} were left", names("tmp"));
+    succeeded(&home.run(&["send", "small", &address]));
+    assert!(receiver.line()["path"].as_str().unwrap().ends_with("in/small"));
+    let begun = std::time::Instant::now();
+    while names("in") != ["small"] {
+        assert!(begun.elapsed().as_secs() < 20, "{:?} were left", names("in"));
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
 }
