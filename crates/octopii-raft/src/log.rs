@@ -2,6 +2,8 @@
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod durability;
 pub(crate) mod entry;
 mod recent;
 pub(crate) mod store;
