@@ -54,6 +54,10 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Node) -
         }
     };
     node.shutdown().await;
+    // What was acknowledged while the node stopped is told too.
+    while let Ok(chunk) = arrivals.try_recv() {
+        report(*output, &chunk);
+    }
     outcome
 }
 

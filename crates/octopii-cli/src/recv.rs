@@ -45,6 +45,10 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Recv) -
         left -= 1;
     }
     node.shutdown().await;
+    // What was acknowledged while the node stopped is told too.
+    while let Ok(chunk) = arrivals.try_recv() {
+        report(*output, &chunk);
+    }
     Ok(())
 }
 

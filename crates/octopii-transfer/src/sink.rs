@@ -147,8 +147,10 @@ fn create_file(with: &Resources, dir: PathBuf, size: Option<u64>) -> Result<Temp
             .free_space(&dir)
             .map_err(|e| TransferError::store("asking the free space of", &dir, e))?;
         if size > free.saturating_sub(with.leave_free) {
-            let message =
-                format!("{size} bytes offered, {free} free, of which {} stay free", with.leave_free);
+            let message = format!(
+                "{size} bytes were offered, {free} are free, and {} of them must stay free: make room there",
+                with.leave_free
+            );
             return Err(TransferError::StorageFull(message));
         }
         if size > 0 {

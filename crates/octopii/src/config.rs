@@ -32,7 +32,7 @@ pub struct Config {
     pub consensus: bool,
     /// When the log's writes are durable. Default [`Durability::Synced`]: before they are acknowledged.
     pub durability: Durability,
-    /// How long [`Peer::send`](crate::Peer::send) and RPC without a deadline of their own wait. Default 10 s.
+    /// How long [`Peer::send`](crate::Peer::send) waits for the other application. Default 10 s.
     pub call_timeout: Duration,
     /// Received chunks remembered for [`Peer::recv_chunk_verified`](crate::Peer::recv_chunk_verified). When nobody takes
     /// them the oldest is forgotten; its file stays in the inbox. Default 1,024.

@@ -110,6 +110,8 @@ impl DataDir {
         let vfs = &**vfs;
         let dir = config.data_dir.clone();
         create_dir_all_durable(vfs, &dir).map_err(|source| io_error(&dir, source))?;
+        // A relative path would follow the application's working directory.
+        let dir = vfs.canonicalize(&dir).map_err(|source| io_error(&dir, source))?;
         let lock = vfs.lock(&dir.join("lock")).map_err(|source| match source.kind() {
             io::ErrorKind::WouldBlock => DataDirError::Locked { dir: dir.clone() },
             _ => io_error(&dir.join("lock"), source),
