@@ -40,6 +40,9 @@ pub enum IdentityError {
     /// A certificate does not name a node of a cluster as Octopii's certificates do.
     #[error("the certificate names no Octopii node: it must come from the cluster's own authority")]
     NotANode,
+    /// An identity was given where an authority is needed.
+    #[error("this is a node's identity, not an authority: give the file that `octopii cluster init` wrote")]
+    NotAnAuthority,
     /// Key generation or signing failed.
     #[error("cannot make a certificate: {0}")]
     Signing(String),

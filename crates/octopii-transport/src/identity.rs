@@ -85,8 +85,12 @@ impl ClusterAuthority {
 
     /// Reads what [`ClusterAuthority::to_pem`] wrote.
     pub fn from_pem(text: &str) -> Result<Self, IdentityError> {
-        let certificate =
-            certificates(text)?.pop().ok_or(IdentityError::Pem { what: "the authority's certificate" })?;
+        let mut found = certificates(text)?;
+        let certificate = found.pop().ok_or(IdentityError::Pem { what: "the authority's certificate" })?;
+        // A node's identity holds the authority's certificate too, but nothing that its key signs would be believed.
+        if !found.is_empty() || peer_identity(&certificate).is_ok() {
+            return Err(IdentityError::NotAnAuthority);
+        }
         let key =
             KeyPair::try_from(&private_key(text)?).map_err(|e| IdentityError::Unusable(e.to_string()))?;
         let cluster =
@@ -291,5 +295,15 @@ mod tests {
             assert!(Identity::from_pem(&pem[..cut]).is_err(), "cut at {cut}");
         }
         assert!(ClusterAuthority::from_pem("hello").is_err());
+    }
+
+    #[test]
+    fn a_node_is_no_authority() {
+        let identity = ClusterAuthority::generate().unwrap().issue(1).unwrap();
+        let only_its_own =
+            pem("CERTIFICATE", &identity.certificate) + &pem("PRIVATE KEY", identity.key_bytes());
+        for text in [identity.to_pem(), only_its_own] {
+            assert_eq!(ClusterAuthority::from_pem(&text).unwrap_err(), IdentityError::NotAnAuthority);
+        }
     }
 }
