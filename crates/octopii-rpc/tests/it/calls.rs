@@ -166,6 +166,18 @@ async fn the_server_keeps_the_deadline_by_itself() {
     }
 }
 
+#[tokio::test]
+async fn a_request_that_stops_half_way_is_given_up() {
+    let (a, b) = pair();
+    let options = ServerOptions { request_timeout: Duration::from_millis(100), ..ServerOptions::default() };
+    let _server = serve(&b, options, |_| {});
+    let connection = a.connect(b.local_addr()).await.unwrap();
+    let (mut send, mut recv) = connection.open(StreamKind::Rpc).await.unwrap();
+    send.write_all(&[100, 0, 0, 0, 1]).await.unwrap();
+    let answer = tokio::time::timeout(SOON, recv.read_frame(1000)).await.expect("no answer");
+    assert_eq!(answer.unwrap().unwrap()[0], Code::DeadlineExceeded as u8);
+}
+
 /// A caller that never reads must not make the server hold one response after the other.
 #[tokio::test]
 async fn a_response_that_nobody_reads_is_a_call_under_way_until_its_deadline() {
@@ -245,10 +257,12 @@ async fn dropping_a_call_cancels_its_handler() {
 async fn calls_beyond_the_bound_are_turned_away_at_once() {
     let (a, b) = pair();
     let options = ServerOptions { concurrent_calls: 2, ..ServerOptions::default() };
+    let begun = Arc::new(AtomicUsize::new(0));
     let _server = serve(&b, options, |router| {
-        router.register("slow", |_: Context, (): ()| async move {
-            tokio::time::sleep(Duration::from_secs(60)).await;
-            Ok(())
+        let begun = Arc::clone(&begun);
+        router.register("slow", move |_: Context, (): ()| {
+            begun.fetch_add(1, Ordering::SeqCst);
+            std::future::pending::<Result<(), Status>>()
         });
     });
     let client = Client::new(&a, StreamKind::Rpc);
@@ -259,13 +273,8 @@ async fn calls_beyond_the_bound_are_turned_away_at_once() {
             tokio::spawn(async move { client.call::<_, ()>(to, "slow", &(), Duration::from_secs(60)).await })
         })
         .collect();
-    let status = loop {
-        match client.call::<_, ()>(to, "slow", &(), Duration::from_millis(200)).await.unwrap_err() {
-            // The two busy calls have not both arrived yet.
-            status if status.code == Code::DeadlineExceeded => {}
-            status => break status,
-        }
-    };
+    until(|| begun.load(Ordering::SeqCst) == 2).await;
+    let status = client.call::<_, ()>(to, "slow", &(), SOON).await.unwrap_err();
     assert_eq!(status.code, Code::ResourceExhausted);
     assert!(status.code.is_retryable());
     busy.iter().for_each(|call| call.abort());

@@ -139,3 +139,23 @@ async fn senders_learn_at_once_that_the_inbox_is_gone() {
         assert_eq!(status.code, Code::Unavailable, "{status}");
     }
 }
+
+#[tokio::test]
+async fn a_message_that_stops_half_way_gives_its_place_back() {
+    let (a, b) = pair();
+    let receive_timeout = Duration::from_millis(100);
+    let at_b =
+        Messenger::start(&b, MessengerOptions { queue: 1, receive_timeout, ..MessengerOptions::default() })
+            .unwrap();
+    let connection = a.connect(b.local_addr()).await.unwrap();
+    let (mut half, _recv) = connection.open(StreamKind::Message).await.unwrap();
+    half.write_all(&[100, 0, 0, 0, 1]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let a = Messenger::start(&a, MessengerOptions::default()).unwrap();
+    let (sent, taken) = tokio::join!(
+        a.send(b.local_addr(), Bytes::from_static(b"whole"), SOON),
+        tokio::time::timeout(SOON, at_b.recv())
+    );
+    sent.unwrap();
+    assert_eq!(taken.unwrap().payload, &b"whole"[..]);
+}

@@ -61,7 +61,7 @@ async fn a_client_without_a_certificate_gets_no_stream() {
         }
     }
     let reason = connection.closed().await.to_string();
-    assert!(reason.contains("CertificateRequired") || reason.contains("certificate"), "{reason}");
+    assert!(reason.contains("peer sent no certificates"), "{reason}");
     for acceptor in &mut acceptors {
         let nothing = tokio::time::timeout(Duration::from_millis(50), acceptor.accept()).await;
         assert!(nothing.is_err(), "a stranger's stream was delivered");

@@ -150,9 +150,9 @@ async fn connections_beyond_the_limit_are_told_and_a_freed_place_is_given_away()
     while peers[2].connect(a.local_addr()).await.is_err() {}
 }
 
-/// Passes datagrams on to `to`, but of the answers only the retry packet: whoever dials through it proves the address, and
-/// then never ends the handshake.
-fn one_way(to: SocketAddr) -> SocketAddr {
+/// Passes datagrams on to `to`, but of the answers at most the retry packet: whoever dials through it can prove the address
+/// if that is passed on, and never ends the handshake.
+fn one_way(to: SocketAddr, pass_retry: bool) -> SocketAddr {
     let (front, back) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
     let at = front.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -167,6 +167,7 @@ fn one_way(to: SocketAddr) -> SocketAddr {
                 back.send_to(&buf[..len], to).unwrap();
             }
             if let (Ok((len, _)), Some(dialler)) = (back.recv_from(&mut buf), dialler)
+                && pass_retry
                 && buf[0] & 0xf0 == 0xf0
             {
                 front.send_to(&buf[..len], dialler).unwrap();
@@ -183,7 +184,8 @@ async fn half_open_handshakes_are_capped_and_time_out() {
     let a = limited(&authority, limits);
     let client = bare_client(&authority.issue(2).unwrap());
     let name = format!("{}.octopii.internal", authority.cluster());
-    let stalled: Vec<_> = (0..8).map(|_| client.connect(one_way(a.local_addr()), &name).unwrap()).collect();
+    let stalled: Vec<_> =
+        (0..8).map(|_| client.connect(one_way(a.local_addr(), true), &name).unwrap()).collect();
     // All four places are taken; four more attempts are not.
     tokio::time::timeout(SOON, async {
         while a.open_connections() < 4 {
@@ -200,5 +202,20 @@ async fn half_open_handshakes_are_capped_and_time_out() {
     tokio::time::timeout(SOON, async { while b.connect(a.local_addr()).await.is_err() {} })
         .await
         .expect("the places come free");
+    drop(stalled);
+}
+
+/// Addresses can be forged: those that are not proven get half of the places, and the rest is for real peers.
+#[tokio::test]
+async fn unproven_addresses_leave_room_for_real_peers() {
+    let authority = ClusterAuthority::generate().unwrap();
+    let a = limited(&authority, Limits { handshakes: 4, ..Limits::default() });
+    let client = bare_client(&authority.issue(2).unwrap());
+    let name = format!("{}.octopii.internal", authority.cluster());
+    let stalled: Vec<_> =
+        (0..8).map(|_| client.connect(one_way(a.local_addr(), false), &name).unwrap()).collect();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(a.open_connections(), 2);
+    endpoint(&authority, 3).connect(a.local_addr()).await.unwrap();
     drop(stalled);
 }

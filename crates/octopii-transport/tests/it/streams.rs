@@ -30,6 +30,12 @@ async fn each_kind_reaches_its_own_acceptor() {
     }
 }
 
+#[test]
+fn kinds_have_the_bytes_that_the_wire_format_gives_them() {
+    use StreamKind::{Message, Raft, Rpc, Transfer};
+    assert_eq!([Message, Rpc, Transfer, Raft].map(|kind| kind as u8), [1, 2, 3, 4]);
+}
+
 #[tokio::test]
 async fn a_kind_nobody_accepts_is_refused() {
     let authority = ClusterAuthority::generate().unwrap();
