@@ -48,6 +48,8 @@ pub(crate) async fn pair() -> Outcome<Pair> {
     discovery.upper_bound(MTU);
     let mut acks = quinn::AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(10u32.into());
+    let mut congestion = quinn::congestion::CubicConfig::default();
+    congestion.initial_window(10 * u64::from(MTU));
     transport
         .max_concurrent_bidi_streams(1024u32.into())
         .stream_receive_window((4u32 << 20).into())
@@ -56,6 +58,7 @@ pub(crate) async fn pair() -> Outcome<Pair> {
         .send_fairness(false)
         .mtu_discovery_config(Some(discovery))
         .ack_frequency_config(Some(acks))
+        .congestion_controller_factory(Arc::new(congestion))
         .initial_rtt(Duration::from_millis(100));
     let transport = Arc::new(transport);
     let mut server = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use quinn::congestion::CubicConfig;
 use quinn::{AckFrequencyConfig, MtuDiscoveryConfig, TransportConfig};
 use quinn_proto::HashedConnectionIdGenerator;
 
@@ -170,6 +171,9 @@ impl Endpoint {
     }
 }
 
+/// What a new connection may send before its first acknowledgement, in datagrams of the largest size (RFC 9002, section 7.2).
+const INITIAL_WINDOW_DATAGRAMS: u64 = 10;
+
 fn mtu_for(options: &EndpointOptions) -> u16 {
     if options.socket.is_none() && options.bind.ip().is_loopback() { LOOPBACK_MTU } else { NETWORK_MTU }
 }
@@ -181,6 +185,10 @@ fn transport_config(options: &EndpointOptions, mtu: u16, uni_streams: u32) -> Tr
     let mut acks = AckFrequencyConfig::default();
     // Fewer acknowledgements for bulk data; the delay of a lone one stays bounded by the peer's own timer.
     acks.ack_eliciting_threshold(10u32.into());
+    // A discovery probe of the largest size must not fill the window by itself: until it is acknowledged nothing else would
+    // be sent, not even that the connection is closed.
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(INITIAL_WINDOW_DATAGRAMS * u64::from(mtu));
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(limits.streams_per_connection.into())
@@ -192,6 +200,7 @@ fn transport_config(options: &EndpointOptions, mtu: u16, uni_streams: u32) -> Tr
         .send_fairness(false)
         .mtu_discovery_config(Some(discovery))
         .ack_frequency_config(Some(acks))
+        .congestion_controller_factory(Arc::new(congestion))
         // A lost first packet is resent after three of these: the standard's 333 ms is made for the open internet.
         .initial_rtt(Duration::from_millis(100))
         .keep_alive_interval(Some(options.keep_alive))

@@ -280,3 +280,24 @@ async fn a_connection_that_the_peer_makes_ends_the_wait_for_the_next_dial() {
     assert!(waited < Duration::from_millis(700), "waited for {waited:?}");
     assert_eq!(a.open_connections(), 1, "dialled although there was a connection");
 }
+
+/// On a new connection a probe for a larger datagram once filled the congestion window, and a close was held back with
+/// everything else: the peer waited for its idle timeout.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_peer_hears_of_the_end_however_young_the_connection() {
+    let authority = ClusterAuthority::generate().unwrap();
+    for pause in 0..100 {
+        let (a, b) = (endpoint(&authority, 1), endpoint(&authority, 2));
+        let mut acceptor = b.acceptor(StreamKind::Message).unwrap();
+        let connection = a.connect(b.local_addr()).await.unwrap();
+        let (mut send, _recv) = connection.open(StreamKind::Message).await.unwrap();
+        send.write_frame(b"question").await.unwrap();
+        let mut incoming = acceptor.accept().await.unwrap();
+        incoming.recv.read_frame(100).await.unwrap();
+        // Somewhere among the probes; the answer is still to be sent when the endpoint goes.
+        tokio::time::sleep(Duration::from_micros(20 * pause)).await;
+        incoming.send.write_frame(b"answer").await.unwrap();
+        drop((incoming, acceptor, b));
+        tokio::time::timeout(Duration::from_secs(3), connection.closed()).await.expect("told of the end");
+    }
+}

@@ -66,7 +66,9 @@ fn a_foreign_executor_awaits_the_nodes_methods() {
     let b = runtime.block_on(OctopiiNode::start(config(home.path(), "b"), &runtime)).unwrap();
     let to = b.local_addr();
     let peer = pollster(a.connect(to)).unwrap();
-    let taking = std::thread::spawn(move || pollster(async move { b.recv().await.1 }));
+    // Dropped with its node, the acknowledgement could be lost: the node lives on here.
+    let receiver = b.clone();
+    let taking = std::thread::spawn(move || pollster(async move { receiver.recv().await.1 }));
     pollster(peer.send("from a plain thread")).unwrap();
     assert_eq!(taking.join().unwrap(), "from a plain thread");
 }
