@@ -132,14 +132,15 @@ async fn neither_votes_nor_entries_are_answered_before_their_sync() {
     let (dir, gate) = (tempfile::tempdir().unwrap(), Gate::default());
     let options = Options { vfs: Arc::new(GatedVfs(gate.clone())), ..Options::default() };
     let wal = WriteAheadLog::open(dir.path(), options).unwrap();
-    let mut log = LogStore::open(Executor::new(tokio::runtime::Handle::current()), wal).unwrap();
+    let executor = Executor::new(tokio::runtime::Handle::current());
+    let mut log = LogStore::open(executor.clone(), wal).unwrap();
     let _open_at_end = OpenAtEnd(gate.clone());
     let vote = |term| Vote { leader_id: LeaderId { term, node_id: 1 }, committed: false };
     log.save_vote(&vote(1)).await.unwrap();
 
     gate.set_closed(true);
     let mut voting = log.clone();
-    let saving = tokio::spawn(async move { voting.save_vote(&vote(2)).await });
+    let saving = executor.spawn(async move { voting.save_vote(&vote(2)).await });
     tokio::time::sleep(A_WHILE).await;
     assert!(!saving.is_finished(), "a vote was answered before it was durable");
     gate.set_closed(false);
@@ -148,7 +149,8 @@ async fn neither_votes_nor_entries_are_answered_before_their_sync() {
     gate.set_closed(true);
     let (flushed, mut wait) = Group::oneshot();
     let mut appending = log.clone();
-    let append = tokio::spawn(async move { appending.append([entry(0)], IOFlushed::signal(flushed)).await });
+    let append =
+        executor.spawn(async move { appending.append([entry(0)], IOFlushed::signal(flushed)).await });
     tokio::time::sleep(A_WHILE).await;
     assert_eq!(log.try_get_log_entries(0..1).await.unwrap().len(), 1, "entries can be read at once");
     assert!(wait.try_recv().is_err(), "an entry was called flushed before it was durable");
