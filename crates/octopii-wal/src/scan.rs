@@ -7,6 +7,7 @@ use octopii_vfs::{FileHandle, OpenMode, Vfs};
 
 use crate::error::OpenError;
 use crate::format::frame::{self, FrameHeader};
+use crate::format::record;
 use crate::format::segment::{self, ReadHeader, SegmentHeader};
 use crate::format::{PAGE, pages};
 
@@ -77,9 +78,10 @@ impl<'a> Scanner<'a> {
     /// Looks for a frame at `offset`.
     pub(crate) fn frame_at(&mut self, offset: u64) -> Result<Found, OpenError> {
         let Some(header) = self.header_at(offset)? else { return Ok(Found::Nothing) };
+        let salt = self.salt;
         let body = self.bytes(offset + frame::HEADER_LEN as u64, header.body_len as usize)?;
         match body {
-            Some(body) if crc32c::crc32c(body) == header.body_crc => Ok(Found::Frame(header)),
+            Some(body) if record::is_body_intact(body, header.records_crc, salt) => Ok(Found::Frame(header)),
             _ => Ok(Found::BadBody),
         }
     }

@@ -150,6 +150,7 @@ impl Writer {
         let buffer = &mut self.buffer;
         buffer.clear();
         buffer.resize(frame::HEADER_LEN, 0);
+        let mut records_crc = 0;
         for operation in operations {
             placed(active.end as u32 + buffer.len() as u32);
             let header = RecordHeader {
@@ -158,7 +159,9 @@ impl Writer {
                 index: operation.index,
                 len: operation.payload.len() as u32,
             };
-            buffer.extend_from_slice(&header.encode(operation.payload_crc, active.salt));
+            let header = header.encode(operation.payload_crc, active.salt);
+            records_crc = crc32c::crc32c_append(records_crc, &header);
+            buffer.extend_from_slice(&header);
             buffer.extend_from_slice(&operation.payload);
         }
         let body = &buffer[frame::HEADER_LEN..];
@@ -167,7 +170,7 @@ impl Writer {
             body_len: u32::try_from(body.len()).map_err(|_| {
                 Failure::Fatal("write a frame over 4 GiB", io::ErrorKind::FileTooLarge.into())
             })?,
-            body_crc: crc32c::crc32c(body),
+            records_crc,
             number: self.position.next_frame,
             synced: self.synced_frames,
         };

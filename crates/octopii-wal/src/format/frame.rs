@@ -20,7 +20,9 @@ pub(crate) struct FrameHeader {
     pub(crate) kind: FrameKind,
     /// Bytes of the body.
     pub(crate) body_len: u32,
-    pub(crate) body_crc: u32,
+    /// Checksum of the headers of the body's records, one after the other. Each of these vouches for its payload, so the
+    /// payloads need not be hashed a second time.
+    pub(crate) records_crc: u32,
     /// Position of the frame in the log; each frame's is one more than its predecessor's.
     pub(crate) number: u64,
     /// Every frame with a smaller number than this was on stable storage before this one was written.
@@ -33,7 +35,7 @@ impl FrameHeader {
         let mut out = [0; HEADER_LEN];
         out[4] = self.kind as u8;
         out[8..12].copy_from_slice(&self.body_len.to_le_bytes());
-        out[12..16].copy_from_slice(&self.body_crc.to_le_bytes());
+        out[12..16].copy_from_slice(&self.records_crc.to_le_bytes());
         out[16..24].copy_from_slice(&self.number.to_le_bytes());
         out[24..32].copy_from_slice(&self.synced.to_le_bytes());
         let crc = checksum(&out, salt, offset);
@@ -55,7 +57,7 @@ impl FrameHeader {
         Some(Self {
             kind,
             body_len: u32_at(bytes, 8),
-            body_crc: u32_at(bytes, 12),
+            records_crc: u32_at(bytes, 12),
             number: u64_at(bytes, 16),
             synced: u64_at(bytes, 24),
         })
@@ -73,7 +75,7 @@ mod tests {
     use super::*;
 
     const HEADER: FrameHeader =
-        FrameHeader { kind: FrameKind::Batches, body_len: 7, body_crc: 0xdead_beef, number: 5, synced: 4 };
+        FrameHeader { kind: FrameKind::Batches, body_len: 7, records_crc: 0xdead_beef, number: 5, synced: 4 };
 
     #[test]
     fn a_header_is_valid_only_in_its_place_in_its_segment() {

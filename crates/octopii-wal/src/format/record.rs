@@ -72,6 +72,19 @@ fn checksum(payload_crc: u32, header: &[u8], salt: u64) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c_append(payload_crc, &header[..20]), &salt.to_le_bytes())
 }
 
+/// Whether `body` is made of whole records that match their checksums, and their headers match `records_crc`.
+pub(crate) fn is_body_intact(body: &[u8], records_crc: u32, salt: u64) -> bool {
+    let mut crc = 0;
+    let intact = split(body).all(|item| {
+        item.is_some_and(|(header, at, _)| {
+            let record = &body[at..at + HEADER_LEN + header.len as usize];
+            crc = crc32c::crc32c_append(crc, &record[..HEADER_LEN]);
+            is_intact(record, salt)
+        })
+    });
+    intact && crc == records_crc
+}
+
 /// Splits a frame's body into records: header, offset of the record in the body, payload.
 pub(crate) fn split(body: &[u8]) -> Split<'_> {
     Split { body, at: 0 }
@@ -139,6 +152,21 @@ mod tests {
         assert_eq!(split(&body).map(|item| item.is_some()).collect::<Vec<_>>(), [true, false]);
         body[0] = 77;
         assert_eq!(split(&body).map(|item| item.is_some()).collect::<Vec<_>>(), [false]);
+    }
+
+    #[test]
+    fn any_flipped_bit_invalidates_a_body_and_so_does_a_missing_record() {
+        let body = [record(1), record(1)].concat();
+        let crc = crc32c::crc32c(&[&body[..24], &body[29..53]].concat());
+        assert!(is_body_intact(&body, crc, 1));
+        assert!(!is_body_intact(&body, crc, 2));
+        assert!(!is_body_intact(&body[..29], crc, 1));
+        assert!(is_body_intact(&[], 0, 1));
+        for bit in 0..body.len() * 8 {
+            let mut flipped = body.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(!is_body_intact(&flipped, crc, 1), "bit {bit}");
+        }
     }
 
     #[test]

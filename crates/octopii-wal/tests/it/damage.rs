@@ -165,7 +165,7 @@ fn forge(disk: &Disk, page: usize, change: impl FnOnce(&mut [u8])) {
         // Of the records only the first; the tests use frames with one.
         let crc = crc32c::crc32c(&[&body[24..], &body[..20], &salt].concat());
         body[20..24].copy_from_slice(&crc.to_le_bytes());
-        header[12..16].copy_from_slice(&crc32c::crc32c(body).to_le_bytes());
+        header[12..16].copy_from_slice(&crc32c::crc32c(&body[..24]).to_le_bytes());
         let crc = crc32c::crc32c(&[&header[4..], &salt, &(page as u64 * 4096).to_le_bytes()].concat());
         header[..4].copy_from_slice(&crc.to_le_bytes());
     });
