@@ -2,11 +2,11 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::thread::{self, JoinHandle};
 
 use crate::options::Durability;
 use crate::shared::Shared;
+use crate::sync::atomic::Ordering;
+use crate::sync::thread::{self, JoinHandle};
 
 /// Starts the thread. It ends when the log closes, after everything is durable.
 pub(crate) fn spawn(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {

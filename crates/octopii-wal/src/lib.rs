@@ -52,6 +52,7 @@ mod recovery;
 mod scan;
 mod shared;
 mod state;
+mod sync;
 mod ticket;
 mod topic;
 mod writer;

@@ -3,9 +3,6 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 
 use octopii_vfs::create_dir_all_durable;
 
@@ -18,6 +15,9 @@ use crate::recovery;
 use crate::scan::SegmentFile;
 use crate::shared::{Shared, lock};
 use crate::state::{Operation, State, TopicState};
+use crate::sync::Mutex;
+use crate::sync::atomic::Ordering;
+use crate::sync::thread::{self, JoinHandle};
 use crate::ticket::Ticket;
 use crate::topic::Topic;
 use crate::writer::Writer;
@@ -211,7 +211,7 @@ impl Handle {
         self.shared.kick();
         if let Some(thread) = thread.take() {
             // A waker run by the committing thread may drop the last handle there; it cannot wait for itself.
-            if thread.thread().id() != std::thread::current().id() {
+            if thread.thread().id() != thread::current().id() {
                 let _ = thread.join();
             }
         }

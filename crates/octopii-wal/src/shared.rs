@@ -1,9 +1,7 @@
 //! What all handles of a log share, and how waiting operations are committed.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::Thread;
+use std::sync::{Arc, OnceLock};
 
 use octopii_vfs::{FileHandle, LockGuard};
 
@@ -13,6 +11,9 @@ use crate::format::record::RecordKind;
 use crate::index::Location;
 use crate::options::{Committer, Durability, Options};
 use crate::state::{Lsn, Operation, Queued, State, Waiter};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::thread::Thread;
+use crate::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use crate::writer::{Failure, Writer};
 
 /// A frame takes whole batches until it is about this large.
@@ -163,8 +164,8 @@ impl Shared {
         }
         let commit = match self.writer.try_lock() {
             Ok(commit) => commit,
-            Err(std::sync::TryLockError::Poisoned(e)) => e.into_inner(),
-            Err(std::sync::TryLockError::WouldBlock) => return,
+            Err(TryLockError::Poisoned(e)) => e.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
         };
         // The waiter learns of a failure from its ticket.
         let _ = self.commit_with(commit, false, false);

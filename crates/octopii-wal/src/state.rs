@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
-use std::thread::Thread;
 
 use bytes::Bytes;
 use octopii_vfs::FileHandle;
@@ -13,6 +11,8 @@ use octopii_vfs::FileHandle;
 use crate::error::Error;
 use crate::format::record::{HEADER_LEN, RecordKind};
 use crate::index::{Index, Location};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::thread::Thread;
 
 /// Operations are numbered in the order they were called, from 1.
 pub(crate) type Lsn = u64;

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::options::Committer;
 use crate::shared::Shared;
 use crate::state::{Epoch, Lsn, Waiter};
+use crate::sync::thread;
 
 /// The promise of an operation. It is fulfilled as the log's [`Durability`](crate::Durability) says, in the order in
 /// which operations were called.
@@ -65,12 +66,12 @@ impl Ticket {
             if registered.is_none() {
                 self.shared.try_commit_inline();
                 if self.outcome().is_none() {
-                    registered = self.register(None, Waiter::Thread(std::thread::current()));
+                    registered = self.register(None, Waiter::Thread(thread::current()));
                     self.shared.kick();
                 }
                 continue;
             }
-            std::thread::park();
+            thread::park();
         }
     }
 
