@@ -1,7 +1,10 @@
 //! Several changes as one.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
+use crate::cursor::{Cursor, Reader};
 use crate::error::Error;
 use crate::format::record::RecordKind;
 use crate::log::{check_index, check_metadata};
@@ -18,6 +21,8 @@ pub(crate) const MAX_BATCH: usize = 1 << 30;
 #[derive(Debug, Default)]
 pub struct Batch {
     pub(crate) operations: Vec<(Topic, Operation)>,
+    /// Who acknowledges, in the order of the cursor records in `operations`.
+    pub(crate) acknowledging: Vec<Arc<Reader>>,
     pub(crate) bytes: usize,
     /// The first argument that is out of its range; reported on commit.
     pub(crate) refused: Option<Error>,
@@ -58,6 +63,16 @@ impl Batch {
         }
         let payload = Bytes::from([key.as_bytes(), value.as_ref()].concat());
         self.push(topic, RecordKind::Metadata, key.len() as u64, payload)
+    }
+
+    /// Acknowledges the entries before index `upto` that `cursor` has handed out, as [`Cursor::ack`] does, and together with
+    /// the other changes of the batch: a consumer whose effects are in the same log takes each entry into account exactly
+    /// once.
+    pub fn ack(&mut self, cursor: &Cursor, upto: u64) -> &mut Self {
+        let reader = Arc::clone(cursor.reader());
+        self.push(cursor.topic(), RecordKind::Cursor, upto, cursor.name_bytes().clone());
+        self.acknowledging.push(reader);
+        self
     }
 
     /// Number of changes.

@@ -45,7 +45,7 @@ pub enum Error {
         /// Bytes allowed.
         limit: usize,
     },
-    /// A topic name or metadata key is empty or over 255 bytes, or a metadata value is over 64 KiB.
+    /// The name of a topic or a cursor or a metadata key is empty or over 255 bytes, or a metadata value is over 64 KiB.
     #[error("{what} has {len} bytes, allowed are {allowed:?}")]
     InvalidLength {
         /// Which argument.
@@ -62,6 +62,22 @@ pub enum Error {
         index: u64,
         /// The largest allowed.
         limit: u64,
+    },
+    /// The topic has as many cursors as it may have; nothing was changed.
+    #[error("topic {topic:?} has {limit} cursors, which is the limit; remove those that nobody uses")]
+    TooManyCursors {
+        /// The topic's name.
+        topic: String,
+        /// Cursors allowed.
+        limit: usize,
+    },
+    /// The cursor was removed after it had been opened; nothing was acknowledged.
+    #[error("cursor {cursor:?} of topic {topic:?} was removed; open it again to begin anew")]
+    CursorRemoved {
+        /// The topic's name.
+        topic: String,
+        /// The cursor's name.
+        cursor: String,
     },
     /// The batch names a topic of another log.
     #[error("topic {topic:?} belongs to another log; open it on the log that commits the batch")]

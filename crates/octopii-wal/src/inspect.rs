@@ -57,6 +57,8 @@ pub struct TopicInfo {
     pub next_index: u64,
     /// Metadata keys with the bytes of their values.
     pub metadata: Vec<(String, u64)>,
+    /// Cursors, sorted by name, with the index of the first entry that each has not acknowledged.
+    pub cursors: Vec<(String, u64)>,
 }
 
 /// Reads the log in `dir`, verifying every frame, and tells what is there. Changes nothing and takes no lock; a log may be
@@ -104,6 +106,11 @@ fn inspect_once(dir: &Path, vfs: &Arc<dyn Vfs>) -> Result<Inspection, OpenError>
                 .metadata
                 .iter()
                 .map(|(k, v)| (String::from_utf8_lossy(k).into_owned(), v.len() as u64))
+                .collect(),
+            cursors: t
+                .cursors()
+                .iter()
+                .map(|(name, position)| (String::from_utf8_lossy(name).into_owned(), *position))
                 .collect(),
         })
         .collect();

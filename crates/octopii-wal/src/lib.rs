@@ -19,6 +19,8 @@
 //! # }
 //! ```
 //!
+//! A [`Cursor`] is a consumer's place in a topic, kept in the log, for reading at least once, at most once or exactly once.
+//!
 //! # What is guaranteed
 //!
 //! With [`Durability::Synced`], the default, and a disk that keeps what it has confirmed:
@@ -40,6 +42,7 @@
 
 mod batch;
 mod committer;
+mod cursor;
 mod delay;
 mod error;
 mod format;
@@ -58,6 +61,7 @@ mod topic;
 mod writer;
 
 pub use batch::Batch;
+pub use cursor::Cursor;
 pub use delay::CommitDelay;
 pub use error::{Damage, Error, OpenError};
 pub use inspect::{Inspection, SegmentInfo, TopicInfo, inspect};

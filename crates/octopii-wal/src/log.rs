@@ -24,7 +24,7 @@ use crate::writer::Writer;
 
 /// Name of the lock file in a log's directory.
 const LOCK_FILE: &str = "lock";
-const NAME_LENGTHS: std::ops::Range<usize> = 1..256;
+pub(crate) const NAME_LENGTHS: std::ops::Range<usize> = 1..256;
 const VALUE_LENGTHS: std::ops::Range<usize> = 0..(64 << 10) + 1;
 
 /// A write-ahead log in a directory of its own. A clone is the same log; the last one dropped closes it.
@@ -108,7 +108,7 @@ impl WriteAheadLog {
         // Whatever is done to the topic later is durable only after this, so there is nothing to wait for.
         drop(self.handle.enqueue(0, false, |state| {
             found = Some(define(state, name));
-            None
+            Ok(None)
         })?);
         let (id, name) = found.ok_or(Error::Closed)?;
         Ok(Topic::new(Arc::clone(&self.handle), id, name))
@@ -127,7 +127,7 @@ impl WriteAheadLog {
     /// Makes the changes of a batch, all of them or, after an error, none. Like [`Topic::append`] it does not wait for the
     /// disk; after a crash all of the changes are there, or none.
     pub fn commit(&self, batch: Batch) -> Result<Ticket, Error> {
-        let Batch { operations, bytes, refused } = batch;
+        let Batch { operations, acknowledging, bytes, refused } = batch;
         if let Some(error) = refused {
             return Err(error);
         }
@@ -139,15 +139,25 @@ impl WriteAheadLog {
         }
         let has_entries = operations.iter().any(|(_, o)| o.kind == RecordKind::Append);
         self.handle.enqueue(bytes, has_entries, |state| {
+            for reader in &acknowledging {
+                reader.check_acknowledge(state)?;
+            }
+            let mut acknowledging = acknowledging.iter();
             let mut last = None;
             for (_, operation) in operations {
-                let is_append = operation.kind == RecordKind::Append;
-                let index = state.call(operation);
-                if is_append {
-                    last = Some(index);
+                match operation.kind {
+                    RecordKind::Append => last = Some(state.call(operation)),
+                    RecordKind::Cursor => {
+                        // Only an acknowledgement puts one into a batch.
+                        let reader = acknowledging.next().expect("each cursor record has its reader");
+                        state.acknowledge(reader.id(), operation);
+                    }
+                    _ => {
+                        state.call(operation);
+                    }
                 }
             }
-            last
+            Ok(last)
         })
     }
 
@@ -193,14 +203,15 @@ impl WriteAheadLog {
 }
 
 impl Handle {
-    /// Queues a batch of about `bytes`; `call` returns the index for the ticket.
+    /// Queues a batch of about `bytes`; `call` returns the index for the ticket, or an error, having changed nothing.
     pub(crate) fn enqueue(
         &self,
         bytes: usize,
         has_entries: bool,
-        call: impl FnOnce(&mut State) -> Option<u64>,
+        call: impl FnOnce(&mut State) -> Result<Option<u64>, Error>,
     ) -> Result<Ticket, Error> {
         let (index, lsn, epoch) = self.shared.enqueue(bytes, has_entries, call)?;
+        let index = index?;
         let accepted = self.shared.options.durability != Durability::Synced;
         Ok(Ticket::new(Arc::clone(&self.shared), epoch, lsn, index, accepted))
     }
@@ -256,7 +267,11 @@ pub(crate) fn check_metadata(key: &str, value: &[u8]) -> Result<(), Error> {
     check_length("the metadata value", value.len(), VALUE_LENGTHS)
 }
 
-fn check_length(what: &'static str, len: usize, allowed: std::ops::Range<usize>) -> Result<(), Error> {
+pub(crate) fn check_length(
+    what: &'static str,
+    len: usize,
+    allowed: std::ops::Range<usize>,
+) -> Result<(), Error> {
     if allowed.contains(&len) { Ok(()) } else { Err(Error::InvalidLength { what, len, allowed }) }
 }
 

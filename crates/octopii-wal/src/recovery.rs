@@ -219,6 +219,7 @@ impl Replay {
         match header.kind {
             RecordKind::Append if header.index != topic.written.entries.next() => return None,
             RecordKind::Purge if header.index > MAX_INDEX => return None,
+            RecordKind::Cursor if !topic.written.accepts_cursor(header.index, payload) => return None,
             RecordKind::Metadata if header.index > payload.len() as u64 => return None,
             RecordKind::Bounds => {
                 let next = u64::from_le_bytes(payload.try_into().ok()?);
@@ -232,7 +233,7 @@ impl Replay {
         }
         // Entries stay on disk; of everything else the state keeps a copy.
         let payload = match header.kind {
-            RecordKind::Metadata => Bytes::copy_from_slice(payload),
+            RecordKind::Metadata | RecordKind::Cursor => Bytes::copy_from_slice(payload),
             _ => Bytes::new(),
         };
         let operation = Operation {

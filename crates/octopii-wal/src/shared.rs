@@ -238,6 +238,9 @@ impl Shared {
                 let payload = bytes::Bytes::from([key.as_ref(), value.as_ref()].concat());
                 out.push(Operation::new(RecordKind::Metadata, *id, key.len() as u64, payload));
             }
+            for (name, position) in &topic.written.cursors {
+                out.push(Operation::new(RecordKind::Cursor, *id, *position, name.clone()));
+            }
         }
         out
     }

@@ -13,6 +13,9 @@ use crate::format::record::{HEADER_LEN, RecordKind};
 use crate::index::{Index, Location};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::thread::Thread;
+use cursors::{Cursors, ReadPosition};
+
+mod cursors;
 
 /// Operations are numbered in the order they were called, from 1.
 pub(crate) type Lsn = u64;
@@ -60,6 +63,13 @@ pub(crate) struct TopicState {
     first: u64,
     next: u64,
     metadata: BTreeMap<Bytes, Bytes>,
+    /// Acknowledged positions by the cursors' names, each in `first..=next`.
+    cursors: Cursors,
+    /// Cursors that are open.
+    readers: BTreeMap<u64, ReadPosition>,
+    next_reader: u64,
+    /// Counts the times that entries a reader may have seen were taken back.
+    pub(crate) rewrites: u64,
     /// Entries up to `next` that are not written yet, with the number of the operation that appended each.
     unwritten: VecDeque<(Lsn, Bytes)>,
 }
@@ -70,6 +80,7 @@ pub(crate) struct Written {
     pub(crate) defined: bool,
     pub(crate) entries: Index,
     pub(crate) metadata: BTreeMap<Bytes, Bytes>,
+    pub(crate) cursors: Cursors,
 }
 
 /// Where an entry can be had.
@@ -107,8 +118,14 @@ impl TopicState {
         self.written.entries.get(index).map(Source::Disk)
     }
 
+    /// Entries before this one are written.
+    pub(crate) fn written_to(&self) -> u64 {
+        self.next - self.unwritten.len() as u64
+    }
+
     /// Makes the visible view equal to the written one.
     pub(crate) fn fall_back(&mut self) {
+        self.fall_back_cursors();
         self.defined = self.written.defined;
         self.first = self.written.entries.first();
         self.next = self.written.entries.next();
@@ -141,8 +158,9 @@ impl TopicState {
                 self.metadata.insert(key, value);
             }
             RecordKind::Define => self.defined = true,
-            RecordKind::Purge | RecordKind::Bounds => {}
+            RecordKind::Cursor | RecordKind::Purge | RecordKind::Bounds => {}
         }
+        self.call_cursors(operation);
     }
 
     /// Notes that an operation has been written; an entry now lies at `location`.
@@ -151,6 +169,7 @@ impl TopicState {
             self.unwritten.pop_front();
         }
         self.written.apply(operation, location);
+        self.wrote_cursors(operation);
     }
 }
 
@@ -165,8 +184,9 @@ impl Written {
                 self.metadata.insert(key, value);
             }
             RecordKind::Define => self.defined = true,
-            RecordKind::Bounds => {}
+            RecordKind::Cursor | RecordKind::Bounds => {}
         }
+        cursors::apply(&mut self.cursors, operation, self.entries.first(), self.entries.next());
     }
 }
 
@@ -269,6 +289,10 @@ impl State {
     /// A topic that some handle refers to. Topics are never removed.
     pub(crate) fn topic(&self, id: u32) -> &TopicState {
         self.topics.get(&id).expect("topics live as long as the log")
+    }
+
+    pub(crate) fn topic_mut(&mut self, id: u32) -> &mut TopicState {
+        self.topics.get_mut(&id).expect("topics live as long as the log")
     }
 
     /// Queues an operation, making it visible. An `Append` gets the topic's next index, which is returned. The caller

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::cursor::Cursor;
 use crate::error::Error;
-use crate::format::record::{HEADER_LEN, RecordKind};
-use crate::log::{Handle, check_index, check_metadata};
+use crate::format::record::{CURSOR_REMOVED, HEADER_LEN, RecordKind};
+use crate::log::{Handle, NAME_LENGTHS, check_index, check_length, check_metadata};
 use crate::read;
 use crate::state::Operation;
 use crate::ticket::Ticket;
@@ -83,6 +84,47 @@ impl Topic {
         self.handle.shared.state().topic(self.id).metadata(key)
     }
 
+    /// Opens the cursor called `name`, 1 to 255 bytes: a consumer's place in this topic, kept in the log. One that is not
+    /// there yet comes into being at the first entry, and from then on holds [`Self::purge_acknowledged`] back.
+    ///
+    /// # Errors
+    /// [`Error::TooManyCursors`] if the topic has 1024 others.
+    pub fn cursor(&self, name: &str) -> Result<Cursor, Error> {
+        check_length("the cursor's name", name.len(), NAME_LENGTHS)?;
+        Cursor::open(self.clone(), name)
+    }
+
+    /// The topic's cursors, sorted by name, with the index of the first entry that each has not acknowledged.
+    pub fn cursors(&self) -> Vec<(String, u64)> {
+        let state = self.handle.shared.state();
+        let cursors = state.topic(self.id).cursors().iter();
+        cursors.map(|(name, position)| (String::from_utf8_lossy(name).into_owned(), *position)).collect()
+    }
+
+    /// Removes a cursor; does nothing if there is none of that name. Where it is open, it goes on reading, and acknowledging
+    /// fails with [`Error::CursorRemoved`].
+    pub fn remove_cursor(&self, name: &str) -> Result<Ticket, Error> {
+        let name = Bytes::copy_from_slice(name.as_bytes());
+        self.handle.enqueue(HEADER_LEN + name.len(), false, |state| {
+            if state.topic(self.id).cursor(&name).is_some() {
+                state.call(Operation::new(RecordKind::Cursor, self.id, CURSOR_REMOVED, name));
+            }
+            Ok(None)
+        })
+    }
+
+    /// Purges the entries that every cursor has acknowledged; none, if there are no cursors.
+    pub fn purge_acknowledged(&self) -> Result<Ticket, Error> {
+        self.handle.enqueue(HEADER_LEN, false, |state| {
+            let topic = state.topic(self.id);
+            let to = topic.cursors().values().min().copied();
+            if let Some(to) = to.filter(|to| *to > topic.first()) {
+                state.call(Operation::new(RecordKind::Purge, self.id, to, Bytes::new()));
+            }
+            Ok(None)
+        })
+    }
+
     /// Index of the first entry; equal to [`Self::next_index`] if there is none. A new topic begins at 0.
     pub fn first_index(&self) -> u64 {
         self.handle.shared.state().topic(self.id).first()
@@ -110,7 +152,7 @@ impl Topic {
         let bytes = HEADER_LEN + operation.payload.len();
         self.handle.enqueue(bytes, has_entry, |state| {
             let index = state.call(operation);
-            has_entry.then_some(index)
+            Ok(has_entry.then_some(index))
         })
     }
 }

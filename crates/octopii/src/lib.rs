@@ -83,7 +83,7 @@ pub use service::{ECHO, Member, MembershipChange, NodeStatus};
 /// The write-ahead log by itself.
 pub mod wal {
     pub use octopii_wal::{
-        Batch, Committer, Damage, Durability, Error, Inspection, OpenError, Options, SegmentInfo, Stats,
-        Tail, Ticket, Topic, TopicInfo, WriteAheadLog, inspect,
+        Batch, Committer, Cursor, Damage, Durability, Error, Inspection, OpenError, Options, SegmentInfo,
+        Stats, Tail, Ticket, Topic, TopicInfo, WriteAheadLog, inspect,
     };
 }

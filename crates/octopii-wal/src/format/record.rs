@@ -20,7 +20,12 @@ pub(crate) enum RecordKind {
     Define = 5,
     /// Only in checkpoints: entries begin at `index`, and the payload, 8 bytes, is the index of the next one.
     Bounds = 6,
+    /// Entries before `index` are done for the cursor whose name is the payload; [`CURSOR_REMOVED`]: it is no more.
+    Cursor = 7,
 }
+
+/// The index of a [`RecordKind::Cursor`] that removes the cursor.
+pub(crate) const CURSOR_REMOVED: u64 = u64::MAX;
 
 /// The header of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +60,7 @@ impl RecordHeader {
             4 => RecordKind::Metadata,
             5 => RecordKind::Define,
             6 => RecordKind::Bounds,
+            7 => RecordKind::Cursor,
             _ => return None,
         };
         Some(Self { kind, topic: u32_at(bytes, 4), index: u64_at(bytes, 8), len: u32_at(bytes, 16) })

@@ -3,6 +3,7 @@
 
 mod basics;
 mod crash;
+mod cursors;
 mod damage;
 mod disk;
 mod full;
