@@ -101,6 +101,17 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The same failure, when it happens to an open log.
+    pub(crate) fn from_reading(error: OpenError) -> Self {
+        match error {
+            OpenError::Damaged(damage) => Self::Damaged(Arc::new(damage)),
+            OpenError::Io { operation, reason, .. } => Self::Io { operation, reason: Arc::new(reason) },
+            other => Self::Io { operation: "scan a segment", reason: Arc::new(io::Error::other(other)) },
+        }
+    }
+}
+
 /// Why a log could not be opened or inspected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -81,14 +81,14 @@ pub fn inspect(dir: impl AsRef<Path>, vfs: &Arc<dyn Vfs>) -> Result<Inspection, 
 }
 
 fn inspect_once(dir: &Path, vfs: &Arc<dyn Vfs>) -> Result<Inspection, OpenError> {
-    let recovered = recovery::recover(open_all(dir, vfs)?)?;
+    let recovered = recovery::recover(open_all(dir, vfs)?, recovery::threads())?;
     let segments: Vec<_> = recovered
         .segments
         .iter()
         .map(|s| SegmentInfo {
             path: s.file.path.clone(),
             sequence: s.file.sequence,
-            salt: s.salt,
+            salt: s.header.salt,
             bytes: s.file.len,
             used: s.end,
             frames: s.frames,

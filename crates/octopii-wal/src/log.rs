@@ -14,7 +14,7 @@ use crate::options::{Committer, Durability, MAX_ENTRY, MAX_INDEX, Options, SEGME
 use crate::recovery;
 use crate::scan::SegmentFile;
 use crate::shared::{Shared, lock};
-use crate::state::{Operation, State, TopicState};
+use crate::state::{Operation, Segment, State, TopicState};
 use crate::sync::Mutex;
 use crate::sync::atomic::Ordering;
 use crate::sync::thread::{self, JoinHandle};
@@ -74,7 +74,11 @@ impl WriteAheadLog {
 
         let files =
             recovery::list(&*vfs, &dir, |path, sequence| SegmentFile::open(&*vfs, path, sequence).map(Some))?;
-        let recovered = recovery::recover(files)?;
+        let threads = match options.committer {
+            Committer::Thread => recovery::threads(),
+            Committer::Caller => 1,
+        };
+        let recovered = recovery::recover(files, threads)?;
         // After a mere crash of the process the tail may exist only in memory of the system.
         if let Some(last) = recovered.segments.last() {
             last.file.file.sync_data().map_err(|e| io("sync", &last.file.path, e))?;
@@ -84,11 +88,17 @@ impl WriteAheadLog {
             vfs.remove_file(&useless.path).map_err(|e| io("remove", &useless.path, e))?;
         }
 
-        let segments = recovered.segments.into_iter().map(|s| (s.file.sequence, (s.file.file, s.salt)));
+        let segments = recovered.segments.into_iter().map(|s| {
+            let segment = Segment { file: s.file.file, header: s.header, has_footer: s.has_footer };
+            (s.file.sequence, segment)
+        });
         let state = State::new(recovered.topics, segments.collect());
         let writer = Writer::new(vfs, dir.clone(), options.segment_size, options.seed, recovered.position);
         let committer = options.committer;
         let shared = Arc::new(Shared::new(dir.clone(), options, state, writer, guard));
+        shared
+            .seal()
+            .map_err(|failure| io("write the footer of a segment in", &dir, failure.into_reason()))?;
         let thread = match committer {
             Committer::Caller => None,
             Committer::Thread => {

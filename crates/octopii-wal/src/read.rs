@@ -1,6 +1,6 @@
 //! Reading entries back.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,19 +9,50 @@ use octopii_vfs::FileHandle;
 use crate::error::{Damage, Error};
 use crate::format::record::{self, HEADER_LEN, RecordHeader, RecordKind};
 use crate::format::segment::file_name;
-use crate::index::Location;
+use crate::index::{Slot, Slots};
+use crate::options::MAX_ENTRY;
+use crate::seal::read_slots;
 use crate::shared::Shared;
-use crate::state::Source;
+use crate::state::{Segment, Source};
 
 /// Neighbouring entries are fetched together up to this many bytes.
 const TOGETHER: usize = 256 << 10;
 /// Where entries are to be found is looked up for this many at a time, so that writers are not kept waiting.
-const LOOK_UP: usize = 4096;
+const LOOK_UP: u64 = 4096;
 
-struct Place {
-    index: u64,
-    source: Source,
-    file: Option<(FileHandle, u64)>,
+/// Entries found on disk.
+struct Stretch {
+    sequence: u64,
+    /// `None`: the segment is missing.
+    segment: Option<(FileHandle, u64)>,
+    slots: Slots,
+}
+
+/// A read of a range under way.
+struct Reading<'a> {
+    shared: &'a Shared,
+    topic: u32,
+    /// The next index to read.
+    next: u64,
+    /// Bytes that may be added; beyond it only the first entry of all.
+    budget: usize,
+    out: Vec<(u64, Bytes)>,
+}
+
+/// What was read is not what should be there.
+enum Mismatch {
+    /// The list of the segment's entries: it can be had by a scan as well.
+    Footer,
+    Entry {
+        offset: u64,
+        detail: &'static str,
+    },
+}
+
+impl Mismatch {
+    fn entry(offset: usize, detail: &'static str) -> Self {
+        Self::Entry { offset: offset as u64, detail }
+    }
 }
 
 pub(crate) fn range(
@@ -30,109 +61,151 @@ pub(crate) fn range(
     range: Range<u64>,
     max_bytes: usize,
 ) -> Result<Vec<(u64, Bytes)>, Error> {
-    let mut out = Vec::new();
-    let mut budget = Some(max_bytes);
-    let mut from = range.start;
-    while let Some(left) = budget {
-        let (places, rest) = look_up(shared, topic, from..range.end, left, out.is_empty());
-        let Some(last) = places.last() else { break };
-        from = last.index + 1;
-        budget = rest;
-        let mut at = 0;
-        while at < places.len() {
-            at += fetch(shared, topic, &places[at..], &mut out)?;
-        }
-    }
-    Ok(out)
+    let first = shared.state().topic(topic).first();
+    let mut reading =
+        Reading { shared, topic, next: range.start.max(first), budget: max_bytes, out: Vec::new() };
+    while reading.next < range.end && reading.step(range.end)?.is_continue() {}
+    Ok(reading.out)
 }
 
-/// Finds the entries of `range` that fit into `budget`. Returns what is left of it, or `None` when the next one does not
-/// fit.
-fn look_up(
-    shared: &Shared,
-    topic: u32,
-    range: Range<u64>,
-    mut budget: usize,
-    mut at_least_one: bool,
-) -> (Vec<Place>, Option<usize>) {
-    let state = shared.state();
-    let topic = state.topic(topic);
-    let mut places = Vec::new();
-    for index in range.start.max(topic.first())..range.end.min(topic.next()) {
-        if places.len() == LOOK_UP {
-            return (places, Some(budget));
-        }
-        let Some(source) = topic.find(index) else { break };
-        let (len, file) = match &source {
-            Source::Memory(entry) => (entry.len(), None),
-            Source::Disk(at) => (at.len as usize, shared.segment(&state, at.segment)),
+impl Reading<'_> {
+    /// Reads some more entries before `end`. Breaks when there are none, or the next does not fit.
+    fn step(&mut self, end: u64) -> Result<ControlFlow<()>, Error> {
+        let stretch = {
+            let state = self.shared.state();
+            match state.topic(self.topic).find(self.next, LOOK_UP.min(end - self.next)) {
+                None => return Ok(ControlFlow::Break(())),
+                Some(Source::Memory(entries)) => {
+                    drop(state);
+                    return Ok(entries.into_iter().try_for_each(|entry| self.add(entry)));
+                }
+                Some(Source::Disk(found)) => {
+                    let segment = state.segments.get(&found.segment);
+                    let segment = segment.map(|s: &Segment| (FileHandle::clone(&s.file), s.header.salt));
+                    Stretch { sequence: found.segment, segment, slots: found.slots }
+                }
+            }
         };
-        if len > budget && !std::mem::take(&mut at_least_one) {
-            return (places, None);
+        match self.fetch(&stretch)? {
+            Ok(flow) => Ok(flow),
+            // A purge may have freed the segment meanwhile, and its space may be in use again.
+            Err(_) if self.has_moved(stretch.sequence) => Ok(ControlFlow::Continue(())),
+            Err(Mismatch::Footer) => {
+                self.shared.list_entries(stretch.sequence)?;
+                Ok(ControlFlow::Continue(()))
+            }
+            Err(Mismatch::Entry { offset, detail }) => Err(self.damaged(stretch.sequence, offset, detail)),
         }
-        at_least_one = false;
-        budget = budget.saturating_sub(len);
-        places.push(Place { index, source, file });
     }
-    let rest = if places.is_empty() { None } else { Some(budget) };
-    (places, rest)
+
+    /// Adds an entry if it fits.
+    fn add(&mut self, entry: Bytes) -> ControlFlow<()> {
+        if entry.len() > self.budget && !self.out.is_empty() {
+            return ControlFlow::Break(());
+        }
+        self.budget = self.budget.saturating_sub(entry.len());
+        self.out.push((self.next, entry));
+        self.next += 1;
+        ControlFlow::Continue(())
+    }
+
+    fn fetch(&mut self, stretch: &Stretch) -> Result<Result<ControlFlow<()>, Mismatch>, Error> {
+        let io = |e| Error::Io { operation: "read entries", reason: Arc::new(e) };
+        let Some((file, salt)) = &stretch.segment else {
+            return Ok(Err(Mismatch::entry(0, "its segment is missing")));
+        };
+        let from_footer;
+        let mut slots = match &stretch.slots {
+            Slots::Memory(slots) => slots.as_slice(),
+            Slots::Footer(place) => {
+                let Some(slots) = read_slots(file, place, *salt).map_err(io)? else {
+                    return Ok(Err(Mismatch::Footer));
+                };
+                from_footer = slots;
+                from_footer.as_slice()
+            }
+        };
+        if let Some(slot) = slots.iter().find(|slot| slot.len as usize > MAX_ENTRY) {
+            return Ok(Err(Mismatch::entry(slot.offset as usize, "it is too large to be one")));
+        }
+        while !slots.is_empty() {
+            let (count, end) = neighbours(slots, self.budget);
+            let start = slots[0].offset as usize;
+            let mut bytes = vec![0; end - start];
+            if let Err(e) = file.read_exact_at(&mut bytes, start as u64) {
+                if e.kind() != std::io::ErrorKind::UnexpectedEof {
+                    return Err(io(e));
+                }
+                return Ok(Err(Mismatch::entry(start, "its segment ends before it")));
+            }
+            let bytes = Bytes::from(bytes);
+            for slot in &slots[..count] {
+                let at = slot.offset as usize - start;
+                let record = &bytes[at..at + HEADER_LEN + slot.len as usize];
+                if !self.is_next(record, *salt) {
+                    return Ok(Err(Mismatch::entry(slot.offset as usize, "it does not match its checksum")));
+                }
+                let entry = at + HEADER_LEN..at + record.len();
+                // A small entry must not keep its neighbours in memory.
+                let entry =
+                    if count == 1 { bytes.slice(entry) } else { Bytes::copy_from_slice(&bytes[entry]) };
+                if self.add(entry).is_break() {
+                    return Ok(Ok(ControlFlow::Break(())));
+                }
+            }
+            slots = &slots[count..];
+        }
+        Ok(Ok(ControlFlow::Continue(())))
+    }
+
+    fn is_next(&self, record: &[u8], salt: u64) -> bool {
+        let is_ours = RecordHeader::decode(record).is_some_and(|header| {
+            matches!(header.kind, RecordKind::Append | RecordKind::Relocate)
+                && (header.topic, header.index) == (self.topic, self.next)
+                && header.len as usize == record.len() - HEADER_LEN
+        });
+        is_ours && record::is_intact(record, salt)
+    }
+
+    /// Whether the next entry is no longer in the segment in which it was looked for.
+    fn has_moved(&mut self, sequence: u64) -> bool {
+        let state = self.shared.state();
+        let topic = state.topic(self.topic);
+        if self.next < topic.first() {
+            self.next = topic.first();
+            return true;
+        }
+        !matches!(topic.find(self.next, 1), Some(Source::Disk(found)) if found.segment == sequence)
+    }
+
+    fn damaged(&self, sequence: u64, offset: u64, detail: &str) -> Error {
+        let name = self.shared.state().topic(self.topic).name.to_string();
+        Error::Damaged(Arc::new(Damage {
+            segment: self.shared.dir.join(file_name(sequence)),
+            offset,
+            detail: format!("cannot read an entry: {detail}"),
+            topics: vec![(name, self.next..self.next + 1)],
+        }))
+    }
 }
 
-/// Reads the first of `places` and those that lie right behind it. Returns how many.
-fn fetch(shared: &Shared, topic: u32, places: &[Place], out: &mut Vec<(u64, Bytes)>) -> Result<usize, Error> {
-    let first = match &places[0].source {
-        Source::Memory(entry) => {
-            out.push((places[0].index, entry.clone()));
-            return Ok(1);
-        }
-        Source::Disk(at) => *at,
-    };
-    let Some((file, salt)) = &places[0].file else {
-        return Err(damaged(shared, topic, places[0].index, first, "its segment is missing"));
-    };
+/// How many of the first of `slots` to fetch at once, and where they end: those that lie right behind one another and fit
+/// into `budget`, one in any case.
+fn neighbours(slots: &[Slot], budget: usize) -> (usize, usize) {
+    let end_of = |slot: &Slot| slot.offset as usize + HEADER_LEN + slot.len as usize;
+    let start = slots[0].offset as usize;
+    let mut end = end_of(&slots[0]);
     let mut count = 1;
-    let mut end = first.offset as usize + HEADER_LEN + first.len as usize;
-    for place in &places[1..] {
-        let Source::Disk(at) = &place.source else { break };
-        let next_end = at.offset as usize + HEADER_LEN + at.len as usize;
+    let mut entries = slots[0].len as usize;
+    for slot in &slots[1..] {
+        entries += slot.len as usize;
         // Between neighbours lie other topics' records and the padding of pages.
-        let is_near = at.segment == first.segment && at.offset as usize >= end;
-        if !is_near || next_end - first.offset as usize > TOGETHER {
+        let is_near = slot.offset as usize >= end && end_of(slot) - start <= TOGETHER;
+        if !is_near || entries > budget {
             break;
         }
-        end = next_end;
+        end = end_of(slot);
         count += 1;
     }
-    let mut bytes = vec![0; end - first.offset as usize];
-    file.read_exact_at(&mut bytes, u64::from(first.offset)).map_err(|e| match e.kind() {
-        std::io::ErrorKind::UnexpectedEof => {
-            damaged(shared, topic, places[0].index, first, "its segment ends before it")
-        }
-        _ => Error::Io { operation: "read entries", reason: Arc::new(e) },
-    })?;
-    let bytes = Bytes::from(bytes);
-    for place in &places[..count] {
-        let Source::Disk(at) = &place.source else { break };
-        let start = (at.offset - first.offset) as usize;
-        let record = &bytes[start..start + HEADER_LEN + at.len as usize];
-        let expected = RecordHeader { kind: RecordKind::Append, topic, index: place.index, len: at.len };
-        if RecordHeader::decode(record) != Some(expected) || !record::is_intact(record, *salt) {
-            return Err(damaged(shared, topic, place.index, *at, "it does not match its checksum"));
-        }
-        let entry = start + HEADER_LEN..start + record.len();
-        // A small entry must not keep its neighbours in memory.
-        let entry = if count == 1 { bytes.slice(entry) } else { Bytes::copy_from_slice(&bytes[entry]) };
-        out.push((place.index, entry));
-    }
-    Ok(count)
-}
-
-fn damaged(shared: &Shared, topic: u32, index: u64, at: Location, detail: &str) -> Error {
-    let name = shared.state().topic(topic).name.to_string();
-    Error::Damaged(Arc::new(Damage {
-        segment: shared.dir.join(file_name(at.segment)),
-        offset: u64::from(at.offset),
-        detail: format!("cannot read an entry: {detail}"),
-        topics: vec![(name, index..index + 1)],
-    }))
+    (count, end)
 }

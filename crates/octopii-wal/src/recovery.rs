@@ -1,21 +1,23 @@
 //! From the segments on disk to the state in memory. Reads only; the caller makes the outcome durable.
+//!
+//! The last segment is scanned. Of each sealed one the footer says which entries it holds, and the checkpoint at the head of
+//! the last segment says which of those still count; a segment whose footer is not there is scanned like the last.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
-use bytes::Bytes;
 use octopii_vfs::{FileKind, Vfs};
 
-use crate::error::{Damage, OpenError};
-use crate::format::frame::{self, FrameHeader, FrameKind};
-use crate::format::record::{self, RecordHeader, RecordKind};
+use crate::error::OpenError;
+use crate::format::footer::{HEADER_LEN, Summary};
+use crate::format::segment::SegmentHeader;
 use crate::format::{PAGE, segment};
-use crate::index::Location;
-use crate::options::MAX_INDEX;
-use crate::scan::{Found, Scanner, SegmentFile, next_frame};
-use crate::state::{Operation, TopicState};
+use crate::index::Run;
+use crate::replay::{Replayed, damaged, replay};
+use crate::scan::{Scanner, SegmentFile};
+use crate::state::TopicState;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Mutex, PoisonError};
 use crate::writer::Position;
 
 /// What follows the last whole frame of the log.
@@ -31,14 +33,15 @@ pub enum Tail {
     },
 }
 
-/// One segment after the scan.
+/// One segment that counts.
 #[derive(Debug)]
-pub(crate) struct Scanned {
+pub(crate) struct KnownSegment {
     pub(crate) file: SegmentFile,
-    pub(crate) salt: u64,
+    pub(crate) header: SegmentHeader,
     /// Where its frames end.
     pub(crate) end: u64,
     pub(crate) frames: u64,
+    pub(crate) has_footer: bool,
 }
 
 /// What the segments of a directory add up to.
@@ -46,7 +49,7 @@ pub(crate) struct Scanned {
 pub(crate) struct Recovered {
     pub(crate) topics: BTreeMap<u32, TopicState>,
     /// In order, without gaps, each with at least one frame.
-    pub(crate) segments: Vec<Scanned>,
+    pub(crate) segments: Vec<KnownSegment>,
     /// Segment files that hold nothing anybody needs: begun and never used, or purged and not quite removed.
     pub(crate) useless: Vec<SegmentFile>,
     pub(crate) position: Position,
@@ -74,8 +77,15 @@ pub(crate) fn list(
     Ok(files)
 }
 
-/// Replays `files`, which are in order of their sequence.
-pub(crate) fn recover(mut files: Vec<SegmentFile>) -> Result<Recovered, OpenError> {
+/// Segment files that count, in order, and those that do not.
+#[derive(Debug, Default)]
+pub(crate) struct Sorted {
+    pub(crate) segments: Vec<(SegmentFile, SegmentHeader)>,
+    useless: Vec<SegmentFile>,
+}
+
+/// Tells the segments among `files`, which are in order of their sequence, from what a crash has left over.
+pub(crate) fn sort(mut files: Vec<SegmentFile>) -> Result<Sorted, OpenError> {
     let mut useless = Vec::new();
     // A header is synced before the first frame is written, so a file without a valid one never held any.
     if let Some(last) = files.pop_if(|last| last.header.is_none()) {
@@ -90,207 +100,179 @@ pub(crate) fn recover(mut files: Vec<SegmentFile>) -> Result<Recovered, OpenErro
     if let Some(gap) = gap {
         useless.extend(files.drain(..=gap));
     }
+    let mut segments = Vec::with_capacity(files.len());
+    for file in files {
+        match file.header.filter(|h| h.sequence == file.sequence) {
+            Some(header) => segments.push((file, header)),
+            None => return Err(damaged(&file, 0, "the segment's header is not valid", Vec::new())),
+        }
+    }
+    Ok(Sorted { segments, useless })
+}
 
-    let mut replay = Replay::default();
-    let mut segments: Vec<Scanned> = Vec::new();
+/// Finds out what `files` add up to, scanning with as many threads.
+pub(crate) fn recover(files: Vec<SegmentFile>, threads: usize) -> Result<Recovered, OpenError> {
+    let Sorted { mut segments, mut useless } = sort(files)?;
     let mut tail = Tail::Clean;
-    let count = files.len();
-    let ends: Vec<Option<u64>> =
-        files.iter().skip(1).map(|f| f.header.map(|h| h.predecessor_end)).chain([None]).collect();
-    for (i, (file, stated_end)) in files.into_iter().zip(ends).enumerate() {
-        let Some(header) = file.header.filter(|h| h.sequence == file.sequence) else {
-            return Err(damaged(&file, 0, "the segment's header is not valid", Vec::new()));
-        };
-        if *replay.next_frame.get_or_insert(header.first_frame) != header.first_frame {
-            return Err(damaged(&file, 0, "the segment does not continue the one before it", Vec::new()));
+    let mut last = None;
+    let mut stated_end = None;
+    while let Some((file, header)) = segments.pop() {
+        let replayed = replay(&file, &header, stated_end)?;
+        if stated_end.is_none() && !Scanner::new(&file, header.salt).is_zero_from(replayed.end)? {
+            tail = Tail::Torn { offset: replayed.end };
         }
-        let is_last = i + 1 == count;
-        let limit = match stated_end {
-            Some(end) if !is_last => Some(end),
-            _ => None,
-        };
-        let (end, frames) = replay.segment(&file, header.salt, limit)?;
-        if is_last && !Scanner::new(&file, header.salt).is_zero_from(end)? {
-            tail = Tail::Torn { offset: end };
+        if replayed.frames > 0 {
+            last = Some((file, header, replayed));
+            break;
         }
-        if frames == 0 && is_last {
-            useless.push(file);
-        } else {
-            segments.push(Scanned { file, salt: header.salt, end, frames });
-        }
+        // Begun and never used. The one before was still whole then, or this one would not have been begun.
+        stated_end = Some(header.predecessor_end);
+        useless.push(file);
     }
-    replay.check_complete(&segments)?;
-    let position = Position {
-        next_segment: segments.last().map_or(1, |s| s.file.sequence + 1),
-        predecessor_end: segments.last().map_or(0, |s| s.end),
-        next_frame: replay.next_frame.unwrap_or(1),
+    let Some((file, header, Replayed { end, frames, topics })) = last else {
+        let position = Position { next_segment: 1, predecessor_end: 0, next_frame: 1 };
+        return Ok(Recovered { topics: BTreeMap::new(), segments: Vec::new(), useless, position, tail });
     };
-    let mut topics = replay.topics;
-    topics.values_mut().for_each(TopicState::fall_back);
-    Ok(Recovered { topics, segments, useless, position, tail })
-}
+    let position = Position {
+        next_segment: file.sequence + 1,
+        predecessor_end: end,
+        next_frame: header.first_frame.wrapping_add(frames),
+    };
 
-#[derive(Debug, Default)]
-struct Replay {
-    topics: BTreeMap<u32, TopicState>,
-    next_frame: Option<u64>,
-    /// Whether a checkpoint has been adopted.
-    begun: bool,
-}
-
-impl Replay {
-    /// Replays one segment; `limit` is where its frames are known to end, unless it is the last. Returns where they do
-    /// end, and how many there are.
-    fn segment(
-        &mut self,
-        file: &SegmentFile,
-        salt: u64,
-        limit: Option<u64>,
-    ) -> Result<(u64, u64), OpenError> {
-        let mut scanner = Scanner::new(file, salt);
-        let mut offset = PAGE;
-        let mut frames = 0;
-        while limit.is_none_or(|limit| offset < limit) {
-            let number = self.next_frame.unwrap_or(0);
-            let bad = match scanner.frame_at(offset)? {
-                Found::Frame(header) if header.number == number => {
-                    let expected = if frames == 0 { FrameKind::Checkpoint } else { FrameKind::Batches };
-                    let body = scanner.body(offset, &header)?;
-                    if header.kind != expected || self.frame(file.sequence, offset, &header, body).is_none() {
-                        return Err(damaged(
-                            file,
-                            offset,
-                            "the frame contradicts those before it",
-                            Vec::new(),
-                        ));
-                    }
-                    offset = next_frame(offset, &header);
-                    self.next_frame = Some(number.wrapping_add(1));
-                    frames += 1;
-                    continue;
-                }
-                Found::Frame(_) => "the frame is not the one that belongs here",
-                Found::BadBody => "the frame's body does not match its checksum",
-                Found::Nothing => "there is no frame",
-            };
-            // Frames up to a successor's header, and up to the mark in a later frame, were acknowledged.
-            let vouched = scanner.find_header(offset + PAGE, |h| h.synced > number && h.number > number)?;
-            if limit.is_none() && vouched.is_none() {
-                break;
-            }
-            let lost = self.lost(&mut scanner, offset, file.len)?;
-            return Err(damaged(file, offset, bad, lost));
+    let successors: Vec<SegmentHeader> =
+        segments.iter().skip(1).map(|(_, header)| *header).chain([header]).collect();
+    let sealed: Vec<_> = segments.into_iter().zip(successors).collect();
+    let contents = in_parallel(&sealed, threads, |((file, header), next)| contents(file, header, next))?;
+    let mut runs: BTreeMap<u32, Vec<Run>> = BTreeMap::new();
+    let mut known = Vec::with_capacity(sealed.len() + 1);
+    for (((file, header), next), contents) in sealed.into_iter().zip(contents) {
+        for (topic, run) in contents.runs {
+            runs.entry(topic).or_default().push(run);
         }
-        if limit.is_some_and(|limit| offset != limit) {
-            return Err(damaged(
-                file,
-                offset,
-                "frames reach beyond the end that its successor states",
-                Vec::new(),
-            ));
-        }
-        Ok((offset, frames))
-    }
-
-    /// Applies a frame's records. `None`: they make no sense.
-    fn frame(&mut self, segment: u64, at: u64, header: &FrameHeader, body: &[u8]) -> Option<()> {
-        // A checkpoint restates what is known, except to a replay that begins with it.
-        let adopt = header.kind == FrameKind::Batches || !self.begun;
-        self.begun = true;
-        for item in record::split(body) {
-            let (record, offset, payload) = item?;
-            if adopt {
-                let offset = u32::try_from(at + frame::HEADER_LEN as u64 + offset as u64).ok()?;
-                self.record(Location { segment, offset, len: record.len }, &record, payload, header.kind)?;
-            }
-        }
-        Some(())
-    }
-
-    fn record(&mut self, at: Location, header: &RecordHeader, payload: &[u8], kind: FrameKind) -> Option<()> {
-        if header.kind == RecordKind::Define {
-            let name: Arc<str> = std::str::from_utf8(payload).ok()?.into();
-            let topic = TopicState::new(name);
-            if self.topics.insert(header.topic, topic).is_some() {
-                return None;
-            }
-        }
-        let topic = self.topics.get_mut(&header.topic)?;
-        match header.kind {
-            RecordKind::Append if header.index != topic.written.entries.next() => return None,
-            RecordKind::Purge if header.index > MAX_INDEX => return None,
-            RecordKind::Cursor if !topic.written.accepts_cursor(header.index, payload) => return None,
-            RecordKind::Metadata if header.index > payload.len() as u64 => return None,
-            RecordKind::Bounds => {
-                let next = u64::from_le_bytes(payload.try_into().ok()?);
-                if kind != FrameKind::Checkpoint || next < header.index || next > 2 * MAX_INDEX {
-                    return None;
-                }
-                topic.written.entries.set_bounds(header.index, next);
-                return Some(());
-            }
-            _ => {}
-        }
-        // Entries stay on disk; of everything else the state keeps a copy.
-        let payload = match header.kind {
-            RecordKind::Metadata | RecordKind::Cursor => Bytes::copy_from_slice(payload),
-            _ => Bytes::new(),
-        };
-        let operation = Operation {
-            kind: header.kind,
-            topic: header.topic,
-            index: header.index,
-            payload,
-            payload_crc: 0,
-        };
-        topic.written.apply(&operation, at);
-        Some(())
-    }
-
-    /// Which entries the frames after a bad one show to have been in it.
-    fn lost(
-        &self,
-        scanner: &mut Scanner<'_>,
-        from: u64,
-        end: u64,
-    ) -> Result<Vec<(String, Range<u64>)>, OpenError> {
-        let mut seen: BTreeMap<u32, u64> = BTreeMap::new();
-        let mut offset = from + PAGE;
-        while offset < end {
-            let Found::Frame(header) = scanner.frame_at(offset)? else {
-                offset += PAGE;
-                continue;
-            };
-            for (record, ..) in record::split(scanner.body(offset, &header)?).flatten() {
-                if record.kind == RecordKind::Append {
-                    seen.entry(record.topic).or_insert(record.index);
-                }
-            }
-            offset = next_frame(offset, &header);
-        }
-        let lost = seen.into_iter().filter_map(|(id, index)| {
-            let topic = self.topics.get(&id)?;
-            let next = topic.written.entries.next();
-            (next < index).then(|| (topic.name.to_string(), next..index))
+        let end = next.predecessor_end;
+        known.push(KnownSegment {
+            file,
+            header,
+            end,
+            frames: contents.frames,
+            has_footer: contents.has_footer,
         });
-        Ok(lost.collect())
     }
+    known.push(KnownSegment { file, header, end, frames, has_footer: false });
 
-    fn check_complete(&self, segments: &[Scanned]) -> Result<(), OpenError> {
-        let holes: Vec<_> = self
-            .topics
-            .values()
-            .filter_map(|t| Some((t.name.to_string(), t.written.entries.hole()?)))
-            .collect();
-        match segments.first() {
-            Some(first) if !holes.is_empty() => {
-                Err(damaged(&first.file, 0, "segments before this one are missing", holes))
-            }
-            _ => Ok(()),
-        }
-    }
+    let topics = merge(topics, runs, &known[0].file)?;
+    Ok(Recovered { topics, segments: known, useless, position, tail })
 }
 
-fn damaged(file: &SegmentFile, offset: u64, detail: &str, topics: Vec<(String, Range<u64>)>) -> OpenError {
-    OpenError::Damaged(Damage { segment: file.path.clone(), offset, detail: detail.to_owned(), topics })
+/// What a sealed segment holds.
+#[derive(Debug)]
+struct Contents {
+    frames: u64,
+    runs: Vec<(u32, Run)>,
+    has_footer: bool,
+}
+
+fn contents(file: &SegmentFile, header: &SegmentHeader, next: &SegmentHeader) -> Result<Contents, OpenError> {
+    let contents = match footer(file, header, next)? {
+        Some(summary) => Contents { frames: summary.frames, runs: summary.runs, has_footer: true },
+        None => {
+            let Replayed { frames, topics, .. } = replay(file, header, Some(next.predecessor_end))?;
+            let runs = topics.into_iter().flat_map(|(topic, state)| {
+                state.written.entries.into_runs().into_iter().map(move |run| (topic, run))
+            });
+            Contents { frames, runs: runs.collect(), has_footer: false }
+        }
+    };
+    if header.first_frame.wrapping_add(contents.frames) != next.first_frame {
+        let detail = "the segment does not lead to the one after it";
+        return Err(damaged(file, next.predecessor_end, detail, Vec::new()));
+    }
+    Ok(contents)
+}
+
+/// The footer of a sealed segment, if it is there and valid. Without it nothing is lost but time.
+pub(crate) fn footer(
+    file: &SegmentFile,
+    header: &SegmentHeader,
+    next: &SegmentHeader,
+) -> Result<Option<Summary>, OpenError> {
+    let at = next.predecessor_end;
+    let left = file.len.saturating_sub(at);
+    let read = |len: usize| {
+        let mut bytes = vec![0; len];
+        file.file.read_exact_at(&mut bytes, at).map(|()| bytes).map_err(|reason| OpenError::Io {
+            operation: "read",
+            path: file.path.clone(),
+            reason,
+        })
+    };
+    if left < HEADER_LEN as u64 {
+        return Ok(None);
+    }
+    let len = read(HEADER_LEN)?.first_chunk().and_then(Summary::stated_len);
+    let Some(len) = len.filter(|len| *len as u64 <= left) else { return Ok(None) };
+    let summary = Summary::decode(&read(len)?, header.salt, at, file.len);
+    Ok(summary.filter(|s| {
+        s.sequence == header.sequence
+            && s.first_frame == header.first_frame
+            && s.first_frame.wrapping_add(s.frames) == next.first_frame
+    }))
+}
+
+/// Puts the runs of the sealed segments, in order, and those of the last, which `topics` has, together.
+fn merge(
+    mut topics: BTreeMap<u32, TopicState>,
+    mut sealed: BTreeMap<u32, Vec<Run>>,
+    first: &SegmentFile,
+) -> Result<BTreeMap<u32, TopicState>, OpenError> {
+    let mut holes = Vec::new();
+    for (id, topic) in &mut topics {
+        let last = std::mem::take(&mut topic.written.entries);
+        let entries = &mut topic.written.entries;
+        let bounds = (last.first(), last.next());
+        sealed.remove(id).into_iter().flatten().chain(last.into_runs()).for_each(|run| entries.adopt(run));
+        entries.clip(bounds.0, bounds.1);
+        holes.extend(entries.hole().map(|hole| (topic.name.to_string(), hole)));
+        topic.fall_back();
+    }
+    if !sealed.is_empty() {
+        return Err(damaged(first, 0, "there are entries of a topic that no checkpoint names", Vec::new()));
+    }
+    if !holes.is_empty() {
+        return Err(damaged(first, 0, "segments before this one are missing", holes));
+    }
+    Ok(topics)
+}
+
+/// Threads for scanning segments: as many as the machine runs at once, but not so many that they fight for the disk.
+pub(crate) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(8))
+}
+
+/// Applies `work` to all `items`; the result is in their order, or the first error in their order.
+pub(crate) fn in_parallel<T: Sync, R: Send, E: Send>(
+    items: &[T],
+    threads: usize,
+    work: impl Fn(&T) -> Result<R, E> + Sync,
+) -> Result<Vec<R>, E> {
+    let threads = threads.min(items.len());
+    if threads <= 1 {
+        return items.iter().map(work).collect();
+    }
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some((i, item)) = {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    items.get(i).map(|item| (i, item))
+                } {
+                    let result = work(item);
+                    done.lock().unwrap_or_else(PoisonError::into_inner).insert(i, result);
+                }
+            });
+        }
+    });
+    done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
 }

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use octopii_vfs::{FileHandle, LockGuard};
+use octopii_vfs::LockGuard;
 
 use crate::error::Error;
 use crate::format::frame::FrameKind;
 use crate::format::record::RecordKind;
-use crate::index::Location;
+use crate::index::{Location, Slot};
 use crate::options::{Committer, Durability, Options};
-use crate::state::{Lsn, Operation, Queued, State, Waiter};
+use crate::state::{Lsn, Operation, Queued, Segment, State, Waiter};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::thread::Thread;
 use crate::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
@@ -214,11 +214,10 @@ impl Shared {
     /// Whether a new segment was begun to make room.
     fn make_room(&self, writer: &mut Writer, body: u64, has_entries: bool) -> Result<bool, Failure> {
         let begun = writer.make_room(body, has_entries, || self.checkpoint())?;
-        let is_new = begun.is_some();
-        if let Some((sequence, salt, file)) = begun {
-            self.state().segments.insert(sequence, (file, salt));
-        }
-        Ok(is_new)
+        let Some((header, file)) = begun else { return Ok(false) };
+        self.state().segments.insert(header.sequence, Segment { file, header, has_footer: false });
+        self.seal()?;
+        Ok(true)
     }
 
     /// Operations that restate every topic as it is after the last frame written.
@@ -298,7 +297,8 @@ impl Shared {
         let mut state = self.state();
         for (queued, offset) in taken.iter().zip(offsets.iter()) {
             let Queued { lsn, operation, .. } = queued;
-            let location = Location { segment, offset: *offset, len: operation.payload.len() as u32 };
+            let slot = Slot { offset: *offset, len: operation.payload.len() as u32 };
+            let location = Location { segment, slot };
             if let Some(topic) = state.topics.get_mut(&operation.topic) {
                 topic.wrote(*lsn, operation, location);
             }
@@ -324,7 +324,7 @@ impl Shared {
         std::mem::replace(&mut state.segments, kept).into_keys().collect()
     }
 
-    fn fail(&self, mut commit: MutexGuard<'_, Commit>, failure: Failure) -> Error {
+    pub(crate) fn fail(&self, mut commit: MutexGuard<'_, Commit>, failure: Failure) -> Error {
         let full = matches!(failure, Failure::Full(_));
         let error = failure.into_error();
         let mut state = self.state();
@@ -339,11 +339,6 @@ impl Shared {
         drop(commit);
         waiters.into_iter().for_each(Waiter::wake);
         error
-    }
-
-    /// The open file and the salt of a segment.
-    pub(crate) fn segment(&self, state: &State, sequence: u64) -> Option<(FileHandle, u64)> {
-        state.segments.get(&sequence).cloned()
     }
 
     /// Stops the log in good order; what is not durable by now never will be.

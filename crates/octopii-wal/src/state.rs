@@ -10,12 +10,13 @@ use octopii_vfs::FileHandle;
 
 use crate::error::Error;
 use crate::format::record::{HEADER_LEN, RecordKind};
-use crate::index::{Index, Location};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::thread::Thread;
 use cursors::{Cursors, ReadPosition};
 
 mod cursors;
+use crate::format::segment::SegmentHeader;
+use crate::index::{Found, Index, Location};
 
 /// Operations are numbered in the order they were called, from 1.
 pub(crate) type Lsn = u64;
@@ -83,11 +84,19 @@ pub(crate) struct Written {
     pub(crate) cursors: Cursors,
 }
 
-/// Where an entry can be had.
+/// Where an entry, and those right after it, can be had.
 #[derive(Debug)]
 pub(crate) enum Source {
-    Memory(Bytes),
-    Disk(Location),
+    Memory(Vec<Bytes>),
+    Disk(Found),
+}
+
+/// A segment that is there.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) file: FileHandle,
+    pub(crate) header: SegmentHeader,
+    pub(crate) has_footer: bool,
 }
 
 impl TopicState {
@@ -107,15 +116,17 @@ impl TopicState {
         self.metadata.get(key.as_bytes()).cloned()
     }
 
-    pub(crate) fn find(&self, index: u64) -> Option<Source> {
+    /// Where the entry at `index` and up to `limit` in all from there on are to be found. There may be more.
+    pub(crate) fn find(&self, index: u64, limit: u64) -> Option<Source> {
         if index < self.first || index >= self.next {
             return None;
         }
         let unwritten_from = self.next - self.unwritten.len() as u64;
-        if index >= unwritten_from {
-            return Some(Source::Memory(self.unwritten[(index - unwritten_from) as usize].1.clone()));
+        if let Some(from) = index.checked_sub(unwritten_from) {
+            let entries = self.unwritten.iter().skip(from as usize).take(limit as usize);
+            return Some(Source::Memory(entries.map(|(_, entry)| entry.clone()).collect()));
         }
-        self.written.entries.get(index).map(Source::Disk)
+        self.written.entries.find(index, limit.min(unwritten_from - index)).map(Source::Disk)
     }
 
     /// Entries before this one are written.
@@ -158,7 +169,7 @@ impl TopicState {
                 self.metadata.insert(key, value);
             }
             RecordKind::Define => self.defined = true,
-            RecordKind::Cursor | RecordKind::Purge | RecordKind::Bounds => {}
+            RecordKind::Cursor | RecordKind::Purge | RecordKind::Bounds | RecordKind::Relocate => {}
         }
         self.call_cursors(operation);
     }
@@ -185,6 +196,10 @@ impl Written {
             }
             RecordKind::Define => self.defined = true,
             RecordKind::Cursor | RecordKind::Bounds => {}
+            // An entry that was dropped while its copy waited to be written stays dropped.
+            RecordKind::Relocate => {
+                self.entries.relocate(operation.index, location);
+            }
         }
         cursors::apply(&mut self.cursors, operation, self.entries.first(), self.entries.next());
     }
@@ -244,8 +259,7 @@ impl Waiter {
 pub(crate) struct State {
     pub(crate) topics: BTreeMap<u32, TopicState>,
     pub(crate) names: BTreeMap<Arc<str>, u32>,
-    /// Open segments, for readers.
-    pub(crate) segments: BTreeMap<u64, (FileHandle, u64)>,
+    pub(crate) segments: BTreeMap<u64, Segment>,
     /// Operations not yet taken by a commit.
     pub(crate) queue: VecDeque<Queued>,
     /// Bytes of the operations that are queued or being written.
@@ -267,7 +281,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(topics: BTreeMap<u32, TopicState>, segments: BTreeMap<u64, (FileHandle, u64)>) -> Self {
+    pub(crate) fn new(topics: BTreeMap<u32, TopicState>, segments: BTreeMap<u64, Segment>) -> Self {
         let names = topics.iter().map(|(id, topic)| (Arc::clone(&topic.name), *id)).collect();
         Self {
             topics,

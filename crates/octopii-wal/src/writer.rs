@@ -28,6 +28,12 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    pub(crate) fn into_reason(self) -> io::Error {
+        match self {
+            Self::Full(reason) | Self::Fatal(_, reason) => reason,
+        }
+    }
+
     pub(crate) fn into_error(self) -> Error {
         match self {
             Self::Full(reason) => Error::StorageFull { reason: Arc::new(reason) },
@@ -40,8 +46,7 @@ impl Failure {
 #[derive(Debug)]
 struct Active {
     file: FileHandle,
-    sequence: u64,
-    salt: u64,
+    header: SegmentHeader,
     /// Where the next frame begins; a multiple of [`PAGE`].
     end: u64,
     /// The file holds zeroes from `end` to here.
@@ -112,17 +117,17 @@ impl Writer {
     }
 
     pub(crate) fn active_sequence(&self) -> Option<u64> {
-        self.active.as_ref().map(|a| a.sequence)
+        self.active.as_ref().map(|a| a.header.sequence)
     }
 
     /// Makes sure that a frame of `body` bytes fits into the active segment, beginning a new one if it must; then
-    /// `checkpoint` gives the operations that restate all topics, and the new segment's file and sequence are returned.
+    /// `checkpoint` gives the operations that restate all topics, and the new segment's header and file are returned.
     pub(crate) fn make_room(
         &mut self,
         body: u64,
         has_entries: bool,
         checkpoint: impl FnOnce() -> Vec<Operation>,
-    ) -> Result<Option<(u64, u64, FileHandle)>, Failure> {
+    ) -> Result<Option<(SegmentHeader, FileHandle)>, Failure> {
         let needed = pages(frame::HEADER_LEN as u64 + body);
         let reserve = if has_entries { self.reserve } else { 0 };
         let mut begun = None;
@@ -132,7 +137,7 @@ impl Writer {
             let head = PAGE + pages(frame::HEADER_LEN as u64 + body);
             self.begin_segment(self.segment_size.max(head + needed + self.reserve), head + needed + reserve)?;
             self.write_frame(FrameKind::Checkpoint, checkpoint.iter(), |_| {})?;
-            begun = self.active.as_ref().map(|a| (a.sequence, a.salt, Arc::clone(&a.file)));
+            begun = self.active.as_ref().map(|a| (a.header, Arc::clone(&a.file)));
         }
         let active = self.active.as_mut().expect("a segment was just begun");
         extend(active, active.end + needed + reserve)?;
@@ -159,7 +164,7 @@ impl Writer {
                 index: operation.index,
                 len: operation.payload.len() as u32,
             };
-            let header = header.encode(operation.payload_crc, active.salt);
+            let header = header.encode(operation.payload_crc, active.header.salt);
             records_crc = crc32c::crc32c_append(records_crc, &header);
             buffer.extend_from_slice(&header);
             buffer.extend_from_slice(&operation.payload);
@@ -174,7 +179,7 @@ impl Writer {
             number: self.position.next_frame,
             synced: self.synced_frames,
         };
-        buffer[..frame::HEADER_LEN].copy_from_slice(&header.encode(active.salt, active.end));
+        buffer[..frame::HEADER_LEN].copy_from_slice(&header.encode(active.header.salt, active.end));
         buffer.resize(pages(buffer.len() as u64) as usize, 0);
         active.synced = false;
         active.file.write_all_at(buffer, active.end).map_err(|e| Failure::Fatal("write", e))?;
@@ -259,15 +264,7 @@ impl Writer {
             Err(e) if is_full(&e) => return Err(Failure::Full(e)),
             Err(e) => return Err(Failure::Fatal("create a segment", e)),
         };
-        let mut active = Active {
-            file,
-            sequence: header.sequence,
-            salt: header.salt,
-            end: PAGE,
-            zeroed: 0,
-            limit,
-            synced: true,
-        };
+        let mut active = Active { file, header: *header, end: PAGE, zeroed: 0, limit, synced: true };
         extend(&mut active, first_extent)?;
         active.file.write_all_at(&header.encode(), 0).map_err(|e| Failure::Fatal("write", e))?;
         active.file.sync_data().map_err(|e| Failure::Fatal("sync", e))?;
@@ -309,7 +306,7 @@ fn extend(active: &mut Active, end: u64) -> Result<(), Failure> {
     Ok(())
 }
 
-fn is_full(e: &io::Error) -> bool {
+pub(crate) fn is_full(e: &io::Error) -> bool {
     matches!(
         e.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge

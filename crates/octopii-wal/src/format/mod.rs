@@ -1,5 +1,6 @@
 //! The bytes on disk, as described in `docs/formats/wal.md`. Little-endian throughout.
 
+pub(crate) mod footer;
 pub(crate) mod frame;
 pub(crate) mod record;
 pub(crate) mod segment;

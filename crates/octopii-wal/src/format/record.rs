@@ -22,6 +22,8 @@ pub(crate) enum RecordKind {
     Bounds = 6,
     /// Entries before `index` are done for the cursor whose name is the payload; [`CURSOR_REMOVED`]: it is no more.
     Cursor = 7,
+    /// The entry at `index`, which an older segment holds, so that this one need not be kept for its sake.
+    Relocate = 8,
 }
 
 /// The index of a [`RecordKind::Cursor`] that removes the cursor.
@@ -61,6 +63,7 @@ impl RecordHeader {
             5 => RecordKind::Define,
             6 => RecordKind::Bounds,
             7 => RecordKind::Cursor,
+            8 => RecordKind::Relocate,
             _ => return None,
         };
         Some(Self { kind, topic: u32_at(bytes, 4), index: u64_at(bytes, 8), len: u32_at(bytes, 16) })
