@@ -14,7 +14,7 @@ pub const MAX_ENTRY: usize = 64 << 20;
 pub const MAX_INDEX: u64 = i64::MAX as u64;
 
 /// The smallest and the largest [`Options::segment_size`], in bytes.
-pub(crate) const SEGMENT_SIZES: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 30);
+pub(crate) const SEGMENT_SIZES: std::ops::RangeInclusive<u64> = (32 << 10)..=(1 << 30);
 
 /// When a [`Ticket`](crate::Ticket) is fulfilled: how much an acknowledgement is worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -50,7 +50,7 @@ pub struct Options {
     pub vfs: Arc<dyn Vfs>,
     /// What an acknowledgement means. Default: [`Durability::Synced`].
     pub durability: Durability,
-    /// Bytes after which a segment file is closed and the next begun, 64 KiB to 1 GiB. A batch that is larger gets a
+    /// Bytes after which a segment file is closed and the next begun, 32 KiB to 1 GiB. A batch that is larger gets a
     /// segment as large as it needs. Space is freed by whole segments, so a smaller size frees sooner and costs a few
     /// more syncs. Default: 64 MiB.
     pub segment_size: u64,

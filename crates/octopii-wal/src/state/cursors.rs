@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_cursor_on_disk_has_a_name_and_is_within_its_topic() {
-        let mut written = Written { entries: Index::with_bounds(5, 7), ..Written::default() };
+        let written = Written { entries: Index::with_bounds(5, 7), ..Written::default() };
         let accepted: Vec<_> = (0..20).filter(|index| written.accepts_cursor(*index, b"c")).collect();
         assert_eq!(accepted, [5, 6, 7]);
         assert!(written.accepts_cursor(CURSOR_REMOVED, b"c"));

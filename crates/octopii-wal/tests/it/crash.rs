@@ -1,11 +1,13 @@
-//! The power goes at every call, and the log is there again with everything that was acknowledged.
+//! The power goes at every call, in every way it can, and the log is there again with everything that was acknowledged.
 
-use std::io;
+use std::time::Duration;
 
-use octopii_wal::{Committer, Durability, Error, Options, WriteAheadLog};
+use octopii_wal::{Committer, Durability, Options, inspect};
 
-use crate::disk::{Disk, Fault, Survivors};
-use crate::model::{self, Action, Model, TOPICS};
+use crate::disk::{Coin, Disk, Moment};
+use crate::model;
+use crate::seeds::{Place, for_each_seed, mix};
+use crate::session::{DIR, History, Session, check_inspection};
 
 pub(crate) fn options(disk: &Disk) -> Options {
     Options {
@@ -17,170 +19,128 @@ pub(crate) fn options(disk: &Disk) -> Options {
     }
 }
 
-/// How far a script came.
-struct Run {
-    /// The model after every action called, from the empty one.
-    models: Vec<Model>,
-    /// Index into `models` of the last one known to be durable.
-    acknowledged: usize,
-}
-
-/// Runs `actions`, continuing `run`, until they end or one fails. Waits after each when `wait_always`.
-fn drive(log: &WriteAheadLog, actions: &[Action], run: &mut Run, wait_always: bool) -> Result<(), Error> {
-    let mut topics = Vec::new();
-    for name in TOPICS {
-        topics.push(log.topic(name)?);
-    }
-    for action in actions {
-        let mut model = run.models.last().unwrap().clone();
-        model::apply(&mut model, action);
-        run.models.push(model);
-        let called = run.models.len() - 1;
-        let ticket = model::run(log, &topics, action)?;
-        if wait_always || matches!(action, Action::Wait) {
-            ticket.wait()?;
-            run.acknowledged = called;
-        }
-        assert_eq!(model::without_empty(run.models[called].clone()), model::observe(log)?);
-    }
-    Ok(())
-}
-
-/// Opens the log after a crash and checks that it holds what some moment after the last acknowledgement left. Returns
-/// that moment.
-fn recover(disk: &Disk, run: &Run, what: &str) -> usize {
-    let log = WriteAheadLog::open("/wal", options(disk)).unwrap_or_else(|e| panic!("{what}: {e}"));
-    let found = model::observe(&log).unwrap_or_else(|e| panic!("{what}: {e}"));
-    let at = (run.acknowledged..run.models.len())
-        .rfind(|k| model::without_empty(run.models[*k].clone()) == found)
-        .unwrap_or_else(|| panic!("{what}: recovered a state that never was, or lost acknowledged data"));
-    // What is shown must be durable: the next crash may not take it back.
-    disk.set_fault(disk.calls() + 1, Fault::Crash);
-    drop(log);
-    at
-}
-
-fn crash_at_every_call(seed: u64, durability: Durability, wait_always: bool) {
-    let actions = model::script(seed, 60);
+/// Options for a session, by chance.
+pub(crate) fn any_options(coin: &mut Coin) -> Options {
+    let durability = match coin.below(8) {
+        0 => Durability::None,
+        1 => Durability::Interval(Duration::from_millis(5)),
+        _ => Durability::Synced,
+    };
     // So little may wait that a log without syncs writes many frames that are not synced.
-    let options_of = |disk: &Disk| Options { durability, max_pending_bytes: 8 << 10, ..options(disk) };
-    let total = {
-        let disk = Disk::default();
-        let log = WriteAheadLog::open("/wal", options_of(&disk)).unwrap();
-        let mut run = Run { models: vec![Model::new()], acknowledged: 0 };
-        drive(&log, &actions, &mut run, wait_always).unwrap();
-        log.close().unwrap();
-        disk.calls()
-    };
-    for crash_at in 1..=total {
-        let disk = Disk::default();
-        disk.set_fault(crash_at, Fault::Crash);
-        let mut run = Run { models: vec![Model::new()], acknowledged: 0 };
-        if let Ok(log) = WriteAheadLog::open("/wal", options_of(&disk)) {
-            let done = drive(&log, &actions, &mut run, wait_always).is_ok();
-            assert!(done || log.topic("late").is_err());
-            drop(log);
-        }
-        let what = format!("seed {seed} {durability:?} crash at {crash_at}");
-        let crashes = [
-            ("process", disk.after_kill()),
-            ("nothing kept", disk.after_crash(Survivors::Nothing)),
-            ("everything kept", disk.after_crash(Survivors::Everything)),
-            ("some kept", disk.after_crash(Survivors::Random(seed ^ crash_at))),
-        ];
-        for (crash, disk) in crashes {
-            let what = format!("{what}, {crash}");
-            let first = recover(&disk, &run, &what);
-            // Shown once, so it stays.
-            let disk = disk.after_crash(Survivors::Nothing);
-            let mut next = Run { models: run.models[..=first].to_vec(), acknowledged: first };
-            assert_eq!(recover(&disk, &next, &what), first, "{what}: the recovered tail was lost again");
-            // And the log goes on from there, through another crash.
-            let disk = disk.after_crash(Survivors::Nothing);
-            let log = WriteAheadLog::open("/wal", options(&disk)).unwrap();
-            drive(&log, &model::script(seed + 1, 8), &mut next, true).unwrap();
-            disk.set_fault(disk.calls() + 1, Fault::Crash);
-            drop(log);
-            let disk = disk.after_crash(Survivors::Random(crash_at));
-            recover(&disk, &next, &what);
+    let max_pending_bytes = coin.pick(&[8 << 10, 8 << 10, 64 << 20]);
+    let segment_size = coin.pick(&[32 << 10, 32 << 10, 32 << 10, 64 << 10]);
+    let seed = Some(coin.next());
+    Options {
+        durability,
+        max_pending_bytes,
+        segment_size,
+        seed,
+        committer: Committer::Caller,
+        ..Options::default()
+    }
+}
+
+/// Runs a session of `n` actions to its end and returns every moment at which the power could have gone.
+fn session(disk: &Disk, history: &mut History, coin: &mut Coin, n: usize) -> Vec<Moment> {
+    disk.record();
+    let options = any_options(coin);
+    let mut session = Session::open(disk, options, history).unwrap_or_else(|e| panic!("{e}"));
+    session.run(&model::script(coin, n)).unwrap_or_else(|e| panic!("{e}"));
+    if coin.one_in(4) {
+        session.sync().unwrap_or_else(|e| panic!("{e}"));
+    }
+    let mut moments = disk.take_moments();
+    moments.push(disk.moment());
+    moments
+}
+
+/// The disk after a crash of some kind at `moment`.
+fn any_crash(moment: &Moment, coin: &mut Coin) -> Disk {
+    if coin.one_in(6) {
+        return moment.after_kill();
+    }
+    let units = moment.units();
+    let picks = units.random(coin);
+    moment.after_crash(&units, &picks)
+}
+
+/// The log recovers on `disk`, goes on, crashes again, perhaps while it recovers, and recovers again.
+fn aftermath(disk: &Disk, mut history: History, coin: &mut Coin) {
+    let before = history.note();
+    let actions = coin.below(5) as usize;
+    let moments = session(disk, &mut history, coin, actions);
+    let mut chosen = vec![coin.below(moments.len() as u64) as usize];
+    if coin.one_in(4) {
+        chosen.extend((0..moments.len()).take_while(|i| moments[*i].note == before));
+    }
+    for i in chosen {
+        let disk = any_crash(&moments[i], coin);
+        let mut history = history.at(moments[i].note);
+        let inspected = coin.one_in(16).then(|| inspect(DIR, &disk.vfs()).unwrap_or_else(|e| panic!("{e}")));
+        Session::open(&disk, any_options(coin), &mut history).unwrap_or_else(|e| panic!("{e}"));
+        if let Some(inspected) = inspected {
+            check_inspection(&inspected, history.last()).unwrap_or_else(|e| panic!("{e}"));
         }
     }
 }
 
-#[test]
-fn every_crash_of_a_synced_log_that_waits_now_and_then() {
-    (1..=3).for_each(|seed| crash_at_every_call(seed, Durability::Synced, false));
-}
-
-#[test]
-fn every_crash_of_a_synced_log_that_always_waits() {
-    (11..=12).for_each(|seed| crash_at_every_call(seed, Durability::Synced, true));
-}
-
-#[test]
-fn every_crash_of_a_log_without_syncs() {
-    (21..=22).for_each(|seed| crash_at_every_call(seed, Durability::None, false));
-}
-
-#[test]
-fn every_call_failed_once_loses_nothing_acknowledged() {
-    let actions = model::script(31, 60);
-    let total = {
-        let disk = Disk::default();
-        let log = WriteAheadLog::open("/wal", options(&disk)).unwrap();
-        let mut run = Run { models: vec![Model::new()], acknowledged: 0 };
-        drive(&log, &actions, &mut run, false).unwrap();
-        disk.calls()
-    };
-    let kinds = [io::ErrorKind::Other, io::ErrorKind::StorageFull, io::ErrorKind::Interrupted];
-    for (fail_at, kind) in (1..=total).flat_map(|at| kinds.map(|kind| (at, kind))) {
-        let what = format!("{kind:?} at {fail_at}");
-        let disk = Disk::default();
-        disk.set_fault(fail_at, Fault::Fail(kind));
-        let mut run = Run { models: vec![Model::new()], acknowledged: 0 };
-        let Ok(log) = WriteAheadLog::open("/wal", options(&disk)) else { continue };
-        match drive(&log, &actions, &mut run, false) {
-            Err(Error::Poisoned { .. }) => {
-                // For good: whatever is tried later fails as well.
-                assert!(matches!(log.topic("late"), Err(Error::Poisoned { .. })), "{what}");
-                assert!(matches!(log.sync(), Err(Error::Poisoned { .. })), "{what}");
-                assert!(matches!(log.close(), Err(Error::Poisoned { .. })), "{what}");
+fn crash_at_every_call(seed: u64, place: &Place) {
+    let mut coin = Coin(mix(seed, 0));
+    let (mut disk, mut history) = (Disk::default(), History::new());
+    // Every other log has been through crashes before.
+    for _ in 0..(seed % 2) * 2 {
+        let moments = session(&disk, &mut history, &mut coin, 25);
+        let at = &moments[coin.below(moments.len() as u64) as usize];
+        disk = any_crash(at, &mut coin);
+        history = history.at(at.note);
+    }
+    let moments = session(&disk, &mut history, &mut coin, 40);
+    for (i, moment) in moments.iter().enumerate() {
+        let mut coin = Coin(mix(seed, 1 + i as u64));
+        let units = moment.units();
+        place.during(moment.call);
+        let kill = std::iter::once(None);
+        for (j, picks) in kill.chain(units.states(2, &mut coin).into_iter().map(Some)).enumerate() {
+            if !place.enter(i, j) {
+                continue;
             }
-            Err(Error::StorageFull { .. }) => {
-                // Nothing of what failed is there, and the log goes on.
-                run.models.truncate(run.acknowledged + 1);
-                let found = model::observe(&log).unwrap();
-                assert_eq!(found, model::without_empty(run.models[run.acknowledged].clone()), "{what}");
-                drive(&log, &model::script(32, 20), &mut run, true).unwrap_or_else(|e| panic!("{what}: {e}"));
-            }
-            Err(other) => panic!("{what}: {other}"),
-            Ok(()) => {}
-        }
-        drop(log);
-        for survivors in [Survivors::Nothing, Survivors::Everything, Survivors::Random(fail_at)] {
-            recover(&disk.after_crash(survivors), &run, &what);
+            let disk = match picks {
+                Some(picks) => moment.after_crash(&units, &picks),
+                None => moment.after_kill(),
+            };
+            aftermath(&disk, history.at(moment.note), &mut Coin(mix(seed, (1 + i as u64) << 20 | j as u64)));
         }
     }
 }
 
 #[test]
-fn segments_go_only_when_the_purge_is_durable_even_without_syncs() {
-    let disk = Disk::default();
-    let options = Options { durability: Durability::None, max_pending_bytes: 8 << 10, ..options(&disk) };
-    let log = WriteAheadLog::open("/wal", options.clone()).unwrap();
-    let topic = log.topic("t").unwrap();
-    for i in 0..30 {
-        topic.append(vec![i; 5000]).unwrap().wait().unwrap();
+fn scripts_crashed_at_every_call() {
+    for_each_seed("scripts_crashed_at_every_call", 0..200, crash_at_every_call);
+}
+
+/// Ten crashes of one log, one after the other.
+fn cycles(seed: u64, place: &Place) {
+    let mut coin = Coin(mix(!seed, 0));
+    let (mut disk, mut history) = (Disk::default(), History::new());
+    for cycle in 0..10 {
+        place.enter(cycle, 0);
+        let before = history.note();
+        let actions = 3 + coin.below(20) as usize;
+        let moments = session(&disk, &mut history, &mut coin, actions);
+        let opening = moments.iter().filter(|m| m.note == before).count() as u64;
+        let at = match coin.below(4) {
+            0 if opening > 0 => coin.below(opening),
+            1 => moments.len() as u64 - 1,
+            _ => coin.below(moments.len() as u64),
+        };
+        let at = &moments[at as usize];
+        place.during(at.call);
+        disk = any_crash(at, &mut coin);
+        history = history.at(at.note);
     }
-    log.sync().unwrap().wait().unwrap();
-    let segments = log.stats().segments;
-    topic.purge(29).unwrap().wait().unwrap();
-    // Enough to have the purge written, but nobody asks for a sync.
-    topic.append(vec![30; 5000]).unwrap().wait().unwrap();
-    assert!(log.stats().segments < segments);
-    for survivors in [Survivors::Nothing, Survivors::Everything] {
-        let disk = disk.after_crash(survivors);
-        let log = WriteAheadLog::open("/wal", Options { vfs: disk.vfs(), ..options.clone() }).unwrap();
-        assert_eq!(log.topic("t").unwrap().read(29).unwrap().unwrap(), vec![29; 5000]);
-    }
+}
+
+#[test]
+fn fifty_thousand_random_cycles() {
+    for_each_seed("fifty_thousand_random_cycles", 0..5000, cycles);
 }

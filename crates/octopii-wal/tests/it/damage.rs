@@ -1,6 +1,7 @@
 //! Flipped bits, missing files, foreign bytes.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use octopii_wal::{Durability, Error, OpenError, Options, Tail, WriteAheadLog, inspect};
 
@@ -68,8 +69,8 @@ fn any_flipped_bit_of_a_log_that_crashed_costs_at_most_the_last_commit() {
     let (path, data) = disk.contents().into_iter().find(|(p, _)| p.extension().is_some()).unwrap();
     let mut before_last = model.clone();
     before_last.remove("b");
-    let a = before_last.get_mut("a").unwrap();
-    (a.first, a.entries) = (0, (0..4).map(entry).collect());
+    let a = Arc::make_mut(before_last.get_mut("a").unwrap());
+    (a.first, a.entries) = (0, (0..4).map(|i| entry(i).into()).collect());
     for (at, bit) in bits(&data) {
         let copy = disk.image();
         copy.edit(&path, |data| data[at] ^= 1 << bit);

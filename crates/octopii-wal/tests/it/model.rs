@@ -1,109 +1,193 @@
-//! What a log should hold, and scripts that drive the log and the model alike.
+//! What a log should hold, and actions that change the log and the model alike.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use octopii_wal::{Error, Ticket, Topic, WriteAheadLog};
 
 use crate::disk::Coin;
 
-pub(crate) const TOPICS: [&str; 3] = ["a", "b", "c"];
+pub(crate) const TOPICS: [&str; 4] = ["a", "b", "c", "d"];
+const KEYS: [&str; 2] = ["key", "other key"];
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct TopicModel {
     pub(crate) first: u64,
-    pub(crate) entries: Vec<Vec<u8>>,
-    pub(crate) metadata: Option<Vec<u8>>,
+    pub(crate) entries: Vec<Bytes>,
+    pub(crate) metadata: BTreeMap<&'static str, Bytes>,
 }
 
-pub(crate) type Model = BTreeMap<String, TopicModel>;
+/// Topics that hold anything. A clone shares what neither changes.
+pub(crate) type Model = BTreeMap<String, Arc<TopicModel>>;
+
+impl TopicModel {
+    pub(crate) fn next(&self) -> u64 {
+        self.first + self.entries.len() as u64
+    }
+}
+
+/// A change as scripts have it: it makes sense in any state of the log, so scripts can be cut short anywhere.
+#[derive(Debug, Clone)]
+pub(crate) enum Raw {
+    /// Topic, size, and a number that determines the content.
+    Append(usize, usize, u64),
+    /// Topic, and a number that determines the index.
+    Truncate(usize, u64),
+    Purge(usize, u64),
+    /// Topic, key, size, and a number that determines the value.
+    Metadata(usize, usize, usize, u64),
+}
+
+/// A change to the log.
+#[derive(Debug, Clone)]
+pub(crate) enum Change {
+    Append(usize, Bytes),
+    Truncate(usize, u64),
+    Purge(usize, u64),
+    Metadata(usize, &'static str, Bytes),
+}
 
 #[derive(Debug, Clone)]
 pub(crate) enum Action {
-    Append(usize, Vec<u8>),
-    Truncate(usize, u64),
-    Purge(usize, u64),
-    Metadata(usize, Vec<u8>),
+    One(Raw),
     /// These together.
-    Batch(Vec<Action>),
-    /// Wait for everything called so far.
-    Wait,
+    Batch(Vec<Raw>),
+    /// Wait for one of the tickets held: from the last, so many back.
+    Wait(usize),
+    /// Drop the tickets held.
+    Forget,
+    /// A ticket for everything, and wait for it.
+    Sync,
+    /// Close, or just drop, and open again.
+    Reopen {
+        close: bool,
+    },
+    /// Compare everything with the model.
+    Check,
+}
+
+/// Bytes that no other tag has, and that are recognisable in any sector.
+pub(crate) fn content(tag: u64, size: usize) -> Bytes {
+    let words = (0..size.div_ceil(8) as u64).flat_map(|i| (tag.wrapping_add(i) | 1).to_le_bytes());
+    let mut out: Vec<u8> = words.collect();
+    out.truncate(size);
+    out.into()
+}
+
+fn size(coin: &mut Coin) -> usize {
+    // A page less the headers of a frame and of a record.
+    let page = 4096 - 32 - 24;
+    match coin.below(40) {
+        0..4 => 0,
+        4..16 => coin.below(40) as usize,
+        16..22 => 480 + coin.below(64) as usize,
+        22..28 => page - 4 + coin.below(9) as usize,
+        28..34 => coin.below(3000) as usize,
+        34..39 => coin.below(13_000) as usize,
+        _ => 20_000 + coin.below(30_000) as usize,
+    }
+}
+
+fn raw(coin: &mut Coin) -> Raw {
+    let topic = coin.below(TOPICS.len() as u64) as usize;
+    match coin.below(12) {
+        0 => Raw::Truncate(topic, coin.next()),
+        1..3 => Raw::Purge(topic, coin.next()),
+        3 => Raw::Metadata(topic, coin.below(2) as usize, coin.below(60) as usize, coin.next()),
+        _ => Raw::Append(topic, size(coin), coin.next()),
+    }
 }
 
 /// A script of `n` actions.
-pub(crate) fn script(seed: u64, n: usize) -> Vec<Action> {
-    let mut coin = Coin(seed);
-    let mut model = Model::new();
-    let mut actions = Vec::new();
-    for i in 0..n {
-        let action = match coin.below(12) {
-            0 => Action::Batch((0..3).map(|j| simple(&mut coin, &model, i * 10 + j)).collect()),
-            1..=3 => Action::Wait,
-            _ => simple(&mut coin, &model, i * 10),
-        };
-        apply(&mut model, &action);
-        actions.push(action);
-    }
-    actions
-}
-
-fn simple(coin: &mut Coin, model: &Model, tag: usize) -> Action {
-    let topic = coin.below(TOPICS.len() as u64) as usize;
-    let state = model.get(TOPICS[topic]).cloned().unwrap_or_default();
-    let len = state.entries.len() as u64;
-    match coin.below(10) {
-        0 => Action::Truncate(topic, state.first + coin.below(len + 2)),
-        1 => Action::Purge(topic, state.first + coin.below(len + 3)),
-        2 => Action::Metadata(topic, format!("m{tag}").into_bytes()),
-        _ => {
-            let size = [0, 10, 100, 700, 3000, 9000][coin.below(6) as usize];
-            let mut entry = format!("{tag}/").into_bytes();
-            entry.resize(entry.len() + size, tag as u8);
-            Action::Append(topic, entry)
-        }
-    }
-}
-
-pub(crate) fn apply(model: &mut Model, action: &Action) {
-    let topic = |model: &mut Model, t: usize, change: &dyn Fn(&mut TopicModel)| {
-        change(model.entry(TOPICS[t].to_owned()).or_default());
+pub(crate) fn script(coin: &mut Coin, n: usize) -> Vec<Action> {
+    let action = |coin: &mut Coin| match coin.below(40) {
+        0..4 => Action::Batch((0..coin.below(5)).map(|_| raw(coin)).collect()),
+        4..10 => Action::Wait(0),
+        10..12 => Action::Wait(coin.below(4) as usize),
+        12..14 => Action::Sync,
+        14 => Action::Forget,
+        15 if coin.one_in(2) => Action::Reopen { close: coin.toss() },
+        16 => Action::Check,
+        _ => Action::One(raw(coin)),
     };
-    match action {
-        Action::Append(t, entry) => topic(model, *t, &|m| m.entries.push(entry.clone())),
-        Action::Truncate(t, from) => {
-            topic(model, *t, &|m| m.entries.truncate(from.saturating_sub(m.first) as usize));
+    (0..n).map(|_| action(coin)).collect()
+}
+
+fn of(model: &Model, topic: usize) -> Arc<TopicModel> {
+    model.get(TOPICS[topic]).cloned().unwrap_or_default()
+}
+
+/// The change that `raw` stands for when the log holds `model`.
+pub(crate) fn resolve(raw: &Raw, model: &Model) -> Change {
+    match *raw {
+        Raw::Append(t, size, tag) => Change::Append(t, content(tag, size)),
+        Raw::Metadata(t, key, size, tag) => Change::Metadata(t, KEYS[key], content(tag, size)),
+        Raw::Truncate(t, n) => {
+            let topic = of(model, t);
+            let near_end = topic.next().saturating_sub(n / 4 % 4);
+            Change::Truncate(t, if n % 4 == 0 { n / 4 % (topic.next() + 2) } else { near_end })
         }
-        Action::Purge(t, to) => topic(model, *t, &|m| {
-            let drop = to.saturating_sub(m.first).min(m.entries.len() as u64);
-            m.entries.drain(..drop as usize);
-            m.first = m.first.max(*to);
-        }),
-        Action::Metadata(t, value) => topic(model, *t, &|m| m.metadata = Some(value.clone())),
-        Action::Batch(actions) => actions.iter().for_each(|a| apply(model, a)),
-        Action::Wait => {}
+        Raw::Purge(t, n) => {
+            let topic = of(model, t);
+            let len = topic.entries.len() as u64;
+            Change::Purge(
+                t,
+                match n % 8 {
+                    0 => topic.next() + n / 8 % 1000,
+                    1..3 => topic.next(),
+                    3 => n / 8 % (topic.next() + 1),
+                    _ => topic.first + n / 8 % (len + 1),
+                },
+            )
+        }
     }
 }
 
-pub(crate) fn run(log: &WriteAheadLog, topics: &[Topic], action: &Action) -> Result<Ticket, Error> {
-    match action {
-        Action::Append(t, entry) => topics[*t].append(entry.clone()),
-        Action::Truncate(t, from) => topics[*t].truncate(*from),
-        Action::Purge(t, to) => topics[*t].purge(*to),
-        Action::Metadata(t, value) => topics[*t].set_metadata("key", value.clone()),
-        Action::Batch(actions) => {
-            let mut batch = log.batch();
-            for action in actions {
-                match action {
-                    Action::Append(t, entry) => batch.append(&topics[*t], entry.clone()),
-                    Action::Truncate(t, from) => batch.truncate(&topics[*t], *from),
-                    Action::Purge(t, to) => batch.purge(&topics[*t], *to),
-                    Action::Metadata(t, value) => batch.set_metadata(&topics[*t], "key", value.clone()),
-                    Action::Batch(_) | Action::Wait => unreachable!("scripts do not nest"),
-                };
-            }
-            log.commit(batch)
+pub(crate) fn apply(model: &mut Model, change: &Change) {
+    let (Change::Append(t, _) | Change::Truncate(t, _) | Change::Purge(t, _) | Change::Metadata(t, ..)) =
+        change;
+    let topic = Arc::make_mut(model.entry(TOPICS[*t].to_owned()).or_default());
+    match change {
+        Change::Append(_, entry) => topic.entries.push(entry.clone()),
+        Change::Truncate(_, from) => topic.entries.truncate(from.saturating_sub(topic.first) as usize),
+        Change::Purge(_, to) => {
+            let drop = to.saturating_sub(topic.first).min(topic.entries.len() as u64);
+            topic.entries.drain(..drop as usize);
+            topic.first = topic.first.max(*to);
         }
-        Action::Wait => log.sync(),
+        Change::Metadata(_, key, value) => drop(topic.metadata.insert(key, value.clone())),
     }
+    if *topic == TopicModel::default() {
+        model.remove(TOPICS[*t]);
+    }
+}
+
+/// Makes changes in a log: one by itself, others as a batch.
+pub(crate) fn run(
+    log: &WriteAheadLog,
+    changes: &[Change],
+    as_batch: bool,
+    mut topic: impl FnMut(usize) -> Result<Topic, Error>,
+) -> Result<Ticket, Error> {
+    if let ([change], false) = (changes, as_batch) {
+        return match change {
+            Change::Append(t, entry) => topic(*t)?.append(entry.clone()),
+            Change::Truncate(t, from) => topic(*t)?.truncate(*from),
+            Change::Purge(t, to) => topic(*t)?.purge(*to),
+            Change::Metadata(t, key, value) => topic(*t)?.set_metadata(key, value.clone()),
+        };
+    }
+    let mut batch = log.batch();
+    for change in changes {
+        match change {
+            Change::Append(t, entry) => batch.append(&topic(*t)?, entry.clone()),
+            Change::Truncate(t, from) => batch.truncate(&topic(*t)?, *from),
+            Change::Purge(t, to) => batch.purge(&topic(*t)?, *to),
+            Change::Metadata(t, key, value) => batch.set_metadata(&topic(*t)?, key, value.clone()),
+        };
+    }
+    log.commit(batch)
 }
 
 /// What a log holds, as a model. Topics without anything in them are left out.
@@ -117,17 +201,24 @@ pub(crate) fn observe(log: &WriteAheadLog) -> Result<Model, Error> {
         for (i, (index, _)) in entries.iter().enumerate() {
             assert_eq!(*index, first + i as u64);
         }
-        let entries = entries.into_iter().map(|(_, e)| e.to_vec()).collect();
-        let metadata = topic.metadata("key").map(|v| v.to_vec());
-        let topic = TopicModel { first, entries, metadata };
+        let entries = entries.into_iter().map(|(_, e)| e).collect();
+        let topic = TopicModel { first, entries, metadata: metadata(&topic) };
         if topic != TopicModel::default() {
-            model.insert(name, topic);
+            model.insert(name, Arc::new(topic));
         }
     }
     Ok(model)
 }
 
-pub(crate) fn without_empty(mut model: Model) -> Model {
-    model.retain(|_, t| *t != TopicModel::default());
-    model
+pub(crate) fn metadata(topic: &Topic) -> BTreeMap<&'static str, Bytes> {
+    KEYS.into_iter().filter_map(|key| Some((key, topic.metadata(key)?))).collect()
+}
+
+/// In a few words, for messages.
+pub(crate) fn summary(model: &Model) -> String {
+    let topic = |(name, t): (&String, &Arc<TopicModel>)| {
+        let bytes: usize = t.entries.iter().map(Bytes::len).sum();
+        format!("{name}: {}..{} ({bytes} B, {} keys)", t.first, t.next(), t.metadata.len())
+    };
+    model.iter().map(topic).collect::<Vec<_>>().join(", ")
 }
