@@ -25,6 +25,19 @@ simulate seeds="0..200":
 repeat times="10":
     for i in $(seq {{times}}); do cargo test -q || exit 1; done
 
+# Cut the power of a real ext4 under 64 writers of the log, as root: `just power-cuts 30`
+power-cuts cuts="15": (_needs "mkfs.ext4" "e2fsprogs") (_needs "strace" "strace")
+    if [ "$(id -u)" = 0 ]; then in_namespace="unshare --mount"; fi; \
+    OCTOPII_WAL_CUTS={{cuts}} ${in_namespace-} cargo test -p octopii-wal --test it -- --ignored --nocapture --test-threads 1 power::
+
+# Fail the log's system calls one at a time
+strace-faults: (_needs "strace" "strace")
+    cargo test -p octopii-wal --test it -- --ignored --nocapture strace::
+
+_needs command package:
+    @command -v {{command}} >/dev/null || apt-get install -y {{package}} \
+        || { echo "install {{package}}, for {{command}}"; exit 1; }
+
 # Every figure of docs/BENCHMARKS.md
 bench *args:
     cargo run --release -p octopii-bench -- {{args}}

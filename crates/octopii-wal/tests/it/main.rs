@@ -12,5 +12,8 @@ mod full;
 mod group;
 mod kill;
 mod model;
+mod power;
 mod seeds;
 mod session;
+mod strace;
+mod writers;
