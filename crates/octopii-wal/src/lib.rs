@@ -56,6 +56,7 @@ mod replay;
 mod scan;
 mod seal;
 mod shared;
+mod spares;
 mod state;
 mod sync;
 mod ticket;

@@ -14,6 +14,7 @@ use crate::options::{Committer, Durability, MAX_ENTRY, MAX_INDEX, Options, SEGME
 use crate::recovery;
 use crate::scan::SegmentFile;
 use crate::shared::{Shared, lock};
+use crate::spares::Spares;
 use crate::state::{Operation, Segment, State, TopicState};
 use crate::sync::Mutex;
 use crate::sync::atomic::Ordering;
@@ -54,6 +55,8 @@ pub struct Stats {
     pub pending_bytes: u64,
     /// Segment files.
     pub segments: u64,
+    /// Files of former segments, kept for segments to come.
+    pub spares: u64,
 }
 
 impl WriteAheadLog {
@@ -88,12 +91,14 @@ impl WriteAheadLog {
             vfs.remove_file(&useless.path).map_err(|e| io("remove", &useless.path, e))?;
         }
 
+        let spares = Spares::find(&*vfs, &dir, options.segment_size)?;
         let segments = recovered.segments.into_iter().map(|s| {
             let segment = Segment { file: s.file.file, header: s.header, has_footer: s.has_footer };
             (s.file.sequence, segment)
         });
         let state = State::new(recovered.topics, segments.collect());
-        let writer = Writer::new(vfs, dir.clone(), options.segment_size, options.seed, recovered.position);
+        let writer =
+            Writer::new(vfs, dir.clone(), options.segment_size, options.seed, recovered.position, spares);
         let committer = options.committer;
         let shared = Arc::new(Shared::new(dir.clone(), options, state, writer, guard));
         shared
@@ -189,7 +194,10 @@ impl WriteAheadLog {
     /// Counters and sizes.
     pub fn stats(&self) -> Stats {
         let shared = &self.handle.shared;
-        let work = shared.writer().writer.work;
+        let (work, spares) = {
+            let commit = shared.writer();
+            (commit.writer.work, commit.writer.spares())
+        };
         let state = shared.state();
         Stats {
             commits: work.commits,
@@ -197,6 +205,7 @@ impl WriteAheadLog {
             bytes_written: work.bytes,
             pending_bytes: state.pending_bytes as u64,
             segments: state.segments.len() as u64,
+            spares: spares as u64,
         }
     }
 

@@ -23,7 +23,7 @@ use crate::writer::Position;
 /// What follows the last whole frame of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tail {
-    /// Nothing but zeroes, or the end of the file.
+    /// Nothing but zeroes, the end of the file, or bytes of the segment that had the file before.
     Clean,
     /// The remains of a write that a crash interrupted, from this byte of the last segment on. It was never acknowledged as
     /// synced, and is ignored.
@@ -89,7 +89,7 @@ pub(crate) fn sort(mut files: Vec<SegmentFile>) -> Result<Sorted, OpenError> {
     let mut useless = Vec::new();
     // A header is synced before the first frame is written, so a file without a valid one never held any.
     if let Some(last) = files.pop_if(|last| last.header.is_none()) {
-        if !Scanner::new(&last, 0).is_zero_from(PAGE)? {
+        if !last.unused && !Scanner::new(&last, 0).is_zero_from(PAGE)? {
             return Err(damaged(&last, 0, "the segment's header is not valid", Vec::new()));
         }
         useless.push(last);
@@ -118,7 +118,7 @@ pub(crate) fn recover(files: Vec<SegmentFile>, threads: usize) -> Result<Recover
     let mut stated_end = None;
     while let Some((file, header)) = segments.pop() {
         let replayed = replay(&file, &header, stated_end)?;
-        if stated_end.is_none() && !Scanner::new(&file, header.salt).is_zero_from(replayed.end)? {
+        if stated_end.is_none() && is_torn(&file, &header, replayed.end)? {
             tail = Tail::Torn { offset: replayed.end };
         }
         if replayed.frames > 0 {
@@ -162,6 +162,13 @@ pub(crate) fn recover(files: Vec<SegmentFile>, threads: usize) -> Result<Recover
 
     let topics = merge(topics, runs, &known[0].file)?;
     Ok(Recovered { topics, segments: known, useless, position, tail })
+}
+
+/// Whether something that was meant to be a frame begins at `end`.
+fn is_torn(file: &SegmentFile, header: &SegmentHeader, end: u64) -> Result<bool, OpenError> {
+    let mut scanner = Scanner::new(file, header.salt);
+    // In a file that is used again, bytes of the former segment follow in any case.
+    if header.reused { Ok(scanner.header_at(end)?.is_some()) } else { Ok(!scanner.is_zero_from(end)?) }
 }
 
 /// What a sealed segment holds.

@@ -22,6 +22,8 @@ pub(crate) struct SegmentFile {
     pub(crate) len: u64,
     /// `None`: the first page is not a valid header.
     pub(crate) header: Option<SegmentHeader>,
+    /// The first page says that nothing in the file counts.
+    pub(crate) unused: bool,
 }
 
 /// What is at a place where a frame could begin.
@@ -50,14 +52,15 @@ impl SegmentFile {
         let len = file.len().map_err(|e| io("find the length of", e))?;
         let mut head = vec![0; segment::HEADER_LEN.min(len as usize)];
         file.read_exact_at(&mut head, 0).map_err(|e| io("read", e))?;
-        let header = match SegmentHeader::decode(&head) {
+        let decoded = SegmentHeader::decode(&head);
+        let header = match decoded {
             ReadHeader::Valid(header) => Some(header),
-            ReadHeader::Invalid => None,
+            ReadHeader::Invalid | ReadHeader::Unused => None,
             ReadHeader::Unsupported(found) => {
                 return Err(OpenError::UnsupportedVersion { path, found, supported: segment::VERSION });
             }
         };
-        Ok(Self { sequence, path, file, len, header })
+        Ok(Self { sequence, path, file, len, header, unused: decoded == ReadHeader::Unused })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use octopii_vfs::LockGuard;
+use octopii_vfs::{FileHandle, LockGuard};
 
 use crate::error::Error;
 use crate::format::frame::FrameKind;
@@ -309,19 +309,21 @@ impl Shared {
             state.became_durable(upto, woken);
         }
         let unneeded = if may_free { self.unneeded_segments(&mut state, segment) } else { Vec::new() };
+        let is_full = state.full;
         drop(state);
         taken.clear();
         if !unneeded.is_empty() {
-            writer.remove_segments(&unneeded);
+            writer.retire_segments(unneeded, is_full);
         }
         Ok(())
     }
 
-    fn unneeded_segments(&self, state: &mut State, active: u64) -> Vec<u64> {
+    fn unneeded_segments(&self, state: &mut State, active: u64) -> Vec<(u64, FileHandle)> {
         let oldest = state.topics.values().filter_map(|t| t.written.entries.oldest_segment()).min();
         let needed_from = oldest.unwrap_or(active).min(active);
         let kept = state.segments.split_off(&needed_from);
-        std::mem::replace(&mut state.segments, kept).into_keys().collect()
+        let unneeded = std::mem::replace(&mut state.segments, kept);
+        unneeded.into_iter().map(|(sequence, segment)| (sequence, segment.file)).collect()
     }
 
     pub(crate) fn fail(&self, mut commit: MutexGuard<'_, Commit>, failure: Failure) -> Error {

@@ -12,6 +12,7 @@ use crate::format::frame::{self, FrameHeader, FrameKind};
 use crate::format::record::RecordHeader;
 use crate::format::segment::{SegmentHeader, file_name};
 use crate::format::{PAGE, pages};
+use crate::spares::Spares;
 use crate::state::Operation;
 
 /// Space is taken and filled with zeroes in steps as large as what is there already, between these.
@@ -49,8 +50,8 @@ struct Active {
     header: SegmentHeader,
     /// Where the next frame begins; a multiple of [`PAGE`].
     end: u64,
-    /// The file holds zeroes from `end` to here.
-    zeroed: u64,
+    /// From `end` to here the file holds zeroes, or old bytes: space that was written before.
+    prepared: u64,
     /// Frames end here at the latest.
     limit: u64,
     /// Whether `sync_data` has covered everything before `end`.
@@ -89,6 +90,7 @@ pub(crate) struct Writer {
     position: Position,
     /// Frames before this number are on stable storage.
     synced_frames: u64,
+    spares: Spares,
     buffer: Vec<u8>,
     pub(crate) work: Work,
 }
@@ -101,6 +103,7 @@ impl Writer {
         segment_size: u64,
         seed: Option<u64>,
         position: Position,
+        spares: Spares,
     ) -> Self {
         Self {
             vfs,
@@ -111,6 +114,7 @@ impl Writer {
             active: None,
             position,
             synced_frames: position.next_frame,
+            spares,
             buffer: Vec::new(),
             work: Work::default(),
         }
@@ -126,7 +130,21 @@ impl Writer {
         &mut self,
         body: u64,
         has_entries: bool,
-        checkpoint: impl FnOnce() -> Vec<Operation>,
+        checkpoint: impl Fn() -> Vec<Operation>,
+    ) -> Result<Option<(SegmentHeader, FileHandle)>, Failure> {
+        match self.try_make_room(body, has_entries, &checkpoint) {
+            Err(Failure::Full(_)) if self.spares.release(&*self.vfs) => {
+                self.try_make_room(body, has_entries, &checkpoint)
+            }
+            other => other,
+        }
+    }
+
+    fn try_make_room(
+        &mut self,
+        body: u64,
+        has_entries: bool,
+        checkpoint: &impl Fn() -> Vec<Operation>,
     ) -> Result<Option<(SegmentHeader, FileHandle)>, Failure> {
         let needed = pages(frame::HEADER_LEN as u64 + body);
         let reserve = if has_entries { self.reserve } else { 0 };
@@ -205,13 +223,14 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes the files of segments that nobody needs any more.
-    pub(crate) fn remove_segments(&self, sequences: &[u64]) {
-        for sequence in sequences {
-            // What cannot be removed is found again by the next open, which tries again.
-            let _ = self.vfs.remove_file(&self.dir.join(file_name(*sequence)));
-        }
-        let _ = self.vfs.sync_dir(&self.dir);
+    /// Disposes of segments that nobody needs any more.
+    pub(crate) fn retire_segments(&mut self, retired: Vec<(u64, FileHandle)>, is_full: bool) {
+        self.spares.retire(&*self.vfs, &self.dir, self.segment_size, retired, is_full);
+    }
+
+    /// Files kept for segments to come.
+    pub(crate) fn spares(&self) -> usize {
+        self.spares.len()
     }
 
     fn begin_segment(&mut self, limit: u64, first_extent: u64) -> Result<(), Failure> {
@@ -227,9 +246,10 @@ impl Writer {
             salt: self.salt(sequence),
             first_frame: self.position.next_frame,
             predecessor_end,
+            reused: false,
         };
         let path = self.dir.join(file_name(sequence));
-        let active = match self.create(&path, &header, limit, first_extent) {
+        let active = match self.open_segment(&path, header, limit, first_extent) {
             Ok(active) => active,
             Err(failure) => {
                 if matches!(failure, Failure::Full(_)) {
@@ -250,21 +270,26 @@ impl Writer {
         Ok(())
     }
 
-    /// Creates a segment file whose header is durable before its first frame is written: a file without a valid header
-    /// is thus one that never held a frame.
-    fn create(
-        &self,
+    /// Makes a segment file whose header is durable before its first frame is written: a file without a valid header is
+    /// thus one that never held a frame.
+    fn open_segment(
+        &mut self,
         path: &Path,
-        header: &SegmentHeader,
+        mut header: SegmentHeader,
         limit: u64,
         first_extent: u64,
     ) -> Result<Active, Failure> {
-        let file = match self.vfs.open(path, OpenMode::CreateNew) {
-            Ok(file) => file,
-            Err(e) if is_full(&e) => return Err(Failure::Full(e)),
-            Err(e) => return Err(Failure::Fatal("create a segment", e)),
+        let spare = self.spares.take(&*self.vfs, &self.dir, path)?;
+        header.reused = spare.is_some();
+        let (file, prepared) = match spare {
+            Some(spare) => spare,
+            None => match self.vfs.open(path, OpenMode::CreateNew) {
+                Ok(file) => (file, 0),
+                Err(e) if is_full(&e) => return Err(Failure::Full(e)),
+                Err(e) => return Err(Failure::Fatal("create a segment", e)),
+            },
         };
-        let mut active = Active { file, header: *header, end: PAGE, zeroed: 0, limit, synced: true };
+        let mut active = Active { file, header, end: PAGE, prepared, limit, synced: true };
         extend(&mut active, first_extent)?;
         active.file.write_all_at(&header.encode(), 0).map_err(|e| Failure::Fatal("write", e))?;
         active.file.sync_data().map_err(|e| Failure::Fatal("sync", e))?;
@@ -288,21 +313,21 @@ impl Writer {
 
 /// Takes space and fills it with written zeroes, so that later syncs need not write metadata, up to `end` at least.
 fn extend(active: &mut Active, end: u64) -> Result<(), Failure> {
-    if end <= active.zeroed {
+    if end <= active.prepared {
         return Ok(());
     }
-    let step = active.zeroed.clamp(*STEPS.start(), *STEPS.end());
-    let target = pages(end).max((active.zeroed + step).min(active.limit));
+    let step = active.prepared.clamp(*STEPS.start(), *STEPS.end());
+    let target = pages(end).max((active.prepared + step).min(active.limit));
     let full_or_fatal =
         |e| if is_full(&e) { Failure::Full(e) } else { Failure::Fatal("extend a segment", e) };
     active.file.allocate(target).map_err(full_or_fatal)?;
-    let mut at = active.zeroed;
+    let mut at = active.prepared;
     while at < target {
         let n = (target - at).min(ZEROES.len() as u64);
         active.file.write_all_at(&ZEROES[..n as usize], at).map_err(full_or_fatal)?;
         at += n;
     }
-    active.zeroed = target;
+    active.prepared = target;
     Ok(())
 }
 

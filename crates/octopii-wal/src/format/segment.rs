@@ -3,8 +3,13 @@
 use super::{PAGE, u32_at, u64_at};
 
 const MAGIC: &[u8; 8] = b"OCTOPWAL";
+/// Instead of a header: the file holds an old segment's bytes, of which nothing counts.
+const UNUSED: &[u8; 8] = b"OCTOPNEW";
+/// A flag of the header.
+const REUSED: u32 = 1;
 /// The version this build writes, and the newest it reads.
 pub(crate) const VERSION: u32 = 1;
+const SPARE: &str = ".spare";
 /// Far beyond what a log can reach, and far from overflow.
 const MAX_SEQUENCE: u64 = u64::MAX >> 1;
 /// Bytes of the header that carry something; zeroes follow up to [`PAGE`].
@@ -21,6 +26,8 @@ pub(crate) struct SegmentHeader {
     pub(crate) first_frame: u64,
     /// Where the frames of segment `sequence - 1` end. All of them were synced before this header was written.
     pub(crate) predecessor_end: u64,
+    /// Whether the file was another segment before, so that old bytes and not zeroes follow the last frame.
+    pub(crate) reused: bool,
 }
 
 /// What the first page of a segment file turned out to be.
@@ -29,6 +36,8 @@ pub(crate) enum ReadHeader {
     Valid(SegmentHeader),
     /// Correct magic and checksum, but of a later version.
     Unsupported(u32),
+    /// The file of a former segment, made ready for the next.
+    Unused,
     Invalid,
 }
 
@@ -37,6 +46,7 @@ impl SegmentHeader {
         let mut page = vec![0; PAGE as usize];
         page[0..8].copy_from_slice(MAGIC);
         page[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        page[12..16].copy_from_slice(&u32::from(self.reused).to_le_bytes());
         page[16..24].copy_from_slice(&self.sequence.to_le_bytes());
         page[24..32].copy_from_slice(&self.salt.to_le_bytes());
         page[32..40].copy_from_slice(&self.first_frame.to_le_bytes());
@@ -48,6 +58,9 @@ impl SegmentHeader {
 
     /// Reads the header from the first [`HEADER_LEN`] bytes of a file.
     pub(crate) fn decode(bytes: &[u8]) -> ReadHeader {
+        if bytes.starts_with(UNUSED) && bytes.len() >= HEADER_LEN && bytes[8..].iter().all(|b| *b == 0) {
+            return ReadHeader::Unused;
+        }
         if bytes.len() < HEADER_LEN
             || &bytes[0..8] != MAGIC
             || crc32c::crc32c(&bytes[..48]) != u32_at(bytes, 48)
@@ -60,10 +73,18 @@ impl SegmentHeader {
                 salt: u64_at(bytes, 24),
                 first_frame: u64_at(bytes, 32),
                 predecessor_end: u64_at(bytes, 40),
+                reused: u32_at(bytes, 12) & REUSED != 0,
             }),
             other => ReadHeader::Unsupported(other),
         }
     }
+}
+
+/// The first page of a file that is to become a segment, but is none yet.
+pub(crate) fn unused_page() -> Vec<u8> {
+    let mut page = vec![0; PAGE as usize];
+    page[0..8].copy_from_slice(UNUSED);
+    page
 }
 
 /// `0000000000000001.wal`: the sequence in hexadecimal, so that names sort in order.
@@ -71,9 +92,23 @@ pub(crate) fn file_name(sequence: u64) -> String {
     format!("{sequence:016x}.wal")
 }
 
+/// `0000000000000001.spare`: the file of a segment that is not needed any more, kept for one to come.
+pub(crate) fn spare_name(sequence: u64) -> String {
+    format!("{sequence:016x}{SPARE}")
+}
+
+/// Whether a file name is a spare's.
+pub(crate) fn is_spare(name: &std::ffi::OsStr) -> bool {
+    parse(name, SPARE).is_some()
+}
+
 /// The sequence a file name stands for, if it is a segment's.
 pub(crate) fn parse_file_name(name: &std::ffi::OsStr) -> Option<u64> {
-    let hex = name.to_str()?.strip_suffix(".wal")?;
+    parse(name, ".wal")
+}
+
+fn parse(name: &std::ffi::OsStr, suffix: &str) -> Option<u64> {
+    let hex = name.to_str()?.strip_suffix(suffix)?;
     let lower = hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     (hex.len() == 16 && lower)
         .then(|| u64::from_str_radix(hex, 16).ok())
@@ -85,8 +120,13 @@ pub(crate) fn parse_file_name(name: &std::ffi::OsStr) -> Option<u64> {
 mod tests {
     use super::*;
 
-    const HEADER: SegmentHeader =
-        SegmentHeader { sequence: 2, salt: 0x1122_3344_5566_7788, first_frame: 10, predecessor_end: 8192 };
+    const HEADER: SegmentHeader = SegmentHeader {
+        sequence: 2,
+        salt: 0x1122_3344_5566_7788,
+        first_frame: 10,
+        predecessor_end: 8192,
+        reused: false,
+    };
 
     #[test]
     fn any_flipped_bit_invalidates_a_header() {
@@ -98,6 +138,22 @@ mod tests {
             assert_eq!(SegmentHeader::decode(&flipped), ReadHeader::Invalid, "bit {bit}");
         }
         assert_eq!(SegmentHeader::decode(&page[..51]), ReadHeader::Invalid);
+    }
+
+    #[test]
+    fn a_file_made_ready_is_no_segment_and_no_damage() {
+        let page = unused_page();
+        assert_eq!(SegmentHeader::decode(&page), ReadHeader::Unused);
+        for bit in 0..HEADER_LEN * 8 {
+            let mut flipped = page.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(SegmentHeader::decode(&flipped), ReadHeader::Invalid, "bit {bit}");
+        }
+        let reused = SegmentHeader { reused: true, ..HEADER };
+        assert_eq!(SegmentHeader::decode(&reused.encode()), ReadHeader::Valid(reused));
+        assert_eq!(reused.encode()[12..16], [1, 0, 0, 0]);
+        assert!(is_spare(spare_name(9).as_ref()) && !is_spare(file_name(9).as_ref()));
+        assert_eq!(parse_file_name(spare_name(9).as_ref()), None);
     }
 
     #[test]

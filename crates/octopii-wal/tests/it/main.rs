@@ -14,6 +14,7 @@ mod kill;
 mod model;
 mod power;
 mod seeds;
+mod segments;
 mod session;
 mod strace;
 mod writers;
