@@ -141,7 +141,7 @@ impl Cursor {
     }
 
     /// The next entries in order, with their indexes, until they come to more than `max_bytes`; one at least, if there is
-    /// any, and none if there is none yet. Blocks for disk reads only.
+    /// any, and none if there is none yet. Blocks for disk reads only; see [`Self::wait`] and [`Self::ready`] for waiting.
     ///
     /// # Errors
     /// [`Error::Damaged`] and [`Error::Io`] leave the read position where it is. A log that has stopped hands out what it
@@ -173,7 +173,7 @@ impl Cursor {
     }
 
     /// The next entry to hand out, and where those end that may be.
-    fn available(&self, state: &State) -> (u64, u64) {
+    pub(crate) fn available(&self, state: &State) -> (u64, u64) {
         let topic = state.topic(self.topic().id());
         let to = match self.topic().handle().shared.options.durability {
             // A commit that writes also syncs before anything counts as written.

@@ -19,7 +19,8 @@
 //! # }
 //! ```
 //!
-//! A [`Cursor`] is a consumer's place in a topic, kept in the log, for reading at least once, at most once or exactly once.
+//! A [`Cursor`] is a consumer's place in a topic, kept in the log, for reading at least once, at most once or exactly
+//! once; it can wait for entries to come.
 //!
 //! # What is guaranteed
 //!
@@ -45,6 +46,7 @@ mod committer;
 mod cursor;
 mod delay;
 mod error;
+mod follow;
 mod format;
 mod index;
 mod inspect;
@@ -67,6 +69,7 @@ pub use batch::Batch;
 pub use cursor::Cursor;
 pub use delay::CommitDelay;
 pub use error::{Damage, Error, OpenError};
+pub use follow::Ready;
 pub use inspect::{Inspection, SegmentInfo, TopicInfo, inspect};
 pub use log::{Stats, WriteAheadLog};
 pub use octopii_vfs as vfs;

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use octopii_vfs::{FileHandle, LockGuard};
 
 use crate::error::Error;
+use crate::follow::wakes_on_append;
 use crate::format::frame::FrameKind;
 use crate::format::record::RecordKind;
 use crate::index::{Location, Slot};
@@ -42,6 +43,7 @@ pub(crate) struct Commit {
     taken: Vec<Queued>,
     offsets: Vec<u32>,
     woken: Vec<Waiter>,
+    followers: Vec<Waiter>,
     /// Number of the last operation whose frame is synced.
     synced: Lsn,
 }
@@ -55,11 +57,19 @@ impl Shared {
     pub(crate) fn new(
         dir: PathBuf,
         options: Options,
-        state: State,
+        mut state: State,
         writer: Writer,
         guard: Box<dyn LockGuard>,
     ) -> Self {
-        let commit = Commit { writer, taken: Vec::new(), offsets: Vec::new(), woken: Vec::new(), synced: 0 };
+        state.wakes_on_append = wakes_on_append(options.durability, options.committer);
+        let commit = Commit {
+            writer,
+            taken: Vec::new(),
+            offsets: Vec::new(),
+            woken: Vec::new(),
+            followers: Vec::new(),
+            synced: 0,
+        };
         Self {
             dir,
             options,
@@ -123,8 +133,14 @@ impl Shared {
         state.end_batch();
         let lsn = state.last;
         let epoch = Arc::clone(&state.epoch);
+        let stirred = std::mem::take(&mut state.stirred);
+        let is_awaited = std::mem::take(&mut state.is_awaited);
         let gathered = state.pending_bytes >= GATHER.min(self.options.max_pending_bytes / 2);
         drop(state);
+        stirred.into_iter().for_each(Waiter::wake);
+        if is_awaited {
+            self.kick();
+        }
         let in_thread = self.options.committer == Committer::Thread;
         match self.options.durability {
             Durability::Interval(_) if was_empty && in_thread => self.kick(),
@@ -253,9 +269,10 @@ impl Shared {
         match self.try_commit(&mut commit, force_sync, seal) {
             Ok(()) => {
                 let mut woken = std::mem::take(&mut commit.woken);
+                let mut followers = std::mem::take(&mut commit.followers);
                 self.last_woken.store(woken.len(), Ordering::Relaxed);
                 drop(commit);
-                woken.drain(..).for_each(Waiter::wake);
+                woken.drain(..).chain(followers.drain(..)).for_each(Waiter::wake);
                 Ok(())
             }
             Err(failure) => Err(self.fail(commit, failure)),
@@ -263,7 +280,7 @@ impl Shared {
     }
 
     fn try_commit(&self, commit: &mut Commit, force_sync: bool, seal: bool) -> Result<(), Failure> {
-        let Commit { writer, taken, offsets, woken, synced } = commit;
+        let Commit { writer, taken, offsets, woken, followers, synced } = commit;
         let mut state = self.state();
         if state.stopped.is_some() {
             return Ok(());
@@ -301,6 +318,9 @@ impl Shared {
             let location = Location { segment, slot };
             if let Some(topic) = state.topics.get_mut(&operation.topic) {
                 topic.wrote(*lsn, operation, location);
+                if operation.kind == RecordKind::Append && !topic.followers.is_empty() {
+                    followers.extend(std::mem::take(&mut topic.followers).into_values());
+                }
             }
         }
         state.pending_bytes = state.pending_bytes.saturating_sub(bytes);

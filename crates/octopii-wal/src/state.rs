@@ -9,6 +9,7 @@ use bytes::Bytes;
 use octopii_vfs::FileHandle;
 
 use crate::error::Error;
+use crate::follow::Signal;
 use crate::format::record::{HEADER_LEN, RecordKind};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::thread::Thread;
@@ -69,6 +70,8 @@ pub(crate) struct TopicState {
     /// Cursors that are open.
     readers: BTreeMap<u64, ReadPosition>,
     next_reader: u64,
+    /// Who waits for entries to hand out.
+    pub(crate) followers: BTreeMap<u64, Waiter>,
     /// Counts the times that entries a reader may have seen were taken back.
     pub(crate) rewrites: u64,
     /// Entries up to `next` that are not written yet, with the number of the operation that appended each.
@@ -243,6 +246,7 @@ impl Epoch {
 pub(crate) enum Waiter {
     Thread(Thread),
     Task(Waker),
+    Signal(Arc<Signal>),
 }
 
 impl Waiter {
@@ -250,6 +254,7 @@ impl Waiter {
         match self {
             Self::Thread(thread) => thread.unpark(),
             Self::Task(waker) => waker.wake(),
+            Self::Signal(signal) => signal.fire(),
         }
     }
 }
@@ -274,6 +279,12 @@ pub(crate) struct State {
     /// By operation, so that they are woken in order; the second number tells waiters of one operation apart.
     pub(crate) waiters: BTreeMap<(Lsn, u64), Waiter>,
     pub(crate) next_waiter: u64,
+    /// Followers have their entries when they are appended, not when they are committed.
+    pub(crate) wakes_on_append: bool,
+    /// Followers to be woken when the lock is free.
+    pub(crate) stirred: Vec<Waiter>,
+    /// Somebody waits for an entry that was just appended to be committed.
+    pub(crate) is_awaited: bool,
     /// The last attempt to get space failed.
     pub(crate) full: bool,
     /// Set once the log was poisoned or closed.
@@ -295,6 +306,9 @@ impl State {
             epoch: Epoch::starting_at(0),
             waiters: BTreeMap::new(),
             next_waiter: 0,
+            wakes_on_append: false,
+            stirred: Vec::new(),
+            is_awaited: false,
             full: false,
             stopped: None,
         }
@@ -323,6 +337,11 @@ impl State {
         let topic = self.topics.get_mut(&id).expect("topics live as long as the log");
         if operation.kind == RecordKind::Append {
             operation.index = topic.next;
+            match (topic.followers.is_empty(), self.wakes_on_append) {
+                (true, _) => {}
+                (false, true) => self.stirred.extend(std::mem::take(&mut topic.followers).into_values()),
+                (false, false) => self.is_awaited = true,
+            }
         }
         let index = operation.index;
         topic.call(lsn, &operation);
@@ -361,7 +380,9 @@ impl State {
         // The first failure stands.
         self.epoch.failed.get_or_init(|| error);
         self.epoch = Epoch::starting_at(self.last);
-        std::mem::take(&mut self.waiters).into_values().collect()
+        let followers = self.topics.values_mut().map(|topic| std::mem::take(&mut topic.followers));
+        let followers: Vec<_> = followers.flat_map(BTreeMap::into_values).collect();
+        std::mem::take(&mut self.waiters).into_values().chain(followers).collect()
     }
 
     /// Operations up to `lsn` are durable. Returns who waited for them.

@@ -6,11 +6,11 @@
 
 #[cfg(all(test, shuttle))]
 pub(crate) use shuttle::{
-    sync::{Mutex, MutexGuard, PoisonError, TryLockError, atomic},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError, atomic},
     thread,
 };
 #[cfg(not(all(test, shuttle)))]
 pub(crate) use std::{
-    sync::{Mutex, MutexGuard, PoisonError, TryLockError, atomic},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError, atomic},
     thread,
 };

@@ -16,7 +16,7 @@ use crate::sync::thread;
 /// The promise of an operation. It is fulfilled as the log's [`Durability`](crate::Durability) says, in the order in
 /// which operations were called.
 ///
-/// The log commits when somebody waits. A ticket that is dropped without waiting is committed soon all the same (with
+/// The log commits when somebody waits, for a ticket or for the entry. A ticket that is dropped without waiting is committed soon all the same (with
 /// [`Committer::Caller`]: with the next commit or on closing); one that is kept and not waited for may stay uncommitted
 /// until somebody waits for it or a later one.
 #[derive(Debug)]

@@ -8,6 +8,7 @@ mod damage;
 mod disk;
 mod faults;
 mod flips;
+mod follow;
 mod full;
 mod group;
 mod kill;
