@@ -3,13 +3,15 @@
 #![expect(clippy::disallowed_methods, reason = "measures real time on real files")]
 
 mod propose;
-mod raw;
-mod report;
+mod raw_quic;
 mod rpc;
 mod transfer;
 mod wal;
 
+use std::path::PathBuf;
+
 use clap::{Parser, ValueEnum};
+use octopii_bench::Outcome;
 
 /// Measure Octopii's layers, each beside a raw reference.
 #[derive(Debug, Parser)]
@@ -23,12 +25,21 @@ struct Args {
     /// Size of a transfer in MiB
     #[arg(long, default_value_t = 1024)]
     mib: usize,
+    /// Size of the log whose opening is measured in GiB; it takes as much disk
+    #[arg(long, default_value_t = 1)]
+    gib: u64,
+    /// Entries of 100 B, in millions, of the log whose memory is measured
+    #[arg(long, default_value_t = 5)]
+    millions: u64,
     /// Seconds per round where time bounds it
     #[arg(long, default_value_t = 2)]
     seconds: u64,
     /// Where files are written
     #[arg(long, default_value = "target")]
-    dir: std::path::PathBuf,
+    dir: PathBuf,
+    /// Open this log, tell what memory it takes, and do nothing else
+    #[arg(long, hide = true)]
+    memory_of: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -39,19 +50,24 @@ enum Layer {
     Propose,
 }
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
-
 fn main() -> Outcome<()> {
     let args = Args::parse();
+    if let Some(dir) = args.memory_of {
+        return wal::tell_memory_of(&dir);
+    }
     std::fs::create_dir_all(&args.dir)?;
     let scratch = tempfile::Builder::new().prefix("octopii-bench-").tempdir_in(&args.dir)?;
+    let (dir, rounds) = (scratch.path(), args.rounds);
     let time = std::time::Duration::from_secs(args.seconds);
     for layer in args.layers {
         match layer {
-            Layer::Wal => wal::measure(scratch.path(), args.rounds, time)?,
-            Layer::Rpc => rpc::measure(args.rounds, time)?,
-            Layer::Transfer => transfer::measure(scratch.path(), args.rounds, args.mib)?,
-            Layer::Propose => propose::measure(scratch.path(), args.rounds, time)?,
+            Layer::Wal => {
+                let sizes = wal::Sizes { gib: args.gib, millions: args.millions };
+                wal::measure(dir, rounds, time, sizes)?;
+            }
+            Layer::Rpc => rpc::measure(rounds, time)?,
+            Layer::Transfer => transfer::measure(dir, rounds, args.mib)?,
+            Layer::Propose => propose::measure(dir, rounds, time)?,
         }
     }
     Ok(())

@@ -6,13 +6,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use octopii::{
-    ClusterAuthority, Config, IdentitySource, KvCommand, KvQuery, OctopiiNode, OctopiiRuntime, WriteAheadLog,
-};
-use octopii_wal::Options;
-
-use crate::Outcome;
-use crate::report::{median, quantile};
+use octopii::{ClusterAuthority, Config, IdentitySource, KvCommand, KvQuery, OctopiiNode, OctopiiRuntime};
+use octopii_bench::Outcome;
+use octopii_bench::logs::{Appends, Topics};
+use octopii_bench::report::{median, quantile};
+use octopii_wal::Durability;
 
 const VALUE: usize = 100;
 
@@ -24,8 +22,16 @@ pub(crate) fn measure(dir: &Path, rounds: usize, time: Duration) -> Outcome<()> 
     println!("|---|---|---|---|---|---|---|");
     for clients in [1, 64, 256] {
         let (mut logs, mut rates, mut reads, mut times) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        // The most that a cluster whose disks are one disk could do: the same entries, one log.
+        let log_alone = Appends {
+            size: VALUE,
+            writers: clients,
+            topics: Topics::Shared,
+            durability: Durability::Synced,
+            purge_after: None,
+        };
         for _ in 0..rounds {
-            logs.push(log_alone(dir, clients, time)?);
+            logs.push(log_alone.run(dir, time)?.rate);
             let cluster = Cluster::start(dir)?;
             rates.push(cluster.run(clients, time, &mut times, |n| {
                 let key = n.to_le_bytes().to_vec();
@@ -127,30 +133,4 @@ impl Cluster {
             runtime.block_on(node.shutdown());
         }
     }
-}
-
-/// The most that a cluster whose disks are one disk could do: the same entries, one log.
-fn log_alone(dir: &Path, writers: usize, time: Duration) -> Outcome<f64> {
-    let home = tempfile::tempdir_in(dir)?;
-    let log = WriteAheadLog::open(home.path(), Options::default())?;
-    let topic = log.topic("entries")?;
-    topic.append(vec![7; VALUE])?.wait()?;
-    let begun = Instant::now();
-    let total = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..writers)
-            .map(|_| {
-                let topic = &topic;
-                scope.spawn(move || {
-                    let mut n = 0u64;
-                    while begun.elapsed() < time {
-                        topic.append(vec![7; VALUE])?.wait()?;
-                        n += 1;
-                    }
-                    Ok::<_, octopii_wal::Error>(n)
-                })
-            })
-            .collect();
-        threads.into_iter().map(|thread| thread.join().expect("a writer panicked")).sum::<Result<u64, _>>()
-    })?;
-    Ok(total as f64 / begun.elapsed().as_secs_f64())
 }

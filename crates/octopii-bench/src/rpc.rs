@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use octopii_bench::Outcome;
+use octopii_bench::report::{compare, head, quantile};
 use octopii_rpc::{Client, Router, Server, ServerOptions, StreamKind};
 use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Executor};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::report::{compare, head, quantile};
-use crate::{Outcome, raw};
+use crate::raw_quic;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -38,7 +39,7 @@ fn threads() -> Outcome<Runtime> {
 }
 
 async fn raw_calls(size: usize, in_flight: usize, time: Duration, times: &mut Vec<Duration>) -> Outcome<f64> {
-    let pair = raw::pair().await?;
+    let pair = raw_quic::pair().await?;
     let server = pair.server.clone();
     let serving = tokio::spawn(async move {
         while let Ok((mut send, mut recv)) = server.accept_bi().await {

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use bytes::Bytes;
+use octopii_bench::Outcome;
+use octopii_bench::report::{compare, head};
 use octopii_transfer::{
     ChunkSource, Destination, InboxPolicy, Offer, ReceivePolicy, ReceivedChunk, Refusal, SendOptions,
     Transfer, TransferOptions,
@@ -12,8 +14,7 @@ use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Executor};
 use octopii_wal::vfs::RealVfs;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::report::{compare, head};
-use crate::{Outcome, raw};
+use crate::raw_quic;
 
 pub(crate) fn measure(dir: &Path, rounds: usize, mib: usize) -> Outcome<()> {
     head(
@@ -50,7 +51,7 @@ fn threads() -> Outcome<Runtime> {
 }
 
 async fn raw_stream(bytes: usize) -> Outcome<Instant> {
-    let pair = raw::pair().await?;
+    let pair = raw_quic::pair().await?;
     let begun = Instant::now();
     let client = pair.client.clone();
     let sending = tokio::spawn(async move {

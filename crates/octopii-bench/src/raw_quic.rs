@@ -8,7 +8,7 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::RootCertStore;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 
-use crate::Outcome;
+use octopii_bench::Outcome;
 
 /// Two endpoints on loopback, and a connection from the first to the second.
 pub(crate) struct Pair {

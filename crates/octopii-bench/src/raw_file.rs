@@ -1,0 +1,83 @@
+//! A file and nothing else: what any log is measured against.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::Outcome;
+use crate::load::{Load, drive};
+
+/// Bytes of the file. All of them have been written and synced before the clock runs; at the end the loop begins again
+/// at the start. So no append extends the file, allocates a block or has the file system write metadata.
+const SPACE: u64 = 64 << 20;
+
+/// One writer: `pwrite` of `size` bytes, one right behind the other, each followed by `fdatasync` if it is to be `durable`.
+pub fn appends(dir: &Path, size: usize, durable: bool, time: Duration) -> Outcome<Load> {
+    let path = dir.join("raw.log");
+    let file = zeroed(&path)?;
+    let data = vec![7; size];
+    let load = drive(1, time, if durable { 1 } else { 64 }, |_| {
+        let (mut at, file, data) = (0, &file, &data);
+        Ok(move || {
+            if at + data.len() as u64 > SPACE {
+                at = 0;
+            }
+            file.write_all_at(data, at)?;
+            at += data.len() as u64;
+            if durable {
+                file.sync_data()?;
+            }
+            Ok(())
+        })
+    })?;
+    std::fs::remove_file(path)?;
+    Ok(load)
+}
+
+fn zeroed(path: &Path) -> Outcome<File> {
+    let file = File::options().create(true).truncate(true).write(true).open(path)?;
+    let zeroes = vec![0; 1 << 20];
+    for at in (0..SPACE).step_by(zeroes.len()) {
+        file.write_all_at(&zeroes, at)?;
+    }
+    file.sync_all()?;
+    Ok(file)
+}
+
+/// Reads all files of a directory from beginning to end. Returns how many bytes there were.
+pub fn scan(dir: &Path) -> Outcome<u64> {
+    let mut buffer = vec![0; 1 << 20];
+    let mut total = 0;
+    for path in files(dir)? {
+        let (file, mut at) = (File::open(path)?, 0);
+        loop {
+            let n = file.read_at(&mut buffer, at)?;
+            if n == 0 {
+                break;
+            }
+            std::hint::black_box(&buffer[..n]);
+            at += n as u64;
+        }
+        total += at;
+    }
+    Ok(total)
+}
+
+/// Bytes of disk that the files of a directory take, holes left out.
+pub fn disk_usage(dir: &Path) -> Outcome<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let mut total = 0;
+    for path in files(dir)? {
+        total += std::fs::metadata(path)?.blocks() * 512;
+    }
+    Ok(total)
+}
+
+fn files(dir: &Path) -> Outcome<Vec<PathBuf>> {
+    let mut paths =
+        std::fs::read_dir(dir)?.map(|entry| entry.map(|e| e.path())).collect::<Result<Vec<_>, _>>()?;
+    paths.retain(|path| path.is_file());
+    paths.sort();
+    Ok(paths)
+}
