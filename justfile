@@ -42,6 +42,10 @@ _needs command package:
 bench *args:
     cargo run --release -p octopii-bench -- {{args}}
 
+# Our log beside others from the registry, a crate outside the workspace: `just bench-peers --rounds 5`
+bench-peers *args:
+    cargo run --release --locked --manifest-path crates/octopii-bench-peers/Cargo.toml -- {{args}}
+
 # Licences, sources and the direction of dependencies (needs cargo-deny)
 deny:
     cargo deny check

@@ -1,0 +1,132 @@
+//! Who is measured, and how each is told to be durable.
+
+use std::path::Path;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use octopii_bench::Outcome;
+use octopii_bench::load::Load;
+
+use crate::{octopii, okaywal, raft_engine, raft_log, raw, sqlite, walrus};
+
+/// Entries of the log that is opened and read back, and their size in bytes.
+pub(crate) const ENTRIES: u64 = 1_000_000;
+pub(crate) const ENTRY: usize = 100;
+
+/// One of the logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Peer {
+    /// A loop of pwrite and fdatasync with one writer, whatever the number of writers of the others.
+    Raw,
+    OctopiiWal,
+    RaftEngine,
+    Okaywal,
+    Sqlite,
+    WalrusRust,
+    RaftLog,
+}
+
+/// One way of appending.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Workload {
+    /// Bytes of an entry.
+    pub(crate) size: usize,
+    /// Threads, each with a topic (group, region, table) of its own.
+    pub(crate) writers: usize,
+    /// Whether an append returns only when the entry is on stable storage.
+    pub(crate) durable: bool,
+    pub(crate) time: Duration,
+}
+
+impl Workload {
+    /// One append in this many is timed.
+    pub(crate) fn every(&self) -> usize {
+        if self.durable { 1 } else { 64 }
+    }
+}
+
+impl Peer {
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Raw,
+        Self::OctopiiWal,
+        Self::RaftEngine,
+        Self::Okaywal,
+        Self::Sqlite,
+        Self::WalrusRust,
+        Self::RaftLog,
+    ];
+
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// How it is told to sync before it acknowledges.
+    pub(crate) fn durability(self) -> &'static str {
+        match self {
+            Self::Raw => "`fdatasync` after each `pwrite`",
+            Self::OctopiiWal => "`Durability::Synced`, then `Ticket::wait`",
+            Self::RaftEngine => {
+                "`Engine::write(batch, sync = true)` from each thread: `fdatasync` by the group's leader"
+            }
+            Self::Okaywal => {
+                "`EntryWriter::commit`: `fdatasync`, shared by those who wait; there is no other mode"
+            }
+            Self::Sqlite => {
+                "WAL, `synchronous=FULL`; a thread commits all that waits in one transaction: `fdatasync`"
+            }
+            Self::WalrusRust => "`FsyncSchedule::SyncEach`: `O_SYNC` and `fsync` after each append",
+            Self::RaftLog => {
+                "`flush(sync = true)` with a callback, no batching wait: `fdatasync` by its worker"
+            }
+        }
+    }
+
+    /// Whether it can append without waiting for the disk.
+    pub(crate) fn can_be_lazy(self) -> bool {
+        self != Self::Okaywal
+    }
+
+    pub(crate) fn append(self, dir: &Path, workload: &Workload) -> Outcome<Load> {
+        match self {
+            Self::Raw => raw::append(dir, workload),
+            Self::OctopiiWal => octopii::append(dir, workload),
+            Self::RaftEngine => raft_engine::append(dir, workload),
+            Self::Okaywal => okaywal::append(dir, workload),
+            Self::Sqlite => sqlite::append(dir, workload),
+            Self::WalrusRust => walrus::append(workload),
+            Self::RaftLog => raft_log::append(dir, workload),
+        }
+    }
+
+    /// Makes a log with [`ENTRIES`] entries in one topic.
+    pub(crate) fn fill(self, dir: &Path) -> Outcome<()> {
+        match self {
+            Self::Raw => raw::fill(dir),
+            Self::OctopiiWal => octopii::fill(dir),
+            Self::RaftEngine => raft_engine::fill(dir),
+            Self::Okaywal => okaywal::fill(dir),
+            Self::Sqlite => sqlite::fill(dir),
+            Self::WalrusRust => walrus::fill(),
+            Self::RaftLog => raft_log::fill(dir),
+        }
+    }
+
+    /// Opens the log that [`Self::fill`] made and reads all entries. Returns how many there were.
+    pub(crate) fn read(self, dir: &Path) -> Outcome<u64> {
+        match self {
+            Self::Raw => raw::read(dir),
+            Self::OctopiiWal => octopii::read(dir),
+            Self::RaftEngine => raft_engine::read(dir),
+            Self::Okaywal => okaywal::read(dir),
+            Self::Sqlite => sqlite::read(dir),
+            Self::WalrusRust => walrus::read(),
+            Self::RaftLog => raft_log::read(dir),
+        }
+    }
+}
+
+/// The raw loop and octopii-wal, to which all are compared, and those asked for.
+pub(crate) fn chosen(only: &[Peer]) -> Vec<Peer> {
+    let is_chosen = |peer: &Peer| matches!(peer, Peer::Raw | Peer::OctopiiWal) || only.contains(peer);
+    Peer::ALL.into_iter().filter(is_chosen).collect()
+}
