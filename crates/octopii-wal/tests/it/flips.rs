@@ -34,9 +34,9 @@ fn judge(disk: &Disk, allowed: &[Model], what: &str) -> Verdict {
     };
     let shown = |name: &String| {
         let topic = log.topic(name).unwrap();
-        (topic.first_index(), topic.next_index(), model::metadata(&topic))
+        (topic.first_index(), topic.next_index(), model::metadata(&topic), model::cursors(&topic))
     };
-    let expected = |t: &TopicModel| (t.first, t.next(), t.metadata.clone());
+    let expected = |t: &TopicModel| (t.first, t.next(), t.metadata.clone(), t.cursors.clone());
     let fits = |model: &Model| {
         log.topics().iter().all(|name| shown(name) == expected(&model.get(name).cloned().unwrap_or_default()))
             && model.keys().all(|name| log.topics().contains(name))
@@ -96,6 +96,9 @@ fn long_image() -> (Disk, Model) {
         topic.append(content(i << 32, 10 + i as usize * 30)).unwrap().wait().unwrap();
     }
     topics[0].set_metadata("key", "value").unwrap().wait().unwrap();
+    let mut cursor = topics[1].cursor("cursor").unwrap();
+    assert_eq!(cursor.next_batch(200).unwrap().len(), 2);
+    cursor.ack(2).unwrap().wait().unwrap();
     topics[0].purge(1).unwrap().wait().unwrap();
     topics[1].truncate(5).unwrap().wait().unwrap();
     let model = model::observe(&log).unwrap();

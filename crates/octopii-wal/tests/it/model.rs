@@ -4,18 +4,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use octopii_wal::{Error, Ticket, Topic, WriteAheadLog};
+use octopii_wal::{Error, Topic, WriteAheadLog};
 
 use crate::disk::Coin;
 
 pub(crate) const TOPICS: [&str; 4] = ["a", "b", "c", "d"];
 const KEYS: [&str; 2] = ["key", "other key"];
+pub(crate) const CURSORS: [&str; 2] = ["cursor", "other cursor"];
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct TopicModel {
     pub(crate) first: u64,
     pub(crate) entries: Vec<Bytes>,
     pub(crate) metadata: BTreeMap<&'static str, Bytes>,
+    /// With the first entry that each has not acknowledged.
+    pub(crate) cursors: BTreeMap<&'static str, u64>,
 }
 
 /// Topics that hold anything. A clone shares what neither changes.
@@ -37,6 +40,10 @@ pub(crate) enum Raw {
     Purge(usize, u64),
     /// Topic, key, size, and a number that determines the value.
     Metadata(usize, usize, usize, u64),
+    /// Topic, cursor, bytes to take from it first, and a number that determines how much of it is done.
+    Acknowledge(usize, usize, usize, u64),
+    RemoveCursor(usize, usize),
+    PurgeAcknowledged(usize),
 }
 
 /// A change to the log.
@@ -46,6 +53,10 @@ pub(crate) enum Change {
     Truncate(usize, u64),
     Purge(usize, u64),
     Metadata(usize, &'static str, Bytes),
+    OpenCursor(usize, usize),
+    Acknowledge(usize, usize, u64),
+    RemoveCursor(usize, usize),
+    PurgeAcknowledged(usize),
 }
 
 #[derive(Debug, Clone)]
@@ -91,7 +102,11 @@ fn size(coin: &mut Coin) -> usize {
 
 fn raw(coin: &mut Coin) -> Raw {
     let topic = coin.below(TOPICS.len() as u64) as usize;
-    match coin.below(12) {
+    let cursor = coin.below(CURSORS.len() as u64) as usize;
+    match coin.below(16) {
+        12..14 => Raw::Acknowledge(topic, cursor, coin.below(5000) as usize, coin.next()),
+        14 if coin.one_in(4) => Raw::RemoveCursor(topic, cursor),
+        14 => Raw::PurgeAcknowledged(topic),
         0 => Raw::Truncate(topic, coin.next()),
         1..3 => Raw::Purge(topic, coin.next()),
         3 => Raw::Metadata(topic, coin.below(2) as usize, coin.below(60) as usize, coin.next()),
@@ -122,6 +137,10 @@ fn of(model: &Model, topic: usize) -> Arc<TopicModel> {
 pub(crate) fn resolve(raw: &Raw, model: &Model) -> Change {
     match *raw {
         Raw::Append(t, size, tag) => Change::Append(t, content(tag, size)),
+        // How far it may go is up to the cursor.
+        Raw::Acknowledge(t, cursor, _, n) => Change::Acknowledge(t, cursor, n),
+        Raw::RemoveCursor(t, cursor) => Change::RemoveCursor(t, cursor),
+        Raw::PurgeAcknowledged(t) => Change::PurgeAcknowledged(t),
         Raw::Metadata(t, key, size, tag) => Change::Metadata(t, KEYS[key], content(tag, size)),
         Raw::Truncate(t, n) => {
             let topic = of(model, t);
@@ -144,50 +163,64 @@ pub(crate) fn resolve(raw: &Raw, model: &Model) -> Change {
     }
 }
 
-pub(crate) fn apply(model: &mut Model, change: &Change) {
-    let (Change::Append(t, _) | Change::Truncate(t, _) | Change::Purge(t, _) | Change::Metadata(t, ..)) =
-        change;
-    let topic = Arc::make_mut(model.entry(TOPICS[*t].to_owned()).or_default());
-    match change {
-        Change::Append(_, entry) => topic.entries.push(entry.clone()),
-        Change::Truncate(_, from) => topic.entries.truncate(from.saturating_sub(topic.first) as usize),
-        Change::Purge(_, to) => {
-            let drop = to.saturating_sub(topic.first).min(topic.entries.len() as u64);
-            topic.entries.drain(..drop as usize);
-            topic.first = topic.first.max(*to);
+impl Change {
+    pub(crate) fn topic(&self) -> usize {
+        match self {
+            Self::Append(t, _)
+            | Self::Truncate(t, _)
+            | Self::Purge(t, _)
+            | Self::Metadata(t, ..)
+            | Self::OpenCursor(t, _)
+            | Self::Acknowledge(t, ..)
+            | Self::RemoveCursor(t, _)
+            | Self::PurgeAcknowledged(t) => *t,
         }
-        Change::Metadata(_, key, value) => drop(topic.metadata.insert(key, value.clone())),
-    }
-    if *topic == TopicModel::default() {
-        model.remove(TOPICS[*t]);
     }
 }
 
-/// Makes changes in a log: one by itself, others as a batch.
-pub(crate) fn run(
-    log: &WriteAheadLog,
-    changes: &[Change],
-    as_batch: bool,
-    mut topic: impl FnMut(usize) -> Result<Topic, Error>,
-) -> Result<Ticket, Error> {
-    if let ([change], false) = (changes, as_batch) {
-        return match change {
-            Change::Append(t, entry) => topic(*t)?.append(entry.clone()),
-            Change::Truncate(t, from) => topic(*t)?.truncate(*from),
-            Change::Purge(t, to) => topic(*t)?.purge(*to),
-            Change::Metadata(t, key, value) => topic(*t)?.set_metadata(key, value.clone()),
-        };
+impl TopicModel {
+    fn purge(&mut self, to: u64) {
+        let drop = to.saturating_sub(self.first).min(self.entries.len() as u64);
+        self.entries.drain(..drop as usize);
+        self.first = self.first.max(to);
+        self.cursors.values_mut().for_each(|at| *at = (*at).max(self.first));
     }
-    let mut batch = log.batch();
-    for change in changes {
+
+    fn apply(&mut self, change: &Change) {
         match change {
-            Change::Append(t, entry) => batch.append(&topic(*t)?, entry.clone()),
-            Change::Truncate(t, from) => batch.truncate(&topic(*t)?, *from),
-            Change::Purge(t, to) => batch.purge(&topic(*t)?, *to),
-            Change::Metadata(t, key, value) => batch.set_metadata(&topic(*t)?, key, value.clone()),
-        };
+            Change::Append(_, entry) => self.entries.push(entry.clone()),
+            Change::Truncate(_, from) => {
+                self.entries.truncate(from.saturating_sub(self.first) as usize);
+                let next = self.next();
+                self.cursors.values_mut().for_each(|at| *at = (*at).min(next));
+            }
+            Change::Purge(_, to) => self.purge(*to),
+            Change::Metadata(_, key, value) => drop(self.metadata.insert(key, value.clone())),
+            Change::OpenCursor(_, cursor) => {
+                self.cursors.entry(CURSORS[*cursor]).or_insert(self.first);
+            }
+            Change::Acknowledge(_, cursor, upto) => {
+                if let Some(at) = self.cursors.get_mut(CURSORS[*cursor]) {
+                    *at = (*at).max(*upto);
+                }
+            }
+            Change::RemoveCursor(_, cursor) => drop(self.cursors.remove(CURSORS[*cursor])),
+            Change::PurgeAcknowledged(_) => {
+                if let Some(to) = self.cursors.values().min().copied() {
+                    self.purge(to);
+                }
+            }
+        }
     }
-    log.commit(batch)
+}
+
+pub(crate) fn apply(model: &mut Model, change: &Change) {
+    let name = TOPICS[change.topic()];
+    let topic = Arc::make_mut(model.entry(name.to_owned()).or_default());
+    topic.apply(change);
+    if *topic == TopicModel::default() {
+        model.remove(name);
+    }
 }
 
 /// What a log holds, as a model. Topics without anything in them are left out.
@@ -202,7 +235,7 @@ pub(crate) fn observe(log: &WriteAheadLog) -> Result<Model, Error> {
             assert_eq!(*index, first + i as u64);
         }
         let entries = entries.into_iter().map(|(_, e)| e).collect();
-        let topic = TopicModel { first, entries, metadata: metadata(&topic) };
+        let topic = TopicModel { first, entries, metadata: metadata(&topic), cursors: cursors(&topic) };
         if topic != TopicModel::default() {
             model.insert(name, Arc::new(topic));
         }
@@ -214,11 +247,22 @@ pub(crate) fn metadata(topic: &Topic) -> BTreeMap<&'static str, Bytes> {
     KEYS.into_iter().filter_map(|key| Some((key, topic.metadata(key)?))).collect()
 }
 
+pub(crate) fn cursors(topic: &Topic) -> BTreeMap<&'static str, u64> {
+    let known = |name: String| CURSORS.into_iter().find(|c| *c == name).expect("a cursor of the model");
+    topic.cursors().into_iter().map(|(name, at)| (known(name), at)).collect()
+}
+
 /// In a few words, for messages.
 pub(crate) fn summary(model: &Model) -> String {
     let topic = |(name, t): (&String, &Arc<TopicModel>)| {
         let bytes: usize = t.entries.iter().map(Bytes::len).sum();
-        format!("{name}: {}..{} ({bytes} B, {} keys)", t.first, t.next(), t.metadata.len())
+        let cursors: Vec<_> = t.cursors.values().collect();
+        format!(
+            "{name}: {}..{} ({bytes} B, {} keys, cursors {cursors:?})",
+            t.first,
+            t.next(),
+            t.metadata.len()
+        )
     };
     model.iter().map(topic).collect::<Vec<_>>().join(", ")
 }

@@ -1,14 +1,16 @@
 //! Tests that run for many seeds, on all cores, and tell how to repeat the one that failed.
 //!
 //! `OCTOPII_SEEDS=0..1000` runs more, or others. `OCTOPII_WAL_SEED=17` runs one; `OCTOPII_WAL_SEED=17:143:5` runs one, and
-//! of it only what concerns call 143 and state 5.
+//! of it only what concerns call 143 and state 5, and with `-- --nocapture` tells what happens.
 
 use std::cell::Cell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
+
+const SEED: &str = "OCTOPII_WAL_SEED";
 
 /// Where in the run for a seed a test is.
 #[derive(Debug, Default)]
@@ -33,6 +35,12 @@ impl Place {
     }
 }
 
+/// Whether a single seed is run, so that it is worth telling what happens.
+pub(crate) fn is_repeating() -> bool {
+    static IS: OnceLock<bool> = OnceLock::new();
+    *IS.get_or_init(|| std::env::var_os(SEED).is_some())
+}
+
 /// A number for a purpose of its own, from a seed.
 pub(crate) fn mix(seed: u64, purpose: u64) -> u64 {
     crate::disk::Coin(seed ^ purpose.wrapping_mul(0xd6e8_feb8_6659_fd93)).next()
@@ -40,7 +48,7 @@ pub(crate) fn mix(seed: u64, purpose: u64) -> u64 {
 
 /// Calls `run` for every seed, and fails when it panics for one.
 pub(crate) fn for_each_seed(test: &str, seeds: Range<u64>, run: impl Fn(u64, &Place) + Sync) {
-    if let Ok(wanted) = std::env::var("OCTOPII_WAL_SEED") {
+    if let Ok(wanted) = std::env::var(SEED) {
         let mut parts =
             wanted.split(':').map(|n| n.parse::<u64>().expect("OCTOPII_WAL_SEED: seed[:call[:state]]"));
         let seed = parts.next().unwrap();

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use octopii_wal::{Durability, Error, Inspection, OpenError, Options, Ticket, Topic, WriteAheadLog};
+use octopii_wal::{Cursor, Durability, Error, Inspection, OpenError, Options, Ticket, Topic, WriteAheadLog};
 
 use crate::disk::Disk;
-use crate::model::{self, Action, Model, TOPICS};
+use crate::model::{self, Action, CURSORS, Change, Model, Raw, TOPICS};
+use crate::seeds;
 
 /// Where the log of every session is.
 pub(crate) const DIR: &str = "/wal";
@@ -90,6 +91,7 @@ pub(crate) struct Session<'a> {
     pub(crate) history: &'a mut History,
     log: Option<WriteAheadLog>,
     topics: BTreeMap<usize, Topic>,
+    cursors: BTreeMap<(usize, usize), Cursor>,
     /// With the number of the model whose durability each stands for.
     tickets: Vec<(usize, Ticket)>,
 }
@@ -98,8 +100,8 @@ impl<'a> Session<'a> {
     /// Opens the log and checks what it holds.
     pub(crate) fn open(disk: &'a Disk, options: Options, history: &'a mut History) -> Result<Self, Failure> {
         let options = Options { vfs: disk.vfs(), ..options };
-        let (topics, tickets) = (BTreeMap::new(), Vec::new());
-        let mut session = Self { disk, options, history, log: None, topics, tickets };
+        let (topics, cursors, tickets) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let mut session = Self { disk, options, history, log: None, topics, cursors, tickets };
         session.reopen()?;
         Ok(session)
     }
@@ -107,7 +109,7 @@ impl<'a> Session<'a> {
     fn reopen(&mut self) -> Result<(), Failure> {
         self.disk.note(self.history.note());
         // Salts that repeat would hide what they are for.
-        self.options.seed = self.options.seed.map(|seed| crate::seeds::mix(seed, 1));
+        self.options.seed = self.options.seed.map(|seed| seeds::mix(seed, 1));
         let log = WriteAheadLog::open(DIR, self.options.clone()).map_err(Failure::Open)?;
         // A read may fail once.
         let found = model::observe(&log).or_else(|error| match error {
@@ -134,6 +136,19 @@ impl<'a> Session<'a> {
     }
 
     pub(crate) fn step(&mut self, action: &Action) -> Result<(), Failure> {
+        let outcome = self.take_step(action);
+        if seeds::is_repeating() {
+            let (called, acknowledged) = self.history.note();
+            let failure = outcome.as_ref().err().map(|e| format!(": {e}")).unwrap_or_default();
+            println!(
+                "{action:?}{failure}\n    {called} called, {acknowledged} acknowledged, call {}",
+                self.disk.calls()
+            );
+        }
+        outcome
+    }
+
+    fn take_step(&mut self, action: &Action) -> Result<(), Failure> {
         match action {
             Action::One(raw) => self.change(std::slice::from_ref(raw), false)?,
             Action::Batch(raws) => self.change(raws, true)?,
@@ -155,6 +170,7 @@ impl<'a> Session<'a> {
                 }
                 self.tickets.clear();
                 self.topics.clear();
+                self.cursors.clear();
                 let failures = self.disk.failures();
                 self.log = None;
                 // Dropping a log closes it, but does not tell how that went.
@@ -186,23 +202,109 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn change(&mut self, raws: &[model::Raw], as_batch: bool) -> Result<(), Failure> {
+    fn change(&mut self, raws: &[Raw], as_batch: bool) -> Result<(), Failure> {
+        // What cursors hand out depends on what came before, so a batch acknowledges first.
+        let is_acknowledgement = |raw: &&Raw| matches!(raw, Raw::Acknowledge(..));
         let mut model = self.history.last().clone();
         let mut changes = Vec::new();
-        for raw in raws {
+        for raw in raws.iter().filter(is_acknowledgement) {
+            let Raw::Acknowledge(t, c, bytes, n) = *raw else { continue };
+            let upto = self.take_from_cursor(t, c, bytes, n)?;
+            model = self.history.last().clone();
+            changes.push(Change::Acknowledge(t, c, upto));
+        }
+        changes.iter().for_each(|change| model::apply(&mut model, change));
+        for raw in raws.iter().filter(|raw| !is_acknowledgement(raw)) {
             let change = model::resolve(raw, &model);
+            if as_batch && matches!(change, Change::RemoveCursor(..) | Change::PurgeAcknowledged(_)) {
+                continue;
+            }
             model::apply(&mut model, &change);
             changes.push(change);
         }
         self.history.models.push(model);
         self.disk.note(self.history.note());
-        let (log, topics) = (self.log.as_ref().unwrap(), &mut self.topics);
-        let ticket = model::run(log, &changes, as_batch, |t| match topics.get(&t) {
-            Some(topic) => Ok(topic.clone()),
-            None => Ok(topics.entry(t).or_insert(log.topic(TOPICS[t])?).clone()),
-        })?;
+        let ticket = if as_batch { self.batch(&changes)? } else { self.one(&changes[0])? };
         self.tickets.push((self.history.models.len() - 1, ticket));
         Ok(())
+    }
+
+    fn topic(&mut self, t: usize) -> Result<Topic, Error> {
+        if !self.topics.contains_key(&t) {
+            let topic = self.log().topic(TOPICS[t])?;
+            self.topics.insert(t, topic);
+        }
+        Ok(self.topics[&t].clone())
+    }
+
+    fn one(&mut self, change: &Change) -> Result<Ticket, Error> {
+        let topic = self.topic(change.topic())?;
+        match change {
+            Change::Append(_, entry) => topic.append(entry.clone()),
+            Change::Truncate(_, from) => topic.truncate(*from),
+            Change::Purge(_, to) => topic.purge(*to),
+            Change::Metadata(_, key, value) => topic.set_metadata(key, value.clone()),
+            Change::Acknowledge(t, c, upto) => self.cursors[&(*t, *c)].ack(*upto),
+            Change::RemoveCursor(t, c) => {
+                self.cursors.remove(&(*t, *c));
+                topic.remove_cursor(CURSORS[*c])
+            }
+            Change::PurgeAcknowledged(_) => topic.purge_acknowledged(),
+            Change::OpenCursor(..) => unreachable!("opening a cursor gives no ticket"),
+        }
+    }
+
+    fn batch(&mut self, changes: &[Change]) -> Result<Ticket, Error> {
+        let mut batch = self.log().batch();
+        for change in changes {
+            let topic = self.topic(change.topic())?;
+            match change {
+                Change::Append(_, entry) => batch.append(&topic, entry.clone()),
+                Change::Truncate(_, from) => batch.truncate(&topic, *from),
+                Change::Purge(_, to) => batch.purge(&topic, *to),
+                Change::Metadata(_, key, value) => batch.set_metadata(&topic, key, value.clone()),
+                Change::Acknowledge(t, c, upto) => batch.ack(&self.cursors[&(*t, *c)], *upto),
+                _ => unreachable!("not for batches"),
+            };
+        }
+        self.log().commit(batch)
+    }
+
+    /// Has a cursor hand out entries, checks them, and returns up to where they are done, as `n` has it.
+    fn take_from_cursor(&mut self, t: usize, c: usize, bytes: usize, n: u64) -> Result<u64, Failure> {
+        let mut model = self.history.last().clone();
+        model::apply(&mut model, &Change::OpenCursor(t, c));
+        if model != *self.history.last() {
+            self.history.models.push(model);
+            self.disk.note(self.history.note());
+        }
+        if !self.cursors.contains_key(&(t, c)) {
+            let cursor = self.topic(t)?.cursor(CURSORS[c])?;
+            self.cursors.insert((t, c), cursor);
+        }
+        let cursor = self.cursors.get_mut(&(t, c)).unwrap();
+        let batch = cursor.next_batch(bytes)?;
+        let (from, to) = (cursor.acknowledged(), cursor.position());
+        let model = self.history.last()[TOPICS[t]].clone();
+        for (index, entry) in &batch {
+            let expected = index.checked_sub(model.first).and_then(|i| model.entries.get(i as usize));
+            if expected != Some(entry) {
+                return Err(Failure::Wrong(format!("a cursor hands out a wrong entry {index}")));
+            }
+        }
+        // What was handed out is durable if the log promises durability.
+        if let (Some((index, entry)), Durability::Synced) = (batch.last(), self.options.durability) {
+            let has_it = |model: &Model| {
+                let topic = model.get(TOPICS[t]);
+                topic.and_then(|m| m.entries.get(index.checked_sub(m.first)? as usize)) == Some(entry)
+            };
+            let mut since = self.history.models.len() - 1;
+            while since > self.history.acknowledged && has_it(&self.history.models[since - 1]) {
+                since -= 1;
+            }
+            self.acknowledge(since);
+        }
+        Ok(from + n % (to.max(from) - from + 1))
     }
 
     /// After an operation or a ticket failed for want of space, nothing that waited is in the log. Returns whether the log
@@ -211,6 +313,8 @@ impl<'a> Session<'a> {
         if matches!(self.log().commit(self.log().batch()), Err(Error::Closed)) {
             return Ok(false);
         }
+        // Cursors may have come into being with what failed.
+        self.cursors.clear();
         // Some of what waits may still find room; the rest fails now.
         let mut written = 0;
         for (model, ticket) in self.tickets.drain(..) {
