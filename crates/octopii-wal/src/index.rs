@@ -3,7 +3,7 @@
 //! Of the segment that is being written, the place of every entry is in memory, 8 bytes each. A sealed segment carries
 //! that list itself, in its footer, and only the run is left in memory.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
 use crate::format::record::HEADER_LEN;
@@ -267,6 +267,13 @@ impl Index {
         self.runs.iter().map(|run| run.segment).min()
     }
 
+    /// Adds the bytes of the records in each segment to `sum`.
+    pub(crate) fn add_bytes(&self, sum: &mut BTreeMap<u64, u64>) {
+        for run in &self.runs {
+            *sum.entry(run.segment).or_default() += run.bytes();
+        }
+    }
+
     /// Says where the slots of `segment` that were in memory are from now on: `place` gets each run.
     pub(crate) fn move_slots(&mut self, segment: u64, mut place: impl FnMut(&Run) -> Slots) {
         for run in self.runs.iter_mut().filter(|run| run.segment == segment) {
@@ -370,6 +377,9 @@ mod tests {
             assert_eq!(get(&index, n), Some(expected(n)), "{n}");
         }
         assert_eq!((index.hole(), index.runs().filter(|run| run.relocated).count()), (None, 2));
+        let mut bytes = BTreeMap::new();
+        index.add_bytes(&mut bytes);
+        assert_eq!(bytes, BTreeMap::from([(1, 9 * 25), (2, 5 * 25), (5, 10 * 25), (6, 25)]));
     }
 
     #[test]

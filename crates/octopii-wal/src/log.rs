@@ -11,6 +11,7 @@ use crate::committer;
 use crate::error::{Error, OpenError};
 use crate::format::record::RecordKind;
 use crate::options::{Committer, Durability, MAX_ENTRY, MAX_INDEX, Options, SEGMENT_SIZES};
+use crate::reclaim::Laggard;
 use crate::recovery;
 use crate::scan::SegmentFile;
 use crate::shared::{Shared, lock};
@@ -207,6 +208,13 @@ impl WriteAheadLog {
             segments: state.segments.len() as u64,
             spares: spares as u64,
         }
+    }
+
+    /// Topics with entries in sealed segments, those with the oldest ones first: what keeps the log from shrinking. Topics are
+    /// not in each other's way for long: when segments take more than twice what is alive, the survivors of the oldest are
+    /// moved.
+    pub fn laggards(&self) -> Vec<Laggard> {
+        self.handle.shared.state().laggards()
     }
 
     /// The directory, in the one spelling under which it is locked.

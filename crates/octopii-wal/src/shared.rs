@@ -273,6 +273,10 @@ impl Shared {
                 self.last_woken.store(woken.len(), Ordering::Relaxed);
                 drop(commit);
                 woken.drain(..).chain(followers.drain(..)).for_each(Waiter::wake);
+                // Whoever commits pays for the space, so that it cannot be used up faster than it is reclaimed.
+                if self.reclaim() {
+                    self.kick();
+                }
                 Ok(())
             }
             Err(failure) => Err(self.fail(commit, failure)),
@@ -290,16 +294,19 @@ impl Shared {
         drop(state);
 
         let bytes: usize = taken.iter().map(|q| q.operation.len()).sum();
+        let relocates = taken.iter().any(|q| q.operation.kind == RecordKind::Relocate);
         let frees = |q: &Queued| matches!(q.operation.kind, RecordKind::Purge | RecordKind::Truncate);
-        let mut may_free = taken.iter().any(frees);
+        let mut may_free = relocates || taken.iter().any(frees);
+        let mut has_begun_segment = false;
         if !taken.is_empty() || (seal && writer.active_sequence().is_some()) {
-            let has_entries = taken.iter().any(|q| q.operation.kind == RecordKind::Append);
-            may_free |= self.make_room(writer, bytes as u64, has_entries)?;
+            let has_entries = relocates || taken.iter().any(|q| q.operation.kind == RecordKind::Append);
+            has_begun_segment = self.make_room(writer, bytes as u64, has_entries)?;
+            may_free |= has_begun_segment;
             offsets.clear();
             let operations = taken.iter().map(|q| &q.operation);
             writer.write_frame(FrameKind::Batches, operations, |offset| offsets.push(offset))?;
         }
-        // Segments may go only when the purge that made them useless is durable.
+        // Segments may go only when the purge, or the copy, that made them useless is durable.
         let sync = force_sync
             || may_free
             || self.options.durability == Durability::Synced
@@ -329,6 +336,12 @@ impl Shared {
             state.became_durable(upto, woken);
         }
         let unneeded = if may_free { self.unneeded_segments(&mut state, segment) } else { Vec::new() };
+        if relocates {
+            state.relocated();
+        }
+        if has_begun_segment || !unneeded.is_empty() {
+            state.plan_reclaim(self.options.segment_size);
+        }
         let is_full = state.full;
         drop(state);
         taken.clear();

@@ -18,6 +18,7 @@ use cursors::{Cursors, ReadPosition};
 mod cursors;
 use crate::format::segment::SegmentHeader;
 use crate::index::{Found, Index, Location};
+use crate::reclaim::Reclaim;
 
 /// Operations are numbered in the order they were called, from 1.
 pub(crate) type Lsn = u64;
@@ -117,6 +118,11 @@ impl TopicState {
 
     pub(crate) fn metadata(&self, key: &str) -> Option<Bytes> {
         self.metadata.get(key.as_bytes()).cloned()
+    }
+
+    /// Entries from here on are not written yet.
+    pub(crate) fn written_end(&self) -> u64 {
+        self.next - self.unwritten.len() as u64
     }
 
     /// Where the entry at `index` and up to `limit` in all from there on are to be found. There may be more.
@@ -265,6 +271,7 @@ pub(crate) struct State {
     pub(crate) topics: BTreeMap<u32, TopicState>,
     pub(crate) names: BTreeMap<Arc<str>, u32>,
     pub(crate) segments: BTreeMap<u64, Segment>,
+    pub(crate) reclaim: Reclaim,
     /// Operations not yet taken by a commit.
     pub(crate) queue: VecDeque<Queued>,
     /// Bytes of the operations that are queued or being written.
@@ -298,6 +305,7 @@ impl State {
             topics,
             names,
             segments,
+            reclaim: Reclaim::default(),
             queue: VecDeque::new(),
             pending_bytes: 0,
             last: 0,
@@ -359,6 +367,7 @@ impl State {
 
     /// Everything not yet written fails with `error`, and the users' view falls back to what was written.
     pub(crate) fn fail_unwritten(&mut self, error: Error) -> Vec<Waiter> {
+        self.relocation_failed();
         self.queue.clear();
         self.pending_bytes = 0;
         for topic in self.topics.values_mut() {

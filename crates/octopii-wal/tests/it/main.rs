@@ -14,6 +14,7 @@ mod group;
 mod kill;
 mod model;
 mod power;
+mod reclaim;
 mod seeds;
 mod segments;
 mod session;
