@@ -129,7 +129,9 @@ fn open_all(dir: &Path, vfs: &Arc<dyn Vfs>) -> Result<Vec<SegmentFile>, OpenErro
     let mut files = recovery::list(&**vfs, dir, open)?;
     for _ in 0..TRIES {
         let again = recovery::list(&**vfs, dir, open)?;
-        if files.iter().map(|f| f.sequence).eq(again.iter().map(|f| f.sequence)) {
+        // The same names are not enough: a file made ready for a segment gets its header a little later.
+        let seen = |f: &SegmentFile| (f.sequence, f.header, f.unused);
+        if files.iter().map(seen).eq(again.iter().map(seen)) {
             break;
         }
         files = again;
