@@ -83,8 +83,13 @@ impl WriteAheadLog {
             Committer::Caller => 1,
         };
         let recovered = recovery::recover(files, threads)?;
-        // After a mere crash of the process the tail may exist only in memory of the system.
+        // After a mere crash of the process the tail may exist only in memory of the system; and if a sync failed before, the
+        // system takes what it has in memory for what is on disk, and would not write it. So it is written once more: the
+        // same bytes, which a power cut meanwhile cannot tear.
         if let Some(last) = recovered.segments.last() {
+            last.file
+                .write_again(recovered.unproven..last.end)
+                .map_err(|e| io("write again", &last.file.path, e))?;
             last.file.file.sync_data().map_err(|e| io("sync", &last.file.path, e))?;
         }
         // Should a power cut bring one of them back, it will be just as useless.

@@ -53,6 +53,8 @@ pub(crate) struct Recovered {
     /// Segment files that hold nothing anybody needs: begun and never used, or purged and not quite removed.
     pub(crate) useless: Vec<SegmentFile>,
     pub(crate) position: Position,
+    /// Where the frames of the last segment begin of which nothing proves that they were synced.
+    pub(crate) unproven: u64,
     pub(crate) tail: Tail,
 }
 
@@ -129,9 +131,10 @@ pub(crate) fn recover(files: Vec<SegmentFile>, threads: usize) -> Result<Recover
         stated_end = Some(header.predecessor_end);
         useless.push(file);
     }
-    let Some((file, header, Replayed { end, frames, topics })) = last else {
+    let Some((file, header, Replayed { end, frames, unproven, topics })) = last else {
         let position = Position { next_segment: 1, predecessor_end: 0, next_frame: 1 };
-        return Ok(Recovered { topics: BTreeMap::new(), segments: Vec::new(), useless, position, tail });
+        let (topics, segments) = (BTreeMap::new(), Vec::new());
+        return Ok(Recovered { topics, segments, useless, position, unproven: 0, tail });
     };
     let position = Position {
         next_segment: file.sequence + 1,
@@ -161,7 +164,7 @@ pub(crate) fn recover(files: Vec<SegmentFile>, threads: usize) -> Result<Recover
     known.push(KnownSegment { file, header, end, frames, has_footer: false });
 
     let topics = merge(topics, runs, &known[0].file)?;
-    Ok(Recovered { topics, segments: known, useless, position, tail })
+    Ok(Recovered { topics, segments: known, useless, position, unproven, tail })
 }
 
 /// Whether something that was meant to be a frame begins at `end`.

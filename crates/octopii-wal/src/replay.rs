@@ -1,6 +1,6 @@
 //! One segment, frame by frame: from its bytes to what the topics are at its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -22,6 +22,8 @@ pub(crate) struct Replayed {
     /// Where its frames end.
     pub(crate) end: u64,
     pub(crate) frames: u64,
+    /// Where the first frame begins of which nothing in the segment proves that it was synced.
+    pub(crate) unproven: u64,
     /// All topics as they are at the end; of their entries, the places of those that are in this segment.
     pub(crate) topics: BTreeMap<u32, TopicState>,
 }
@@ -37,6 +39,8 @@ pub(crate) fn replay(
     let mut scanner = Scanner::new(file, header.salt);
     let mut offset = PAGE;
     let mut frames = 0;
+    // Frames that no later one vouches for.
+    let mut unproven = VecDeque::new();
     while limit.is_none_or(|limit| offset < limit) {
         let number = header.first_frame.wrapping_add(frames);
         let bad = match scanner.frame_at(offset)? {
@@ -46,6 +50,10 @@ pub(crate) fn replay(
                 if frame.kind != expected || replay.frame(offset, &frame, body).is_none() {
                     let detail = "the frame contradicts those before it";
                     return Err(damaged(file, offset, detail, Vec::new()));
+                }
+                unproven.push_back((frame.number, offset));
+                while unproven.front().is_some_and(|(number, _)| *number < frame.synced) {
+                    unproven.pop_front();
                 }
                 offset = next_frame(offset, &frame);
                 frames += 1;
@@ -67,7 +75,8 @@ pub(crate) fn replay(
         let detail = "frames reach beyond the end that its successor states";
         return Err(damaged(file, offset, detail, Vec::new()));
     }
-    Ok(Replayed { end: offset, frames, topics: replay.topics })
+    let unproven = unproven.front().map_or(offset, |(_, at)| *at);
+    Ok(Replayed { end: offset, frames, unproven, topics: replay.topics })
 }
 
 struct Replay<'a> {

@@ -1,6 +1,7 @@
 //! Reading a segment from front to back.
 
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use octopii_vfs::{FileHandle, OpenMode, Vfs};
@@ -61,6 +62,19 @@ impl SegmentFile {
             }
         };
         Ok(Self { sequence, path, file, len, header, unused: decoded == ReadHeader::Unused })
+    }
+
+    /// Writes the bytes of `range` to where they are, so that the next sync covers them.
+    pub(crate) fn write_again(&self, range: Range<u64>) -> io::Result<()> {
+        // Of the last frame's padding some may be missing.
+        let (mut at, end) = (range.start, range.end.min(self.len));
+        while at < end {
+            let mut bytes = vec![0; (end - at).min(WINDOW as u64) as usize];
+            self.file.read_exact_at(&mut bytes, at)?;
+            self.file.write_all_at(&bytes, at)?;
+            at += bytes.len() as u64;
+        }
+        Ok(())
     }
 }
 

@@ -51,8 +51,8 @@ fn run(seed: u64, disk: &Disk, mut history: History) {
             }
             // The next look goes through.
             Err(Failure::Log(Error::Io { .. })) => {}
-            // The log was closed, and that failed without anybody being told, or opening it again failed.
-            Err(Failure::Dropped | Failure::Open(OpenError::Io { .. })) => goes_on = false,
+            // The log was closed, and opening it again failed.
+            Err(Failure::Open(OpenError::Io { .. })) => goes_on = false,
             Err(e) => panic!("{e}"),
         }
         if !goes_on {
@@ -71,6 +71,10 @@ fn run(seed: u64, disk: &Disk, mut history: History) {
         let mut session = Session::open(&disk, any_options(&mut coin), &mut history)
             .unwrap_or_else(|e| panic!("after a crash: {e}"));
         session.run(&model::script(&mut coin, 3)).unwrap_or_else(|e| panic!("after a crash: {e}"));
+        let again = disk.after_crash(coin.pick(&[Survivors::Nothing, random]));
+        drop(session);
+        Session::open(&again, any_options(&mut coin), &mut history)
+            .unwrap_or_else(|e| panic!("after another crash: {e}"));
     }
 }
 
@@ -136,6 +140,40 @@ fn every_call_that_only_looks_failed_once() {
     for_each_seed("every_call_that_only_looks_failed_once", 0..10, fail_every_look);
 }
 
+/// After a sync has failed, the system takes the pages in its memory for what is on disk, and no later sync writes them.
+/// Programs read them all the same, the next opening of the log among them.
+#[test]
+fn what_is_shown_after_a_failed_sync_and_a_reopening_stays() {
+    for (durability, goes_on) in
+        [Durability::Synced, Durability::None].into_iter().flat_map(|d| [(d, false), (d, true)])
+    {
+        let disk = Disk::default();
+        let options = Options { durability, max_pending_bytes: 8 << 10, ..options(&disk) };
+        let log = WriteAheadLog::open(DIR, options.clone()).unwrap();
+        let topic = log.topic("t").unwrap();
+        topic.append("safe").unwrap().wait().unwrap();
+        log.sync().unwrap().wait().unwrap();
+        disk.fail_next_sync();
+        let failed = (0..4).try_for_each(|_| topic.append(vec![1; 5000])?.wait());
+        let failed = failed.and_then(|()| log.sync()?.wait());
+        assert!(matches!(failed, Err(Error::Poisoned { operation: "sync", .. })), "{failed:?}");
+        drop((topic, log));
+
+        let log = WriteAheadLog::open(DIR, options.clone()).unwrap();
+        let topic = log.topic("t").unwrap();
+        assert!(topic.next_index() > 1, "the system still has in memory what was not synced");
+        if goes_on {
+            topic.append("later").unwrap().wait().unwrap();
+            log.sync().unwrap().wait().unwrap();
+        }
+        let shown = model::observe(&log).unwrap();
+        let disk = disk.after_crash(Survivors::Nothing);
+        drop((topic, log));
+        let log = WriteAheadLog::open(DIR, Options { vfs: disk.vfs(), ..options }).unwrap();
+        assert!(model::observe(&log).unwrap() == shown, "{durability:?}: what was shown is gone");
+    }
+}
+
 /// A disk that is full for a while, at any size.
 fn fill(seed: u64, _: &Place) {
     let mut coin = Coin(mix(seed, 0));
@@ -150,7 +188,8 @@ fn fill(seed: u64, _: &Place) {
             Err(Failure::Log(Error::StorageFull { .. })) => {
                 open = session.fall_back_after_full_disk().unwrap_or_else(|e| panic!("{e}"));
             }
-            Err(Failure::Dropped) => open = false,
+            // A footer may be due, and there is no space for it.
+            Err(Failure::Open(OpenError::Io { .. })) => open = false,
             Err(e) => panic!("{e}"),
         }
         if !open {

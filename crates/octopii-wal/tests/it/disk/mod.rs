@@ -61,6 +61,7 @@ struct Inner {
     crashed: bool,
     capacity: Option<usize>,
     syncs: u64,
+    next_sync_fails: bool,
     gate_closed: bool,
     waiting_at_gate: usize,
     recording: bool,
@@ -131,6 +132,11 @@ impl Disk {
 
     pub(crate) fn set_fault(&self, call: u64, fault: Fault) {
         self.inner().faults.insert(call, fault);
+    }
+
+    /// The next sync of a file fails once, and loses what it should have synced.
+    pub(crate) fn fail_next_sync(&self) {
+        self.inner().next_sync_fails = true;
     }
 
     /// The call numbered `look` of those that only look will fail.
@@ -479,6 +485,10 @@ impl VfsFile for Open {
             inner = self.disk.0.gate.wait(inner).unwrap();
         }
         inner.waiting_at_gate -= 1;
+        if std::mem::take(&mut inner.next_sync_fails) {
+            let call = inner.calls + 1;
+            inner.faults.insert(call, Fault::Fail(io::ErrorKind::Other));
+        }
         let outcome = inner.call();
         inner.syncs += 1;
         inner.keep("sync");

@@ -114,7 +114,8 @@ impl File {
             let m = (SECTOR - within).min(data.len() - done);
             let before = self.now.get(at);
             let mut bytes = before.as_ref().map_or([0; SECTOR], |b| **b);
-            if bytes[within..within + m] != data[done..done + m] {
+            // The same bytes once more are worth a sync only if an earlier one failed to write them.
+            if bytes[within..within + m] != data[done..done + m] || self.limbo.sectors.contains_key(&at) {
                 bytes[within..within + m].copy_from_slice(&data[done..done + m]);
                 self.change(at, sector(&bytes));
             }
