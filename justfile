@@ -42,9 +42,9 @@ _needs command package:
 bench *args:
     cargo run --release -p octopii-bench -- {{args}}
 
-# Our log beside others from the registry, a crate outside the workspace: `just bench-peers --rounds 5`
+# Our log beside others from the registry, a crate outside the workspace (from its folder: it has settings there)
 bench-peers *args:
-    cargo run --release --locked --manifest-path crates/octopii-bench-peers/Cargo.toml -- {{args}}
+    cd crates/octopii-bench-peers && cargo run --release --locked -- {{args}}
 
 # Licences, sources and the direction of dependencies (needs cargo-deny)
 deny:

@@ -74,9 +74,11 @@ impl Peer {
             Self::Sqlite => {
                 "WAL, `synchronous=FULL`; a thread commits all that waits in one transaction: `fdatasync`"
             }
-            Self::WalrusRust => "`FsyncSchedule::SyncEach`: `O_SYNC` and `fsync` after each append",
+            Self::WalrusRust => {
+                "`FsyncSchedule::SyncEach`: `msync` after each append; with 64 writers `O_SYNC` and `fsync`"
+            }
             Self::RaftLog => {
-                "`flush(sync = true)` with a callback, no batching wait: `fdatasync` by its worker"
+                "`flush(sync = true)` with a callback: `fdatasync` by its worker, shared by those who ask within 100 µs"
             }
         }
     }
