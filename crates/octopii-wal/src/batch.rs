@@ -7,12 +7,13 @@ use bytes::Bytes;
 use crate::cursor::{Cursor, Reader};
 use crate::error::Error;
 use crate::format::record::RecordKind;
-use crate::log::{check_index, check_metadata};
-use crate::state::Operation;
+use crate::log::{Handle, check_index, check_metadata};
+use crate::room::Need;
+use crate::state::{Operation, State};
 use crate::topic::Topic;
 
 /// Bytes that a batch may have as stored.
-pub(crate) const MAX_BATCH: usize = 1 << 30;
+const MAX_BATCH: usize = 1 << 30;
 
 /// Changes to any topics of one log that take effect together: after a crash all of them are there, or none.
 ///
@@ -83,6 +84,49 @@ impl Batch {
     /// Whether there are no changes.
     pub fn is_empty(&self) -> bool {
         self.operations.is_empty()
+    }
+
+    /// Whether `log` can commit it.
+    pub(crate) fn check(&self, log: &Arc<Handle>) -> Result<(), Error> {
+        if let Some(error) = &self.refused {
+            return Err(error.clone());
+        }
+        if self.bytes > MAX_BATCH {
+            return Err(Error::BatchTooLarge { len: self.bytes, limit: MAX_BATCH });
+        }
+        match self.operations.iter().find(|(topic, _)| !Arc::ptr_eq(topic.handle(), log)) {
+            Some((topic, _)) => Err(Error::ForeignTopic { topic: topic.name().to_owned() }),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn need(&self) -> Need {
+        let has_entries = self.operations.iter().any(|(_, o)| o.kind == RecordKind::Append);
+        Need::of_topics(self.operations.iter().map(|(topic, o)| (topic.id(), o.len())), has_entries)
+    }
+
+    /// Queues the changes. Returns the index of the last entry. Called once; what holds on to cursors stays, since it may not
+    /// be dropped while the state is locked.
+    pub(crate) fn run(&mut self, state: &mut State) -> Result<Option<u64>, Error> {
+        for reader in &self.acknowledging {
+            reader.check_acknowledge(state)?;
+        }
+        let mut acknowledging = self.acknowledging.iter();
+        let mut last = None;
+        for (_, operation) in self.operations.drain(..) {
+            match operation.kind {
+                RecordKind::Append => last = Some(state.call(operation)),
+                RecordKind::Cursor => {
+                    // Only an acknowledgement puts one into a batch.
+                    let reader = acknowledging.next().expect("each cursor record has its reader");
+                    state.acknowledge(reader.id(), operation);
+                }
+                _ => {
+                    state.call(operation);
+                }
+            }
+        }
+        Ok(last)
     }
 
     fn push(&mut self, topic: &Topic, kind: RecordKind, index: u64, payload: Bytes) -> &mut Self {

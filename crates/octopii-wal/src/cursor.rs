@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::format::record::{HEADER_LEN, RecordKind};
 use crate::options::Durability;
 use crate::read;
+use crate::room::Need;
 use crate::state::{Operation, State};
 use crate::ticket::Ticket;
 use crate::topic::Topic;
@@ -104,16 +105,17 @@ impl Cursor {
             return Ok(Self { reader: Arc::new(Reader { topic, name, id }) });
         }
         let mut id = None;
-        let ticket = topic.handle().enqueue(HEADER_LEN + name.len(), false, |state| {
-            state.topic(topic.id()).check_cursor(&name)?;
-            // Another caller may have been first.
-            if state.topic(topic.id()).cursor(&name).is_none() {
-                let first = state.topic(topic.id()).first();
-                state.call(Operation::new(RecordKind::Cursor, topic.id(), first, name.clone()));
-            }
-            id = Some(state.topic_mut(topic.id()).open_reader(name.clone()));
-            Ok(None)
-        });
+        let ticket =
+            topic.handle().enqueue(&Need::of_topic(topic.id(), HEADER_LEN + name.len(), false), |state| {
+                state.topic(topic.id()).check_cursor(&name)?;
+                // Another caller may have been first.
+                if state.topic(topic.id()).cursor(&name).is_none() {
+                    let first = state.topic(topic.id()).first();
+                    state.call(Operation::new(RecordKind::Cursor, topic.id(), first, name.clone()));
+                }
+                id = Some(state.topic_mut(topic.id()).open_reader(name.clone()));
+                Ok(None)
+            });
         // Made before looking at the error, which may have come after the registration.
         let reader = id.map(|id| Arc::new(Reader { topic, name, id }));
         // Acknowledgements are durable only after this, so there is nothing to wait for.
@@ -192,7 +194,8 @@ impl Cursor {
     /// [`Error::CursorRemoved`], or why the log takes no more operations.
     pub fn ack(&self, upto: u64) -> Result<Ticket, Error> {
         let operation = Operation::new(RecordKind::Cursor, self.topic().id(), upto, self.reader.name.clone());
-        self.topic().handle().enqueue(operation.len(), false, |state| {
+        let need = Need::of_topic(self.topic().id(), operation.len(), false);
+        self.topic().handle().enqueue(&need, |state| {
             self.reader.check_acknowledge(state)?;
             state.acknowledge(self.reader.id, operation);
             Ok(None)

@@ -41,6 +41,7 @@
 //!
 //! The bytes on disk are described in `docs/formats/wal.md` of the repository, the rest in `docs/WAL.md`.
 
+mod appending;
 mod batch;
 mod committer;
 mod cursor;
@@ -56,6 +57,7 @@ mod read;
 mod reclaim;
 mod recovery;
 mod replay;
+mod room;
 mod scan;
 mod seal;
 mod shared;
@@ -66,6 +68,7 @@ mod ticket;
 mod topic;
 mod writer;
 
+pub use appending::Appending;
 pub use batch::Batch;
 pub use cursor::Cursor;
 pub use delay::CommitDelay;

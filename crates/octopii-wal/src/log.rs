@@ -6,20 +6,22 @@ use std::sync::Arc;
 
 use octopii_vfs::create_dir_all_durable;
 
-use crate::batch::{Batch, MAX_BATCH};
+use crate::appending::{Appending, Work};
+use crate::batch::Batch;
 use crate::committer;
 use crate::error::{Error, OpenError};
 use crate::format::record::RecordKind;
 use crate::options::{Committer, Durability, MAX_ENTRY, MAX_INDEX, Options, SEGMENT_SIZES};
 use crate::reclaim::Laggard;
 use crate::recovery;
+use crate::room::Need;
 use crate::scan::SegmentFile;
 use crate::shared::{Shared, lock};
 use crate::spares::Spares;
-use crate::state::{Operation, Segment, State, TopicState};
-use crate::sync::Mutex;
+use crate::state::{Epoch, Lsn, Operation, Segment, State, TopicState};
 use crate::sync::atomic::Ordering;
 use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Mutex, MutexGuard};
 use crate::ticket::Ticket;
 use crate::topic::Topic;
 use crate::writer::Writer;
@@ -127,7 +129,7 @@ impl WriteAheadLog {
         }
         let mut found = None;
         // Whatever is done to the topic later is durable only after this, so there is nothing to wait for.
-        drop(self.handle.enqueue(0, false, |state| {
+        drop(self.handle.enqueue(&Need::NONE, |state| {
             found = Some(define(state, name));
             Ok(None)
         })?);
@@ -146,40 +148,17 @@ impl WriteAheadLog {
     }
 
     /// Makes the changes of a batch, all of them or, after an error, none. Like [`Topic::append`] it does not wait for the
-    /// disk; after a crash all of the changes are there, or none.
-    pub fn commit(&self, batch: Batch) -> Result<Ticket, Error> {
-        let Batch { operations, acknowledging, bytes, refused } = batch;
-        if let Some(error) = refused {
-            return Err(error);
-        }
-        if bytes > MAX_BATCH {
-            return Err(Error::BatchTooLarge { len: bytes, limit: MAX_BATCH });
-        }
-        if let Some((topic, _)) = operations.iter().find(|(t, _)| !Arc::ptr_eq(t.handle(), &self.handle)) {
-            return Err(Error::ForeignTopic { topic: topic.name().to_owned() });
-        }
-        let has_entries = operations.iter().any(|(_, o)| o.kind == RecordKind::Append);
-        self.handle.enqueue(bytes, has_entries, |state| {
-            for reader in &acknowledging {
-                reader.check_acknowledge(state)?;
-            }
-            let mut acknowledging = acknowledging.iter();
-            let mut last = None;
-            for (_, operation) in operations {
-                match operation.kind {
-                    RecordKind::Append => last = Some(state.call(operation)),
-                    RecordKind::Cursor => {
-                        // Only an acknowledgement puts one into a batch.
-                        let reader = acknowledging.next().expect("each cursor record has its reader");
-                        state.acknowledge(reader.id(), operation);
-                    }
-                    _ => {
-                        state.call(operation);
-                    }
-                }
-            }
-            Ok(last)
-        })
+    /// disk, only for room; after a crash all of the changes are there, or none.
+    pub fn commit(&self, mut batch: Batch) -> Result<Ticket, Error> {
+        batch.check(&self.handle)?;
+        self.handle.enqueue(&batch.need(), |state| batch.run(state))
+    }
+
+    /// As [`Self::commit`], waiting for room without blocking the thread. Cancel safe: dropped before it is ready, nothing
+    /// was changed.
+    pub fn commit_async(&self, batch: Batch) -> Appending {
+        let need = batch.need();
+        Appending::new(&self.handle, need, batch.check(&self.handle).map(|()| Work::Batch(batch)))
     }
 
     /// A ticket for everything called so far, fulfilled by a sync whatever the log's durability.
@@ -235,17 +214,28 @@ impl WriteAheadLog {
 }
 
 impl Handle {
-    /// Queues a batch of about `bytes`; `call` returns the index for the ticket, or an error, having changed nothing.
+    /// Queues a batch, waiting for room; `call` returns the index for the ticket, or an error, having changed nothing.
     pub(crate) fn enqueue(
         &self,
-        bytes: usize,
-        has_entries: bool,
+        need: &Need,
         call: impl FnOnce(&mut State) -> Result<Option<u64>, Error>,
     ) -> Result<Ticket, Error> {
-        let (index, lsn, epoch) = self.shared.enqueue(bytes, has_entries, call)?;
-        let index = index?;
+        self.ticket(self.shared.enqueue(need, call)?)
+    }
+
+    /// Queues a batch that was let in.
+    pub(crate) fn queue(
+        &self,
+        state: MutexGuard<'_, State>,
+        call: impl FnOnce(&mut State) -> Result<Option<u64>, Error>,
+    ) -> Result<Ticket, Error> {
+        self.ticket(self.shared.queue(state, call)?)
+    }
+
+    fn ticket(&self, queued: (Result<Option<u64>, Error>, Lsn, Arc<Epoch>)) -> Result<Ticket, Error> {
+        let (index, lsn, epoch) = queued;
         let accepted = self.shared.options.durability != Durability::Synced;
-        Ok(Ticket::new(Arc::clone(&self.shared), epoch, lsn, index, accepted))
+        Ok(Ticket::new(Arc::clone(&self.shared), epoch, lsn, index?, accepted))
     }
 
     fn close(&self) -> Result<(), Error> {

@@ -56,8 +56,10 @@ pub struct Options {
     pub segment_size: u64,
     /// Who writes and syncs. Default: [`Committer::Thread`].
     pub committer: Committer,
-    /// Bytes that may wait to be written; beyond it, appending blocks until the disk has caught up. A batch larger than
-    /// this is let in when nothing else waits. Default: 64 MiB.
+    /// Bytes that may wait to be written; beyond it, appending waits until the disk has caught up. A topic may have as many
+    /// bytes waiting as are left free, so one alone gets half, and one that floods the log leaves room for the others. A
+    /// batch larger than half is let in when nothing else waits, and one that would starve goes in beyond the limit.
+    /// Default: 64 MiB.
     pub max_pending_bytes: usize,
     /// Bytes of the largest entry accepted, at most and by default [`MAX_ENTRY`].
     pub max_entry: usize,

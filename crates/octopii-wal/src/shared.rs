@@ -11,9 +11,10 @@ use crate::format::frame::FrameKind;
 use crate::format::record::RecordKind;
 use crate::index::{Location, Slot};
 use crate::options::{Committer, Durability, Options};
-use crate::state::{Lsn, Operation, Queued, Segment, State, Waiter};
+use crate::room::{Need, Room};
+use crate::state::{Epoch, Lsn, Operation, Queued, Segment, State, Waiter};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use crate::sync::thread::Thread;
+use crate::sync::thread::{self, Thread};
 use crate::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use crate::writer::{Failure, Writer};
 
@@ -43,6 +44,7 @@ pub(crate) struct Commit {
     taken: Vec<Queued>,
     offsets: Vec<u32>,
     woken: Vec<Waiter>,
+    /// Others to wake: those who follow a topic, and those who wait for room.
     followers: Vec<Waiter>,
     /// Number of the last operation whose frame is synced.
     synced: Lsn,
@@ -61,6 +63,7 @@ impl Shared {
         writer: Writer,
         guard: Box<dyn LockGuard>,
     ) -> Self {
+        state.room = Room::new(options.max_pending_bytes);
         state.wakes_on_append = wakes_on_append(options.durability, options.committer);
         let commit = Commit {
             writer,
@@ -104,37 +107,47 @@ impl Shared {
         state.stopped.clone().or(closing.then_some(Error::Closed))
     }
 
-    /// Lets `call` queue one batch of about `bytes`, waiting for room first. Returns its result and the batch's number.
+    /// Lets `call` queue one batch, waiting for room first. Returns its result and the batch's number.
     pub(crate) fn enqueue<T>(
         &self,
-        bytes: usize,
-        has_entries: bool,
+        need: &Need,
         call: impl FnOnce(&mut State) -> T,
-    ) -> Result<(T, Lsn, Arc<crate::state::Epoch>), Error> {
-        let mut state = self.state();
+    ) -> Result<(T, Lsn, Arc<Epoch>), Error> {
+        let mut place = None;
         loop {
-            if let Some(error) = self.refusal(&state) {
-                return Err(error);
+            if let Some(state) = self.admit(need, &mut place, || Waiter::Thread(thread::current()))? {
+                return self.queue(state, call);
             }
-            if has_entries && state.full {
-                drop(state);
-                self.find_space(bytes as u64)?;
-            } else if state.pending_bytes > 0 && state.pending_bytes + bytes > self.options.max_pending_bytes
-            {
-                drop(state);
-                self.commit_once()?;
-            } else {
-                break;
+            match self.hurry() {
+                Ok(true) => {}
+                Ok(false) => thread::park(),
+                Err(error) => {
+                    self.withdraw(&mut place);
+                    return Err(error);
+                }
             }
-            state = self.state();
         }
+    }
+
+    /// Queues a batch that was let in.
+    pub(crate) fn queue<T>(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        call: impl FnOnce(&mut State) -> T,
+    ) -> Result<(T, Lsn, Arc<Epoch>), Error> {
+        let before = state.last;
         let was_empty = state.queue.is_empty();
         let out = call(&mut state);
         state.end_batch();
         let lsn = state.last;
         let epoch = Arc::clone(&state.epoch);
-        let stirred = std::mem::take(&mut state.stirred);
-        let is_awaited = std::mem::take(&mut state.is_awaited);
+        let has_queued = lsn != before;
+        state.end_charging(has_queued);
+        let mut stirred = std::mem::take(&mut state.stirred);
+        // It may have taken less than it was granted.
+        state.grant_room(&mut stirred);
+        let is_room_awaited = state.room.is_awaited();
+        let is_awaited = std::mem::take(&mut state.is_awaited) || is_room_awaited;
         let gathered = state.pending_bytes >= GATHER.min(self.options.max_pending_bytes / 2);
         drop(state);
         stirred.into_iter().for_each(Waiter::wake);
@@ -142,6 +155,10 @@ impl Shared {
             self.kick();
         }
         let in_thread = self.options.committer == Committer::Thread;
+        if is_room_awaited && !in_thread && has_queued {
+            // Whoever waits for room relies on those who have it.
+            self.commit_once()?;
+        }
         match self.options.durability {
             Durability::Interval(_) if was_empty && in_thread => self.kick(),
             Durability::Interval(_) | Durability::None if gathered && in_thread => self.kick(),
@@ -165,6 +182,7 @@ impl Shared {
             && (state.sync_wanted > state.epoch.durable()
                 || (!state.queue.is_empty()
                     && (self.options.durability == Durability::Synced
+                        || state.room.is_awaited()
                         || self.closing.load(Ordering::Acquire)
                         || state.pending_bytes >= GATHER.min(self.options.max_pending_bytes / 2))))
     }
@@ -214,7 +232,7 @@ impl Shared {
         }
     }
 
-    fn find_space(&self, bytes: u64) -> Result<(), Error> {
+    pub(crate) fn find_space(&self, bytes: u64) -> Result<(), Error> {
         let mut commit = self.writer();
         match self.make_room(&mut commit.writer, bytes, true) {
             Ok(_) => {
@@ -324,6 +342,7 @@ impl Shared {
             let slot = Slot { offset: *offset, len: operation.payload.len() as u32 };
             let location = Location { segment, slot };
             if let Some(topic) = state.topics.get_mut(&operation.topic) {
+                topic.pending = topic.pending.saturating_sub(queued.charge);
                 topic.wrote(*lsn, operation, location);
                 if operation.kind == RecordKind::Append && !topic.followers.is_empty() {
                     followers.extend(std::mem::take(&mut topic.followers).into_values());
@@ -331,6 +350,10 @@ impl Shared {
             }
         }
         state.pending_bytes = state.pending_bytes.saturating_sub(bytes);
+        for queued in taken.iter() {
+            state.room.release(queued.charge, queued.is_lent);
+        }
+        state.grant_room(followers);
         state.written = upto;
         if sync {
             state.became_durable(upto, woken);

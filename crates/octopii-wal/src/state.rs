@@ -19,6 +19,7 @@ mod cursors;
 use crate::format::segment::SegmentHeader;
 use crate::index::{Found, Index, Location};
 use crate::reclaim::Reclaim;
+use crate::room::Room;
 
 /// Operations are numbered in the order they were called, from 1.
 pub(crate) type Lsn = u64;
@@ -52,6 +53,9 @@ pub(crate) struct Queued {
     pub(crate) operation: Operation,
     /// Whether the batch it belongs to ends here.
     pub(crate) ends_batch: bool,
+    /// Bytes that it takes of the room, or that it is beyond.
+    pub(crate) charge: usize,
+    pub(crate) is_lent: bool,
 }
 
 /// A topic as the operations *written* so far leave it, and as those *called* so far do.
@@ -71,6 +75,10 @@ pub(crate) struct TopicState {
     /// Cursors that are open.
     readers: BTreeMap<u64, ReadPosition>,
     next_reader: u64,
+    /// Bytes charged for what of this topic is granted, queued or being written.
+    pub(crate) pending: usize,
+    /// How many wait for room for this topic.
+    pub(crate) waiting: usize,
     /// Who waits for entries to hand out.
     pub(crate) followers: BTreeMap<u64, Waiter>,
     /// Counts the times that entries a reader may have seen were taken back.
@@ -292,6 +300,8 @@ pub(crate) struct State {
     pub(crate) stirred: Vec<Waiter>,
     /// Somebody waits for an entry that was just appended to be committed.
     pub(crate) is_awaited: bool,
+    /// How much more may wait.
+    pub(crate) room: Room,
     /// The last attempt to get space failed.
     pub(crate) full: bool,
     /// Set once the log was poisoned or closed.
@@ -317,6 +327,7 @@ impl State {
             wakes_on_append: false,
             stirred: Vec::new(),
             is_awaited: false,
+            room: Room::new(0),
             full: false,
             stopped: None,
         }
@@ -354,7 +365,13 @@ impl State {
         let index = operation.index;
         topic.call(lsn, &operation);
         self.pending_bytes += operation.len();
-        self.queue.push_back(Queued { lsn, operation, ends_batch: false });
+        let (charge, is_lent) = match operation.kind {
+            // The log's own, a piece at a time; it takes nothing from those who append.
+            RecordKind::Relocate => (0, false),
+            _ => self.room.charge(operation.len()),
+        };
+        topic.pending += charge;
+        self.queue.push_back(Queued { lsn, operation, ends_batch: false, charge, is_lent });
         index
     }
 
@@ -374,7 +391,9 @@ impl State {
             topic.fall_back();
         }
         self.written = self.last;
-        self.end_epoch(error)
+        let mut waiters = self.end_epoch(error);
+        self.reset_room(&mut waiters);
+        waiters
     }
 
     /// Everything not yet durable fails with `error`, and so will everything to come.
@@ -382,7 +401,9 @@ impl State {
         self.queue.clear();
         self.pending_bytes = 0;
         self.stopped.get_or_insert_with(|| error.clone());
-        self.end_epoch(error)
+        let mut waiters = self.end_epoch(error);
+        self.dissolve_line(&mut waiters);
+        waiters
     }
 
     fn end_epoch(&mut self, error: Error) -> Vec<Waiter> {

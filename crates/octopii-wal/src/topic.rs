@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::appending::{Appending, Work};
 use crate::cursor::Cursor;
 use crate::error::Error;
 use crate::format::record::{CURSOR_REMOVED, HEADER_LEN, RecordKind};
 use crate::log::{Handle, NAME_LENGTHS, check_index, check_length, check_metadata};
 use crate::read;
+use crate::room::Need;
 use crate::state::Operation;
 use crate::ticket::Ticket;
 
@@ -47,14 +49,29 @@ impl Topic {
 
     /// Adds an entry at the end. It can be read as soon as this returns, and is durable when the ticket says so.
     ///
-    /// Blocks only while more than [`Options::max_pending_bytes`](crate::Options::max_pending_bytes) wait for the disk.
+    /// Blocks only while this topic has its share of [`Options::max_pending_bytes`](crate::Options::max_pending_bytes)
+    /// waiting for the disk.
     pub fn append(&self, entry: impl Into<Bytes>) -> Result<Ticket, Error> {
-        let entry = entry.into();
+        self.call(self.entry(entry.into())?)
+    }
+
+    /// As [`Self::append`], waiting for its share without blocking the thread. Cancel safe: dropped before it is ready,
+    /// nothing was appended. The ticket's [`durable`](Ticket::durable) is the future of the next step.
+    ///
+    /// The thread is blocked all the same for the disk's answer when it was full the last time, and with
+    /// [`Committer::Caller`](crate::Committer::Caller), where waiting for room means committing.
+    pub fn append_async(&self, entry: impl Into<Bytes>) -> Appending {
+        let entry = self.entry(entry.into());
+        let need = Need::of_topic(self.id, entry.as_ref().map_or(0, Operation::len), true);
+        Appending::new(&self.handle, need, entry.map(|entry| Work::Operation(Some(entry))))
+    }
+
+    fn entry(&self, entry: Bytes) -> Result<Operation, Error> {
         let limit = self.max_entry();
         if entry.len() > limit {
             return Err(Error::EntryTooLarge { len: entry.len(), limit });
         }
-        self.call(Operation::new(RecordKind::Append, self.id, 0, entry))
+        Ok(Operation::new(RecordKind::Append, self.id, 0, entry))
     }
 
     /// Drops the entries from index `from` on; the next entry appended gets that index. Dropping from beyond the end does
@@ -105,7 +122,7 @@ impl Topic {
     /// fails with [`Error::CursorRemoved`].
     pub fn remove_cursor(&self, name: &str) -> Result<Ticket, Error> {
         let name = Bytes::copy_from_slice(name.as_bytes());
-        self.handle.enqueue(HEADER_LEN + name.len(), false, |state| {
+        self.handle.enqueue(&Need::of_topic(self.id, HEADER_LEN + name.len(), false), |state| {
             if state.topic(self.id).cursor(&name).is_some() {
                 state.call(Operation::new(RecordKind::Cursor, self.id, CURSOR_REMOVED, name));
             }
@@ -115,7 +132,7 @@ impl Topic {
 
     /// Purges the entries that every cursor has acknowledged; none, if there are no cursors.
     pub fn purge_acknowledged(&self) -> Result<Ticket, Error> {
-        self.handle.enqueue(HEADER_LEN, false, |state| {
+        self.handle.enqueue(&Need::of_topic(self.id, HEADER_LEN, false), |state| {
             let topic = state.topic(self.id);
             let to = topic.cursors().values().min().copied();
             if let Some(to) = to.filter(|to| *to > topic.first()) {
@@ -149,8 +166,7 @@ impl Topic {
 
     fn call(&self, operation: Operation) -> Result<Ticket, Error> {
         let has_entry = operation.kind == RecordKind::Append;
-        let bytes = HEADER_LEN + operation.payload.len();
-        self.handle.enqueue(bytes, has_entry, |state| {
+        self.handle.enqueue(&Need::of_topic(self.id, operation.len(), has_entry), |state| {
             let index = state.call(operation);
             Ok(has_entry.then_some(index))
         })

@@ -6,6 +6,7 @@ mod crash;
 mod cursors;
 mod damage;
 mod disk;
+mod fairness;
 mod faults;
 mod flips;
 mod follow;
