@@ -227,11 +227,33 @@ pub(crate) struct Wal {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum WalCommand {
-    /// Verify every record and show segments and topics; works while a node has the log open
+    /// Show segments and topics; works while a node has the log open
     Inspect {
         /// A log's directory, or a node's data directory
         dir: PathBuf,
     },
+    /// Read all of it and check every checksum; works while a node has the log open
+    Verify {
+        /// A log's directory, or a node's data directory
+        dir: PathBuf,
+    },
+    /// Show every record that can be read, also from a damaged log; with --json, with the entries in hexadecimal
+    Dump(WalDump),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct WalDump {
+    /// A log's directory, or a node's data directory
+    pub(crate) dir: PathBuf,
+    /// Only records of this topic
+    #[arg(long)]
+    pub(crate) topic: Option<String>,
+    /// Only entries from this index on
+    #[arg(long, value_name = "INDEX")]
+    pub(crate) from: Option<u64>,
+    /// Only entries before this index
+    #[arg(long, value_name = "INDEX")]
+    pub(crate) to: Option<u64>,
 }
 
 fn parse_member(text: &str) -> Result<(NodeId, SocketAddr), String> {

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -37,6 +38,11 @@ impl Output {
         }
     }
 
+    /// Whether anybody can read what is printed from now on.
+    pub(crate) fn is_open(self) -> bool {
+        !CLOSED.load(Ordering::Relaxed)
+    }
+
     /// Why the command failed, on standard error.
     pub(crate) fn failure(self, failure: &Failure) {
         let line = if self.json {
@@ -52,6 +58,7 @@ impl Output {
 fn print(line: impl Display) {
     let mut out = io::stdout().lock();
     if let Err(e) = writeln!(out, "{line}").and_then(|()| out.flush()) {
+        CLOSED.store(true, Ordering::Relaxed);
         if e.kind() == io::ErrorKind::BrokenPipe {
             READER_LEFT.notify_one();
         } else {
@@ -59,6 +66,9 @@ fn print(line: impl Display) {
         }
     }
 }
+
+/// Whether nothing more can be printed: long output may stop.
+static CLOSED: AtomicBool = AtomicBool::new(false);
 
 static READER_LEFT: Notify = Notify::const_new();
 

@@ -120,7 +120,7 @@ fn inspect_once(dir: &Path, vfs: &Arc<dyn Vfs>) -> Result<Inspection, OpenError>
 }
 
 /// Opens the segments that were in `dir` at one moment. Open files stay readable when a live log removes them.
-fn open_all(dir: &Path, vfs: &Arc<dyn Vfs>) -> Result<Vec<SegmentFile>, OpenError> {
+pub(crate) fn open_all(dir: &Path, vfs: &Arc<dyn Vfs>) -> Result<Vec<SegmentFile>, OpenError> {
     let open = |path: PathBuf, sequence| match vfs.open(&path, OpenMode::Read) {
         Ok(file) => SegmentFile::from_handle(file, path, sequence).map(Some),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),

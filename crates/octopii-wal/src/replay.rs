@@ -167,11 +167,20 @@ impl Replay<'_> {
     }
 }
 
+pub(crate) fn damage(
+    file: &SegmentFile,
+    offset: u64,
+    detail: &str,
+    topics: Vec<(String, Range<u64>)>,
+) -> Damage {
+    Damage { segment: file.path.clone(), offset, detail: detail.to_owned(), topics }
+}
+
 pub(crate) fn damaged(
     file: &SegmentFile,
     offset: u64,
     detail: &str,
     topics: Vec<(String, Range<u64>)>,
 ) -> OpenError {
-    OpenError::Damaged(Damage { segment: file.path.clone(), offset, detail: detail.to_owned(), topics })
+    OpenError::Damaged(damage(file, offset, detail, topics))
 }

@@ -51,7 +51,7 @@ impl SegmentFile {
     pub(crate) fn from_handle(file: FileHandle, path: PathBuf, sequence: u64) -> Result<Self, OpenError> {
         let io = |operation, reason| OpenError::Io { operation, path: path.clone(), reason };
         let len = file.len().map_err(|e| io("find the length of", e))?;
-        let mut head = vec![0; segment::HEADER_LEN.min(len as usize)];
+        let mut head = vec![0; PAGE.min(len) as usize];
         file.read_exact_at(&mut head, 0).map_err(|e| io("read", e))?;
         let decoded = SegmentHeader::decode(&head);
         let header = match decoded {
@@ -110,7 +110,7 @@ impl<'a> Scanner<'a> {
         Ok(bytes.and_then(|b| FrameHeader::decode(b, salt, offset)))
     }
 
-    /// The body of the frame that was found at `offset`.
+    /// The body of the frame whose header was found at `offset`.
     pub(crate) fn body(&mut self, offset: u64, header: &FrameHeader) -> Result<&[u8], OpenError> {
         Ok(self.bytes(offset + frame::HEADER_LEN as u64, header.body_len as usize)?.unwrap_or(&[]))
     }

@@ -85,7 +85,19 @@ fn logs_that_are_none_and_logs_that_are_damaged() {
         succeeded(&home.run(&["kv", "put", &format!("key{n}"), "value", "--node", &bind]));
     }
     let live = succeeded(&home.run(&["wal", "inspect", "one"]));
-    assert!(live.contains("topic raft") && live.contains("every record verified"), "{live}");
+    assert!(live.contains("topic raft") && live.contains("tail clean"), "{live}");
+    let live = succeeded(&home.run(&["wal", "verify", "one"]));
+    assert!(live.contains("are whole"), "{live}");
+    let records =
+        succeeded(&home.run(&["wal", "dump", "one", "--topic", "raft", "--from", "3", "--to", "5"]));
+    let words: Vec<_> = records.lines().map(|line| line.split_whitespace().nth(3).unwrap()).collect();
+    assert_eq!(words, ["entry", "entry"], "{records}");
+    let records = succeeded(&home.run(&["wal", "dump", "one", "--json"]));
+    let keys = records.lines().filter(|line| {
+        let record: serde_json::Value = serde_json::from_str(line).unwrap();
+        record["kind"] == "entry" && record["hex"].as_str().unwrap().contains("6b6579")
+    });
+    assert_eq!(keys.count(), 20, "every entry with the word key");
     node.kill();
     let segment = std::fs::read_dir(home.path().join("one/wal"))
         .unwrap()
@@ -99,6 +111,13 @@ fn logs_that_are_none_and_logs_that_are_damaged() {
     std::fs::write(&segment, &bytes).unwrap();
     let output = home.run(&["wal", "inspect", "one"]);
     assert_eq!(output.status.code(), Some(1), "{}", crate::stdout(&output));
+    let output = home.run(&["wal", "verify", "one"]);
+    failed(&output, 1, "1 damaged: restore");
+    assert!(crate::stdout(&output).contains("damaged: "), "{}", crate::stdout(&output));
+    let output = home.run(&["wal", "dump", "one", "--json"]);
+    failed(&output, 1, "everything else is shown");
+    let whole = crate::stdout(&output).lines().filter(|line| line.contains("6b6579")).count();
+    assert!((18..20).contains(&whole), "{whole}");
     failed(&home.run(&["node", "--data-dir", "one", "--id", "1", "--bind", &bind]), 1, "damaged");
     assert_eq!(std::fs::read(&segment).unwrap(), bytes, "a damaged log was changed");
 }

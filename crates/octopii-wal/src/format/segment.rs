@@ -12,8 +12,11 @@ pub(crate) const VERSION: u32 = 1;
 const SPARE: &str = ".spare";
 /// Far beyond what a log can reach, and far from overflow.
 const MAX_SEQUENCE: u64 = u64::MAX >> 1;
-/// Bytes of the header that carry something; zeroes follow up to [`PAGE`].
-pub(crate) const HEADER_LEN: usize = 52;
+/// Bytes of the header that carry something.
+const HEADER_LEN: usize = 52;
+/// Where in the page the header stands a second time: in another sector, for everything else in the segment can be checked
+/// only with the salt.
+const COPY: usize = 2048;
 
 /// The first page of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,18 +56,24 @@ impl SegmentHeader {
         page[40..48].copy_from_slice(&self.predecessor_end.to_le_bytes());
         let crc = crc32c::crc32c(&page[..48]);
         page[48..52].copy_from_slice(&crc.to_le_bytes());
+        page.copy_within(..HEADER_LEN, COPY);
         page
     }
 
-    /// Reads the header from the first [`HEADER_LEN`] bytes of a file.
-    pub(crate) fn decode(bytes: &[u8]) -> ReadHeader {
-        if bytes.starts_with(UNUSED) && bytes.len() >= HEADER_LEN && bytes[8..].iter().all(|b| *b == 0) {
+    /// Reads the header from the first page of a file, or as much of it as there is.
+    pub(crate) fn decode(page: &[u8]) -> ReadHeader {
+        let one = |at: usize| page.get(at..at + HEADER_LEN).map_or(ReadHeader::Invalid, Self::decode_one);
+        match one(0) {
+            ReadHeader::Invalid => one(COPY),
+            header => header,
+        }
+    }
+
+    fn decode_one(bytes: &[u8]) -> ReadHeader {
+        if bytes.starts_with(UNUSED) && bytes[8..].iter().all(|b| *b == 0) {
             return ReadHeader::Unused;
         }
-        if bytes.len() < HEADER_LEN
-            || &bytes[0..8] != MAGIC
-            || crc32c::crc32c(&bytes[..48]) != u32_at(bytes, 48)
-        {
+        if &bytes[0..8] != MAGIC || crc32c::crc32c(&bytes[..48]) != u32_at(bytes, 48) {
             return ReadHeader::Invalid;
         }
         match u32_at(bytes, 8) {
@@ -84,6 +93,7 @@ impl SegmentHeader {
 pub(crate) fn unused_page() -> Vec<u8> {
     let mut page = vec![0; PAGE as usize];
     page[0..8].copy_from_slice(UNUSED);
+    page.copy_within(..HEADER_LEN, COPY);
     page
 }
 
@@ -129,15 +139,19 @@ mod tests {
     };
 
     #[test]
-    fn any_flipped_bit_invalidates_a_header() {
+    fn any_flipped_bit_invalidates_a_header_and_its_copy_stands_in() {
         let page = HEADER.encode();
         assert_eq!(SegmentHeader::decode(&page), ReadHeader::Valid(HEADER));
         for bit in 0..HEADER_LEN * 8 {
             let mut flipped = page.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(SegmentHeader::decode(&flipped), ReadHeader::Invalid, "bit {bit}");
+            assert_eq!(SegmentHeader::decode(&flipped[..COPY]), ReadHeader::Invalid, "bit {bit}");
+            assert_eq!(SegmentHeader::decode(&flipped), ReadHeader::Valid(HEADER), "bit {bit}");
+            flipped[COPY + bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(SegmentHeader::decode(&flipped), ReadHeader::Invalid, "bit {bit}, twice");
         }
         assert_eq!(SegmentHeader::decode(&page[..51]), ReadHeader::Invalid);
+        assert_eq!(SegmentHeader::decode(&[]), ReadHeader::Invalid);
     }
 
     #[test]
@@ -147,7 +161,8 @@ mod tests {
         for bit in 0..HEADER_LEN * 8 {
             let mut flipped = page.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(SegmentHeader::decode(&flipped), ReadHeader::Invalid, "bit {bit}");
+            assert_eq!(SegmentHeader::decode(&flipped[..COPY]), ReadHeader::Invalid, "bit {bit}");
+            assert_eq!(SegmentHeader::decode(&flipped), ReadHeader::Unused, "bit {bit}");
         }
         let reused = SegmentHeader { reused: true, ..HEADER };
         assert_eq!(SegmentHeader::decode(&reused.encode()), ReadHeader::Valid(reused));
@@ -164,7 +179,8 @@ mod tests {
         assert_eq!(page[16..32], [2, 0, 0, 0, 0, 0, 0, 0, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
         assert_eq!(page[32..48], [10, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0, 0, 0, 0, 0]);
         assert_eq!(page[48..52], [0xdd, 0x2f, 0x22, 0xf0]);
-        assert!(page[52..].iter().all(|b| *b == 0));
+        assert!(page[52..2048].iter().chain(&page[2100..]).all(|b| *b == 0));
+        assert_eq!(page[2048..2100], page[..52]);
     }
 
     #[test]

@@ -20,4 +20,5 @@ mod seeds;
 mod segments;
 mod session;
 mod strace;
+mod verify;
 mod writers;
