@@ -34,14 +34,18 @@
 //!   eighth of the segment, at most 64 KiB), and appending works again when there is space.
 //! - **When a write or a sync fails** everything not yet acknowledged fails with [`Error::Poisoned`] and may or may not be
 //!   there after the log is opened again. A failed sync is never tried again.
-//! - **A flipped bit or a missing segment** is an error that names the place, [`OpenError::Damaged`] or
-//!   [`Error::Damaged`], and never wrong data. One exception: in a log that was *not* closed in good order, damage within
+//! - **A flipped bit or a missing segment** is an error that names the place, [`OpenError::Damaged`] or, in a sealed segment
+//!   when the entry is read, [`Error::Damaged`], and never wrong data. [`verify`] finds it beforehand. One exception: in a log that was *not* closed in good order, damage within
 //!   the very last commit looks like a write that was interrupted, and that commit is dropped.
 //! - **Two logs on one directory** cannot be: the second one gets [`OpenError::Locked`].
 //!
 //! The bytes on disk are described in `docs/formats/wal.md` of the repository, the rest in `docs/WAL.md`.
 
 mod appending;
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod batch;
 mod committer;
 mod cursor;
