@@ -5,7 +5,7 @@ use std::time::Duration;
 use octopii_wal::{Committer, Durability, Options, inspect};
 
 use crate::disk::{Coin, Disk, Moment};
-use crate::model;
+use crate::model::{self, Action};
 use crate::seeds::{Place, for_each_seed, mix};
 use crate::session::{DIR, History, Session, check_inspection};
 
@@ -40,12 +40,14 @@ pub(crate) fn any_options(coin: &mut Coin) -> Options {
     }
 }
 
+type Script = fn(&mut Coin, usize) -> Vec<Action>;
+
 /// Runs a session of `n` actions to its end and returns every moment at which the power could have gone.
-fn session(disk: &Disk, history: &mut History, coin: &mut Coin, n: usize) -> Vec<Moment> {
+fn session(disk: &Disk, history: &mut History, coin: &mut Coin, script: Script, n: usize) -> Vec<Moment> {
     disk.record();
     let options = any_options(coin);
     let mut session = Session::open(disk, options, history).unwrap_or_else(|e| panic!("{e}"));
-    session.run(&model::script(coin, n)).unwrap_or_else(|e| panic!("{e}"));
+    session.run(&script(coin, n)).unwrap_or_else(|e| panic!("{e}"));
     if coin.one_in(4) {
         session.sync().unwrap_or_else(|e| panic!("{e}"));
     }
@@ -68,7 +70,7 @@ fn any_crash(moment: &Moment, coin: &mut Coin) -> Disk {
 fn aftermath(disk: &Disk, mut history: History, coin: &mut Coin) {
     let before = history.note();
     let actions = coin.below(5) as usize;
-    let moments = session(disk, &mut history, coin, actions);
+    let moments = session(disk, &mut history, coin, model::script, actions);
     let mut chosen = vec![coin.below(moments.len() as u64) as usize];
     if coin.one_in(4) {
         chosen.extend((0..moments.len()).take_while(|i| moments[*i].note == before));
@@ -87,14 +89,16 @@ fn aftermath(disk: &Disk, mut history: History, coin: &mut Coin) {
 fn crash_at_every_call(seed: u64, place: &Place) {
     let mut coin = Coin(mix(seed, 0));
     let (mut disk, mut history) = (Disk::default(), History::new());
+    let (script, n): (Script, _) =
+        if seed.is_multiple_of(3) { (model::slow_script, 75) } else { (model::script, 50) };
     // Every other log has been through crashes before.
     for _ in 0..(seed % 2) * 2 {
-        let moments = session(&disk, &mut history, &mut coin, 25);
+        let moments = session(&disk, &mut history, &mut coin, script, 40);
         let at = &moments[coin.below(moments.len() as u64) as usize];
         disk = any_crash(at, &mut coin);
         history = history.at(at.note);
     }
-    let moments = session(&disk, &mut history, &mut coin, 40);
+    let moments = session(&disk, &mut history, &mut coin, script, n);
     for (i, moment) in moments.iter().enumerate() {
         let mut coin = Coin(mix(seed, 1 + i as u64));
         let units = moment.units();
@@ -122,11 +126,12 @@ fn scripts_crashed_at_every_call() {
 fn cycles(seed: u64, place: &Place) {
     let mut coin = Coin(mix(!seed, 0));
     let (mut disk, mut history) = (Disk::default(), History::new());
+    let script = if seed.is_multiple_of(3) { model::slow_script } else { model::script };
     for cycle in 0..10 {
         place.enter(cycle, 0);
         let before = history.note();
         let actions = 3 + coin.below(20) as usize;
-        let moments = session(&disk, &mut history, &mut coin, actions);
+        let moments = session(&disk, &mut history, &mut coin, script, actions);
         let opening = moments.iter().filter(|m| m.note == before).count() as u64;
         let at = match coin.below(4) {
             0 if opening > 0 => coin.below(opening),

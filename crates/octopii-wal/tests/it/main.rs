@@ -15,6 +15,7 @@ mod group;
 mod kill;
 mod model;
 mod power;
+mod property;
 mod reclaim;
 mod seeds;
 mod segments;

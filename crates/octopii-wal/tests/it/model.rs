@@ -114,8 +114,28 @@ fn raw(coin: &mut Coin) -> Raw {
     }
 }
 
+/// A change that leaves the last topic behind while the others are filled and emptied.
+fn raw_beside_a_slow_topic(coin: &mut Coin) -> Raw {
+    let topic = coin.below(2) as usize;
+    match coin.below(20) {
+        0 => Raw::Append(TOPICS.len() - 1, coin.below(700) as usize, coin.next()),
+        1..5 => Raw::Purge(topic, 1 + 8 * coin.below(1000)),
+        5 => raw(coin),
+        _ => Raw::Append(topic, 2000 + coin.below(7000) as usize, coin.next()),
+    }
+}
+
 /// A script of `n` actions.
 pub(crate) fn script(coin: &mut Coin, n: usize) -> Vec<Action> {
+    script_of(raw, coin, n)
+}
+
+/// A script in which one topic keeps old segments from being removed, so that its entries have to move.
+pub(crate) fn slow_script(coin: &mut Coin, n: usize) -> Vec<Action> {
+    script_of(raw_beside_a_slow_topic, coin, n)
+}
+
+fn script_of(raw: fn(&mut Coin) -> Raw, coin: &mut Coin, n: usize) -> Vec<Action> {
     let action = |coin: &mut Coin| match coin.below(40) {
         0..4 => Action::Batch((0..coin.below(5)).map(|_| raw(coin)).collect()),
         4..10 => Action::Wait(0),
