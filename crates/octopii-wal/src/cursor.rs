@@ -179,7 +179,7 @@ impl Cursor {
         let topic = state.topic(self.topic().id());
         let to = match self.topic().handle().shared.options.durability {
             // A commit that writes also syncs before anything counts as written.
-            Durability::Synced => topic.written_to(),
+            Durability::Synced => topic.written_end(),
             Durability::Interval(_) | Durability::None => topic.next(),
         };
         (topic.reader(self.reader.id).next.max(topic.first()), to)

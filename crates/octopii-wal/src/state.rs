@@ -146,11 +146,6 @@ impl TopicState {
         self.written.entries.find(index, limit.min(unwritten_from - index)).map(Source::Disk)
     }
 
-    /// Entries before this one are written.
-    pub(crate) fn written_to(&self) -> u64 {
-        self.next - self.unwritten.len() as u64
-    }
-
     /// Makes the visible view equal to the written one.
     pub(crate) fn fall_back(&mut self) {
         self.fall_back_cursors();
