@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, Hasher};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,6 +18,9 @@ use crate::state::Operation;
 
 /// Space is taken and filled with zeroes in steps as large as what is there already, between these.
 const STEPS: std::ops::RangeInclusive<u64> = (256 << 10)..=(4 << 20);
+/// Frames from this size on go straight into fresh space: a sync that writes some metadata costs less than writing so many
+/// bytes twice.
+const LARGE: u64 = 256 << 10;
 static ZEROES: [u8; 128 << 10] = [0; 128 << 10];
 
 /// Why a commit did not happen.
@@ -153,12 +157,13 @@ impl Writer {
             let checkpoint = checkpoint();
             let body: u64 = checkpoint.iter().map(|o| o.len() as u64).sum();
             let head = PAGE + pages(frame::HEADER_LEN as u64 + body);
-            self.begin_segment(self.segment_size.max(head + needed + self.reserve), head + needed + reserve)?;
+            let extent = Extent::of_frame(head, needed, reserve);
+            self.begin_segment(self.segment_size.max(head + needed + self.reserve), &extent)?;
             self.write_frame(FrameKind::Checkpoint, checkpoint.iter(), |_| {})?;
             begun = self.active.as_ref().map(|a| (a.header, Arc::clone(&a.file)));
         }
         let active = self.active.as_mut().expect("a segment was just begun");
-        extend(active, active.end + needed + reserve)?;
+        extend(active, &Extent::of_frame(active.end, needed, reserve))?;
         Ok(begun)
     }
 
@@ -233,7 +238,7 @@ impl Writer {
         self.spares.len()
     }
 
-    fn begin_segment(&mut self, limit: u64, first_extent: u64) -> Result<(), Failure> {
+    fn begin_segment(&mut self, limit: u64, first_extent: &Extent) -> Result<(), Failure> {
         if limit > u64::from(u32::MAX) {
             return Err(Failure::Fatal("write a segment over 4 GiB", io::ErrorKind::FileTooLarge.into()));
         }
@@ -277,7 +282,7 @@ impl Writer {
         path: &Path,
         mut header: SegmentHeader,
         limit: u64,
-        first_extent: u64,
+        first_extent: &Extent,
     ) -> Result<Active, Failure> {
         let spare = self.spares.take(&*self.vfs, &self.dir, path)?;
         header.reused = spare.is_some();
@@ -311,19 +316,43 @@ impl Writer {
     }
 }
 
-/// Takes space and fills it with written zeroes, so that later syncs need not write metadata, up to `end` at least.
-fn extend(active: &mut Active, end: u64) -> Result<(), Failure> {
-    if end <= active.prepared {
+/// Space that a frame needs.
+struct Extent {
+    /// What the frame itself will fill, if that is enough to be left alone.
+    untouched: Range<u64>,
+    end: u64,
+}
+
+impl Extent {
+    /// For a frame of `needed` bytes at `at`, with `reserve` bytes behind it.
+    fn of_frame(at: u64, needed: u64, reserve: u64) -> Self {
+        let end = at + needed;
+        Self { untouched: if needed >= LARGE { at..end } else { at..at }, end: end + reserve }
+    }
+}
+
+/// Takes space and fills it with written zeroes, so that later syncs need not write metadata, for `extent` at least.
+fn extend(active: &mut Active, extent: &Extent) -> Result<(), Failure> {
+    if extent.end <= active.prepared {
         return Ok(());
     }
     let step = active.prepared.clamp(*STEPS.start(), *STEPS.end());
-    let target = pages(end).max((active.prepared + step).min(active.limit));
+    let target = if extent.untouched.is_empty() {
+        pages(extent.end).max((active.prepared + step).min(active.limit))
+    } else {
+        pages(extent.end)
+    };
     let full_or_fatal =
         |e| if is_full(&e) { Failure::Full(e) } else { Failure::Fatal("extend a segment", e) };
     active.file.allocate(target).map_err(full_or_fatal)?;
     let mut at = active.prepared;
     while at < target {
-        let n = (target - at).min(ZEROES.len() as u64);
+        if extent.untouched.contains(&at) {
+            at = extent.untouched.end;
+            continue;
+        }
+        let end = if at < extent.untouched.start { extent.untouched.start } else { target };
+        let n = (end - at).min(ZEROES.len() as u64);
         active.file.write_all_at(&ZEROES[..n as usize], at).map_err(full_or_fatal)?;
         at += n;
     }
