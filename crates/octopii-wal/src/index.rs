@@ -38,6 +38,15 @@ pub(crate) enum Slots {
     Footer(FooterSlots),
 }
 
+impl Slots {
+    pub(crate) fn len(&self) -> u64 {
+        match self {
+            Self::Memory(slots) => slots.len() as u64,
+            Self::Footer(footer) => footer.count,
+        }
+    }
+}
+
 /// A stretch of slots in a footer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FooterSlots {
@@ -275,10 +284,13 @@ impl Index {
     }
 
     /// Says where the slots of `segment` that were in memory are from now on: `place` gets each run.
-    pub(crate) fn move_slots(&mut self, segment: u64, mut place: impl FnMut(&Run) -> Slots) {
+    /// `None`: they stay where they are.
+    pub(crate) fn move_slots(&mut self, segment: u64, mut place: impl FnMut(&Run) -> Option<Slots>) {
         for run in self.runs.iter_mut().filter(|run| run.segment == segment) {
-            run.slots = place(run);
-            run.base = run.first;
+            if let Some(slots) = place(run) {
+                run.slots = slots;
+                run.base = run.first;
+            }
         }
     }
 

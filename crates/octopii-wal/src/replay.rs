@@ -68,7 +68,8 @@ pub(crate) fn replay(
         if limit.is_none() && vouched.is_none() {
             break;
         }
-        let lost = replay.lost(&mut scanner, offset, limit.unwrap_or(file.len))?;
+        // A wrong limit may lie far behind the end of the file.
+        let lost = replay.lost(&mut scanner, offset, limit.map_or(file.len, |limit| limit.min(file.len)))?;
         return Err(damaged(file, offset, bad, lost));
     }
     if limit.is_some_and(|limit| offset != limit) {
@@ -183,4 +184,26 @@ pub(crate) fn damaged(
     topics: Vec<(String, Range<u64>)>,
 ) -> OpenError {
     OpenError::Damaged(damage(file, offset, detail, topics))
+}
+
+#[cfg(test)]
+mod tests {
+    use octopii_vfs::{OpenMode, RealVfs, Vfs};
+
+    use super::*;
+
+    /// Found by fuzzing: looking for lost entries went on to the end that the successor's header states, page by page.
+    #[test]
+    fn a_stated_end_far_behind_the_file_is_damage_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("segment");
+        let header =
+            SegmentHeader { sequence: 1, salt: 9, first_frame: 1, predecessor_end: 0, reused: false };
+        let file = RealVfs.open(&path, OpenMode::CreateNew).unwrap();
+        file.write_all_at(&header.encode(), 0).unwrap();
+        file.set_len(3 * PAGE).unwrap();
+        let file = SegmentFile::from_handle(file, path, 1).unwrap();
+        let error = replay(&file, &header, Some(u64::MAX / PAGE * PAGE)).unwrap_err();
+        assert!(matches!(error, OpenError::Damaged(damage) if damage.offset == PAGE));
+    }
 }

@@ -67,13 +67,11 @@ impl Shared {
             let local = scanned.topics.remove(id).map(|t| t.written.entries).unwrap_or_default();
             let mut is_whole = true;
             topic.written.entries.move_slots(sequence, |run| {
-                match local.find(run.first, run.end - run.first) {
-                    Some(found) => found.slots,
-                    None => {
-                        is_whole = false;
-                        run.slots.clone()
-                    }
-                }
+                let found = local.find(run.first, run.end - run.first).map(|found| found.slots);
+                // The scan may find a part of them only.
+                let found = found.filter(|slots| slots.len() == run.end - run.first);
+                is_whole &= found.is_some();
+                found
             });
             if !is_whole {
                 return Err(Error::Damaged(Arc::new(Damage {
@@ -96,7 +94,7 @@ impl Shared {
                 let count = run.end - run.first;
                 let slots = FooterSlots { pages, number, count, bytes: run.bytes(), summary };
                 number += count;
-                Slots::Footer(slots)
+                Some(Slots::Footer(slots))
             });
         }
         if let Some(segment) = state.segments.get_mut(&segment.header.sequence) {
