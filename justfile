@@ -34,6 +34,14 @@ power-cuts cuts="15": (_needs "mkfs.ext4" "e2fsprogs") (_needs "strace" "strace"
 strace-faults: (_needs "strace" "strace")
     cargo test -p octopii-wal --test it -- --ignored --nocapture strace::
 
+# Explore interleavings of the log's threads: `just shuttle 100000`
+shuttle schedules="2000":
+    OCTOPII_SCHEDULES={{schedules}} RUSTFLAGS="--cfg shuttle" cargo test --release --target-dir target/shuttle -p octopii-wal --lib interleavings
+
+# Fuzz a target for so many seconds
+fuzz target="wal" seconds="600":
+    fuzz/run {{target}} {{seconds}}
+
 _needs command package:
     @command -v {{command}} >/dev/null || apt-get install -y {{package}} \
         || { echo "install {{package}}, for {{command}}"; exit 1; }

@@ -41,6 +41,10 @@
 //!
 //! The bytes on disk are described in `docs/formats/wal.md` of the repository, the rest in `docs/WAL.md`.
 
+// The integration tests' disk knows the crate by its name.
+#[cfg(all(test, shuttle))]
+extern crate self as octopii_wal;
+
 mod appending;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
@@ -56,6 +60,8 @@ mod follow;
 mod format;
 mod index;
 mod inspect;
+#[cfg(all(test, shuttle))]
+mod interleavings;
 mod log;
 mod options;
 mod read;

@@ -271,7 +271,7 @@ pub(crate) fn in_parallel<T: Sync, R: Send, E: Send>(
     }
     let next = AtomicUsize::new(0);
     let done = Mutex::new(BTreeMap::new());
-    std::thread::scope(|scope| {
+    crate::sync::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 while let Some((i, item)) = {
