@@ -42,6 +42,10 @@ shuttle schedules="2000":
 fuzz target="wal" seconds="600":
     fuzz/run {{target}} {{seconds}}
 
+# Take away the log's rules one at a time: each must be missed by the test named for it
+mutants group="wal" *patches:
+    mutants/run {{group}} {{patches}}
+
 _needs command package:
     @command -v {{command}} >/dev/null || apt-get install -y {{package}} \
         || { echo "install {{package}}, for {{command}}"; exit 1; }
