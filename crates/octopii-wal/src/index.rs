@@ -279,7 +279,8 @@ impl Index {
     /// Adds the bytes of the records in each segment to `sum`.
     pub(crate) fn add_bytes(&self, sum: &mut BTreeMap<u64, u64>) {
         for run in &self.runs {
-            *sum.entry(run.segment).or_default() += run.bytes();
+            let bytes = sum.entry(run.segment).or_default();
+            *bytes = bytes.saturating_add(run.bytes());
         }
     }
 

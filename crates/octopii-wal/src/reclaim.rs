@@ -68,8 +68,13 @@ impl State {
         }
         let mut live = BTreeMap::new();
         self.topics.values().for_each(|topic| topic.written.entries.add_bytes(&mut live));
-        let live: u64 = sealed.keys().filter_map(|sequence| live.get(sequence)).sum();
-        let is_wasteful = sealed.values().sum::<u64>() > FACTOR * live + SLACK * segment_size;
+        // A footer with a matching checksum may still claim anything.
+        let live = sealed
+            .keys()
+            .filter_map(|sequence| live.get(sequence))
+            .fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
+        let is_wasteful =
+            sealed.values().sum::<u64>() > FACTOR.saturating_mul(live).saturating_add(SLACK * segment_size);
         self.reclaim = if is_wasteful { Reclaim::Wanted(*oldest) } else { Reclaim::Idle };
     }
 
