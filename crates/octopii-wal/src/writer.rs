@@ -21,6 +21,9 @@ const STEPS: std::ops::RangeInclusive<u64> = (256 << 10)..=(4 << 20);
 /// Frames from this size on go straight into fresh space: a sync that writes some metadata costs less than writing so many
 /// bytes twice.
 const LARGE: u64 = 256 << 10;
+/// Frames are handed to the system in pieces of this size. In one call a frame of megabytes takes several times as long on
+/// fresh space, all of it in copying to pages of the cache that are as large as the call.
+const PIECE: usize = 64 << 10;
 static ZEROES: [u8; 128 << 10] = [0; 128 << 10];
 
 /// Why a commit did not happen.
@@ -205,7 +208,10 @@ impl Writer {
         buffer[..frame::HEADER_LEN].copy_from_slice(&header.encode(active.header.salt, active.end));
         buffer.resize(pages(buffer.len() as u64) as usize, 0);
         active.synced = false;
-        active.file.write_all_at(buffer, active.end).map_err(|e| Failure::Fatal("write", e))?;
+        for (i, piece) in buffer.chunks(PIECE).enumerate() {
+            let at = active.end + (i * PIECE) as u64;
+            active.file.write_all_at(piece, at).map_err(|e| Failure::Fatal("write", e))?;
+        }
         active.end += buffer.len() as u64;
         self.position.next_frame += 1;
         self.work.commits += u64::from(kind == FrameKind::Batches);
@@ -284,7 +290,7 @@ impl Writer {
         limit: u64,
         first_extent: &Extent,
     ) -> Result<Active, Failure> {
-        let spare = self.spares.take(&*self.vfs, &self.dir, path)?;
+        let spare = self.spares.take(&*self.vfs, path)?;
         header.reused = spare.is_some();
         let (file, prepared) = match spare {
             Some(spare) => spare,
