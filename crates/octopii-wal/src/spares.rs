@@ -101,13 +101,9 @@ impl Spares {
         any
     }
 
-    /// Gives a spare the name of a segment. Returns it with the bytes it has.
-    pub(crate) fn take(
-        &mut self,
-        vfs: &dyn Vfs,
-        dir: &Path,
-        path: &Path,
-    ) -> Result<Option<(FileHandle, u64)>, Failure> {
+    /// Gives a spare the name of a segment, which is durable when the caller has synced the directory. Returns it with the
+    /// bytes it has.
+    pub(crate) fn take(&mut self, vfs: &dyn Vfs, path: &Path) -> Result<Option<(FileHandle, u64)>, Failure> {
         self.begun += 1;
         let Some(Spare { path: from, file, len }) = self.files.pop() else { return Ok(None) };
         // Should the power fail before the file has its new header, it must not look like a segment that was damaged.
@@ -117,7 +113,6 @@ impl Spares {
             // It was taken away; there is no need of it.
             return Ok(None);
         }
-        vfs.sync_dir(dir).map_err(|e| Failure::Fatal("sync the directory", e))?;
         Ok(Some((file, len)))
     }
 }
