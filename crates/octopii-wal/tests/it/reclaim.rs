@@ -128,3 +128,33 @@ fn a_damaged_survivor_stays_where_it_is() {
     let first = fast.first_index();
     check(&fast, first);
 }
+
+#[test]
+fn a_segment_goes_only_when_the_copies_of_its_survivors_are_durable() {
+    let disk = Disk::default();
+    let options = Options { durability: Durability::None, max_pending_bytes: 8 << 10, ..options(&disk) };
+    let log = WriteAheadLog::open("/wal", options.clone()).unwrap();
+    let [slow, fast] = ["slow", "fast"].map(|name| log.topic(name).unwrap());
+    for i in 0..3 {
+        slow.append(entry(i)).unwrap().wait().unwrap();
+    }
+    log.sync().unwrap().wait().unwrap();
+    let mut before = 0;
+    let mut freed = 0;
+    for i in 0..1000 {
+        fast.append(entry(i)).unwrap().wait().unwrap();
+        if i % 50 == 49 {
+            fast.purge(i - 5).unwrap().wait().unwrap();
+        }
+        let segments = log.stats().segments;
+        if segments < before {
+            freed += 1;
+            let disk = disk.after_crash(Survivors::Nothing);
+            let log = WriteAheadLog::open("/wal", Options { vfs: disk.vfs(), ..options.clone() }).unwrap();
+            check(&log.topic("slow").unwrap(), 0);
+            assert_eq!(log.topic("slow").unwrap().next_index(), 3);
+        }
+        before = segments;
+    }
+    assert!(freed > 3, "{freed}");
+}
