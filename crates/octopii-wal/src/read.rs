@@ -139,6 +139,9 @@ impl Reading<'_> {
                 return Ok(Err(Mismatch::entry(start, "its segment ends before it")));
             }
             let bytes = Bytes::from(bytes);
+            // Entries that are most of what was read share it. A few among others' must not keep all of that in memory.
+            let wanted: usize = slots[..count].iter().map(|slot| slot.len as usize).sum();
+            let is_shared = wanted >= bytes.len() / 2;
             for slot in &slots[..count] {
                 let at = slot.offset as usize - start;
                 let record = &bytes[at..at + HEADER_LEN + slot.len as usize];
@@ -146,9 +149,7 @@ impl Reading<'_> {
                     return Ok(Err(Mismatch::entry(slot.offset as usize, "it does not match its checksum")));
                 }
                 let entry = at + HEADER_LEN..at + record.len();
-                // A small entry must not keep its neighbours in memory.
-                let entry =
-                    if count == 1 { bytes.slice(entry) } else { Bytes::copy_from_slice(&bytes[entry]) };
+                let entry = if is_shared { bytes.slice(entry) } else { Bytes::copy_from_slice(&bytes[entry]) };
                 if self.add(entry).is_break() {
                     return Ok(Ok(ControlFlow::Break(())));
                 }

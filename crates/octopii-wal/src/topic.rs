@@ -159,7 +159,8 @@ impl Topic {
     }
 
     /// The entries in `range` in order, with their indexes, until they come to more than `max_bytes`; one entry at least,
-    /// if there is any. Indexes outside the topic are left out.
+    /// if there is any. Indexes outside the topic are left out. Neighbours may share memory, up to 256 KiB: who keeps a few small
+    /// entries of many for long copies them.
     pub fn read_range(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<(u64, Bytes)>, Error> {
         read::range(&self.handle.shared, self.id, range, max_bytes)
     }
