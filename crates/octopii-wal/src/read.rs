@@ -149,7 +149,8 @@ impl Reading<'_> {
                     return Ok(Err(Mismatch::entry(slot.offset as usize, "it does not match its checksum")));
                 }
                 let entry = at + HEADER_LEN..at + record.len();
-                let entry = if is_shared { bytes.slice(entry) } else { Bytes::copy_from_slice(&bytes[entry]) };
+                let entry =
+                    if is_shared { bytes.slice(entry) } else { Bytes::copy_from_slice(&bytes[entry]) };
                 if self.add(entry).is_break() {
                     return Ok(Ok(ControlFlow::Break(())));
                 }

@@ -30,7 +30,7 @@ pub(crate) struct Run {
 #[derive(Debug)]
 pub(crate) struct Injected {
     line: String,
-    /// Whether it only concerned the names of files that were removed: they are found and removed again later.
+    /// Whether it only concerned the names of files of former segments: those are found again later, and not used before.
     harmless: bool,
     /// Entries that were acknowledged after it.
     acknowledged_later: usize,
@@ -43,7 +43,7 @@ pub(crate) fn run(task: &Task, dir: &Path, fault: Fault) -> Run {
     let Fault { call, error, when, for_good } = fault;
     let later = if for_good { "+" } else { "" };
     let inject = format!("inject={call}:error={error}:when={when}{later}");
-    let calls = "trace=write,pwrite64,fallocate,fsync,fdatasync,openat,unlink,rename";
+    let calls = "trace=write,pwrite64,fallocate,fsync,fdatasync,openat,unlink,rename,renameat2";
     let words =
         ["strace", "-f", "-qq", "-s", "40", "-e", calls, "-e", &inject, "-o", trace.to_str().unwrap()];
     let mut child = task
@@ -67,10 +67,13 @@ fn injected(trace: &str) -> Option<Injected> {
     let at = lines.iter().position(|line| line.contains("(INJECTED)"))?;
     let thread = lines[at].split(' ').next()?;
     let mut before = lines[..at].iter().rev().filter(|line| line.split(' ').next() == Some(thread));
-    let names = before.find(|line| ["O_CREAT", "unlink(", "rename("].iter().any(|word| line.contains(word)));
+    let names = before
+        .find(|line| ["O_CREAT", "unlink(", "rename(", "renameat2("].iter().any(|word| line.contains(word)));
     Some(Injected {
         line: lines[at].to_owned(),
-        harmless: lines[at].contains("fsync(") && names.is_some_and(|line| line.contains("unlink(")),
+        // A file that becomes a spare is renamed by `rename`, one that becomes a segment by `renameat2`.
+        harmless: lines[at].contains("fsync(")
+            && names.is_some_and(|line| line.contains("unlink(") || line.contains("rename(")),
         acknowledged_later: lines[at..].iter().filter(|line| line.contains("\"@ack ")).count(),
     })
 }
