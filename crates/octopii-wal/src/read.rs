@@ -131,6 +131,10 @@ impl Reading<'_> {
         while !slots.is_empty() {
             let (count, end) = neighbours(slots, self.budget);
             let start = slots[0].offset as usize;
+            // A footer may lie about an entry's length. Nothing is taken on its word that the file could not hold.
+            if end - start > TOGETHER && end as u64 > file.len().map_err(io)? {
+                return Ok(Err(Mismatch::entry(start, "its segment ends before it")));
+            }
             let mut bytes = vec![0; end - start];
             if let Err(e) = file.read_exact_at(&mut bytes, start as u64) {
                 if e.kind() != std::io::ErrorKind::UnexpectedEof {

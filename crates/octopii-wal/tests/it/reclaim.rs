@@ -158,3 +158,28 @@ fn a_segment_goes_only_when_the_copies_of_its_survivors_are_durable() {
     }
     assert!(freed > 3, "{freed}");
 }
+
+#[test]
+fn an_entry_dropped_while_it_is_read_to_be_moved_is_not_moved() {
+    let disk = Disk::default();
+    let log = WriteAheadLog::open("/wal", options(&disk)).unwrap();
+    let [slow, fast] = ["slow", "fast"].map(|name| log.topic(name).unwrap());
+    for i in 0..5 {
+        slow.append(entry(i)).unwrap().wait().unwrap();
+    }
+    // The first read is that of the survivors.
+    let meddled = slow.clone();
+    disk.meddle(move || {
+        drop(meddled.truncate(2).unwrap());
+        drop(meddled.append("in its place").unwrap());
+        drop(meddled.purge(1).unwrap());
+    });
+    churn(&fast, 60).unwrap();
+    assert_eq!((slow.first_index(), slow.next_index()), (1, 3), "nothing was read");
+    assert!(log.stats().segments < 10);
+    log.close().unwrap();
+    let log = WriteAheadLog::open("/wal", options(&disk)).unwrap();
+    let slow = log.topic("slow").unwrap();
+    let found = slow.read_range(0..9, usize::MAX).unwrap();
+    assert_eq!(found, [(1, entry(1).into()), (2, "in its place".into())]);
+}

@@ -74,6 +74,17 @@ struct Shared {
     inner: Mutex<Inner>,
     gate: Condvar,
     locked: Mutex<bool>,
+    meddler: Mutex<Meddler>,
+}
+
+/// Something to do while a file is being read.
+#[derive(Default)]
+struct Meddler(Option<Box<dyn FnOnce() + Send>>);
+
+impl std::fmt::Debug for Meddler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Meddler").field(&self.0.is_some()).finish()
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -230,6 +241,11 @@ impl Disk {
         let mut bytes = file.now.to_vec();
         change(&mut bytes);
         *file = File::with(Content::from_slice(&bytes));
+    }
+
+    /// Has this done during the next read.
+    pub(crate) fn meddle(&self, meddle: impl FnOnce() + Send + 'static) {
+        self.0.meddler.lock().unwrap().0 = Some(Box::new(meddle));
     }
 
     /// Adds a file behind everybody's back.
@@ -438,6 +454,10 @@ struct Open {
 
 impl VfsFile for Open {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let meddler = self.disk.0.meddler.lock().unwrap().0.take();
+        if let Some(meddle) = meddler {
+            meddle();
+        }
         let mut inner = self.disk.inner();
         inner.look()?;
         Ok(inner.state.files[&self.id].now.read(buf, offset as usize))
