@@ -60,9 +60,6 @@ impl Shared {
             .and_then(|file| replay(&file, &header, Some(end)))
             .map_err(Error::from_reading)?;
         let mut state = self.state();
-        if let Some(segment) = state.segments.get_mut(&sequence) {
-            segment.has_footer = false;
-        }
         for (id, topic) in &mut state.topics {
             let local = scanned.topics.remove(id).map(|t| t.written.entries).unwrap_or_default();
             let mut is_whole = true;
@@ -81,6 +78,10 @@ impl Shared {
                     topics: vec![(topic.name.to_string(), topic.first()..topic.next())],
                 })));
             }
+        }
+        // Not before all of its entries are known: a footer is made from what is in memory.
+        if let Some(segment) = state.segments.get_mut(&sequence) {
+            segment.has_footer = false;
         }
         Ok(())
     }

@@ -83,8 +83,8 @@ pub use service::{ECHO, Member, MembershipChange, NodeStatus};
 /// The write-ahead log by itself.
 pub mod wal {
     pub use octopii_wal::{
-        Batch, Committer, Cursor, Damage, Dumped, DumpedChange, DumpedRecord, Durability, Error, Inspection,
-        Laggard, OpenError, Options, SegmentInfo, Stats, Tail, Ticket, Topic, TopicInfo, Verification,
-        WriteAheadLog, dump, inspect, verify,
+        Appending, Batch, Committer, Cursor, Damage, Dumped, DumpedChange, DumpedRecord, Durability, Error,
+        Inspection, Laggard, OpenError, Options, Ready, SegmentInfo, Stats, Tail, Ticket, Topic, TopicInfo,
+        Verification, WriteAheadLog, dump, inspect, verify,
     };
 }
