@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 
-use octopii_wal::vfs::{DirEntry, FileHandle, LockGuard, Metadata, OpenMode, Vfs, VfsFile};
 use octopii_wal::{Cursor, Durability, Error, Options, Topic, WriteAheadLog, inspect};
 
 use crate::crash::options;
@@ -226,86 +223,19 @@ fn without_space_an_acknowledgement_falls_back_and_reading_goes_on() {
     assert_eq!(topic.cursors(), [("c".to_owned(), 7)]);
 }
 
-/// A disk that has something happen in the middle of the next read.
-#[derive(Debug, Clone)]
-struct Interrupted(Disk, Arc<Mutex<Option<Topic>>>);
-
-#[derive(Debug)]
-struct InterruptedFile(FileHandle, Arc<Mutex<Option<Topic>>>);
-
-impl Vfs for Interrupted {
-    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<FileHandle> {
-        Ok(Arc::new(InterruptedFile(self.0.open(path, mode)?, Arc::clone(&self.1))))
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.0.rename(from, to)
-    }
-    fn rename_no_replace(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.0.rename_no_replace(from, to)
-    }
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.0.remove_file(path)
-    }
-    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        self.0.create_dir_all(path)
-    }
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.0.sync_dir(path)
-    }
-    fn read_dir(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
-        self.0.read_dir(path)
-    }
-    fn metadata(&self, path: &Path) -> io::Result<Metadata> {
-        self.0.metadata(path)
-    }
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
-        self.0.lock(path)
-    }
-    fn free_space(&self, path: &Path) -> io::Result<u64> {
-        self.0.free_space(path)
-    }
-    fn canonicalize(&self, path: &Path) -> io::Result<PathBuf> {
-        self.0.canonicalize(path)
-    }
-}
-
-impl VfsFile for InterruptedFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let read = self.0.read_at(buf, offset)?;
-        if let Some(topic) = self.1.lock().unwrap().take() {
-            topic.truncate(2).unwrap().wait().unwrap();
-            topic.append("new 2").unwrap().wait().unwrap();
-            topic.append("new 3").unwrap().wait().unwrap();
-        }
-        Ok(read)
-    }
-    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(data, offset)
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-    fn allocate(&self, len: u64) -> io::Result<()> {
-        self.0.allocate(len)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
-    }
-}
-
 #[test]
 fn entries_truncated_while_they_are_read_are_not_handed_out() {
     let disk = Disk::default();
-    let interrupted = Interrupted(disk.clone(), Arc::default());
-    let options = Options { vfs: Arc::new(interrupted.clone()), ..options(&disk) };
-    let log = WriteAheadLog::open("/wal", options).unwrap();
+    let log = open(&disk);
     let topic = log.topic("t").unwrap();
     fill(&topic, 0..6);
     let mut cursor = topic.cursor("c").unwrap();
-    *interrupted.1.lock().unwrap() = Some(topic.clone());
+    let meddled = topic.clone();
+    disk.meddle(move || {
+        meddled.truncate(2).unwrap().wait().unwrap();
+        meddled.append("new 2").unwrap().wait().unwrap();
+        meddled.append("new 3").unwrap().wait().unwrap();
+    });
     let old = |i: u64| (i, vec![i as u8; 100].into());
     let batch = cursor.next_batch(usize::MAX).unwrap();
     assert_eq!(batch, [old(0), old(1), (2, "new 2".into()), (3, "new 3".into())]);
