@@ -1,6 +1,6 @@
 //! One segment, frame by frame: from its bytes to what the topics are at its end.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ pub(crate) fn replay(
     header: &SegmentHeader,
     limit: Option<u64>,
 ) -> Result<Replayed, OpenError> {
-    let mut replay = Replay { file, topics: BTreeMap::new() };
+    let mut replay = Replay { file, topics: BTreeMap::new(), names: BTreeSet::new() };
     let mut scanner = Scanner::new(file, header.salt);
     let mut offset = PAGE;
     let mut frames = 0;
@@ -83,6 +83,7 @@ pub(crate) fn replay(
 struct Replay<'a> {
     file: &'a SegmentFile,
     topics: BTreeMap<u32, TopicState>,
+    names: BTreeSet<Arc<str>>,
 }
 
 impl Replay<'_> {
@@ -100,8 +101,8 @@ impl Replay<'_> {
     fn record(&mut self, at: Location, header: &RecordHeader, payload: &[u8], kind: FrameKind) -> Option<()> {
         if header.kind == RecordKind::Define {
             let name: Arc<str> = std::str::from_utf8(payload).ok()?.into();
-            let topic = TopicState::new(name);
-            if self.topics.insert(header.topic, topic).is_some() {
+            let topic = TopicState::new(Arc::clone(&name));
+            if !self.names.insert(name) || self.topics.insert(header.topic, topic).is_some() {
                 return None;
             }
         }
