@@ -142,7 +142,7 @@ impl<'a> Stage<'a> {
              octopii kv get greeting\n  \
              octopii cluster status                      who leads, and its process id is in the output of `up`\n  \
              kill -9 PID                                 then read again: nothing acknowledged is lost\n  \
-             octopii wal inspect octopii-cluster/node1   the log under it, every record verified\n\
+             octopii wal verify octopii-cluster/node1    the log under it, every byte of it\n\
              (`octopii` is target/release/octopii, or `cargo install --path crates/octopii-cli`)",
         );
     }
