@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use octopii_transport::{
@@ -150,9 +151,25 @@ async fn connections_beyond_the_limit_are_told_and_a_freed_place_is_given_away()
     while peers[2].connect(a.local_addr()).await.is_err() {}
 }
 
+/// Open until dropped: diallers that are never answered go on asking, and would take every place that comes free.
+struct Way(Arc<AtomicBool>);
+
+impl Way {
+    fn open() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 /// Passes datagrams on to `to`, but of the answers at most the retry packet: whoever dials through it can prove the address
 /// if that is passed on, and never ends the handshake.
-fn one_way(to: SocketAddr, pass_retry: bool) -> SocketAddr {
+fn one_way(to: SocketAddr, pass_retry: bool, way: &Way) -> SocketAddr {
+    let is_open = Arc::clone(&way.0);
     let (front, back) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
     let at = front.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -161,7 +178,7 @@ fn one_way(to: SocketAddr, pass_retry: bool) -> SocketAddr {
         }
         let mut dialler = None;
         let mut buf = [0; 2048];
-        for _ in 0..1000 {
+        while is_open.load(Ordering::Relaxed) {
             if let Ok((len, from)) = front.recv_from(&mut buf) {
                 dialler = Some(from);
                 back.send_to(&buf[..len], to).unwrap();
@@ -184,8 +201,9 @@ async fn half_open_handshakes_are_capped_and_time_out() {
     let a = limited(&authority, limits);
     let client = bare_client(&authority.issue(2).unwrap());
     let name = format!("{}.octopii.internal", authority.cluster());
+    let way = Way::open();
     let stalled: Vec<_> =
-        (0..8).map(|_| client.connect(one_way(a.local_addr(), true), &name).unwrap()).collect();
+        (0..8).map(|_| client.connect(one_way(a.local_addr(), true, &way), &name).unwrap()).collect();
     // All four places are taken; four more attempts are not.
     tokio::time::timeout(SOON, async {
         while a.open_connections() < 4 {
@@ -199,6 +217,7 @@ async fn half_open_handshakes_are_capped_and_time_out() {
     assert!(matches!(&error, ConnectError::Refused { .. }), "{error}");
     assert_eq!(a.open_connections(), 4);
     // The stalled ones are given up, and their places serve others.
+    drop(way);
     tokio::time::timeout(SOON, async { while b.connect(a.local_addr()).await.is_err() {} })
         .await
         .expect("the places come free");
@@ -212,8 +231,9 @@ async fn unproven_addresses_leave_room_for_real_peers() {
     let a = limited(&authority, Limits { handshakes: 4, ..Limits::default() });
     let client = bare_client(&authority.issue(2).unwrap());
     let name = format!("{}.octopii.internal", authority.cluster());
+    let way = Way::open();
     let stalled: Vec<_> =
-        (0..8).map(|_| client.connect(one_way(a.local_addr(), false), &name).unwrap()).collect();
+        (0..8).map(|_| client.connect(one_way(a.local_addr(), false, &way), &name).unwrap()).collect();
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(a.open_connections(), 2);
     endpoint(&authority, 3).connect(a.local_addr()).await.unwrap();
