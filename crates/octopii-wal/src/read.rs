@@ -1,5 +1,6 @@
 //! Reading entries back.
 
+use std::io;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
@@ -39,8 +40,9 @@ struct Reading<'a> {
     out: Vec<(u64, Bytes)>,
 }
 
-/// What was read is not what should be there.
+/// What was read is not what should be there, or could not be read.
 enum Mismatch {
+    Io(io::Error),
     /// The list of the segment's entries: it can be had by a scan as well.
     Footer,
     Entry {
@@ -86,15 +88,16 @@ impl Reading<'_> {
                 }
             }
         };
-        match self.fetch(&stretch)? {
+        // While it is held its segment's file is not used again, so what is read is what was found above, even if it is
+        // purged or moved meanwhile.
+        match self.fetch(&stretch) {
             Ok(flow) => Ok(flow),
-            // A purge may have freed the segment meanwhile, and its space may be in use again.
-            Err(_) if self.has_moved(stretch.sequence) => Ok(ControlFlow::Continue(())),
             Err(Mismatch::Footer) => {
                 self.shared.list_entries(stretch.sequence)?;
                 Ok(ControlFlow::Continue(()))
             }
             Err(Mismatch::Entry { offset, detail }) => Err(self.damaged(stretch.sequence, offset, detail)),
+            Err(Mismatch::Io(e)) => Err(Error::Io { operation: "read entries", reason: Arc::new(e) }),
         }
     }
 
@@ -109,38 +112,37 @@ impl Reading<'_> {
         ControlFlow::Continue(())
     }
 
-    fn fetch(&mut self, stretch: &Stretch) -> Result<Result<ControlFlow<()>, Mismatch>, Error> {
-        let io = |e| Error::Io { operation: "read entries", reason: Arc::new(e) };
+    fn fetch(&mut self, stretch: &Stretch) -> Result<ControlFlow<()>, Mismatch> {
         let Some((file, salt)) = &stretch.segment else {
-            return Ok(Err(Mismatch::entry(0, "its segment is missing")));
+            return Err(Mismatch::entry(0, "its segment is missing"));
         };
         let from_footer;
         let mut slots = match &stretch.slots {
             Slots::Memory(slots) => slots.as_slice(),
             Slots::Footer(place) => {
-                let Some(slots) = read_slots(file, place, *salt).map_err(io)? else {
-                    return Ok(Err(Mismatch::Footer));
+                let Some(slots) = read_slots(file, place, *salt).map_err(Mismatch::Io)? else {
+                    return Err(Mismatch::Footer);
                 };
                 from_footer = slots;
                 from_footer.as_slice()
             }
         };
         if let Some(slot) = slots.iter().find(|slot| slot.len as usize > MAX_ENTRY) {
-            return Ok(Err(Mismatch::entry(slot.offset as usize, "it is too large to be one")));
+            return Err(Mismatch::entry(slot.offset as usize, "it is too large to be one"));
         }
         while !slots.is_empty() {
             let (count, end) = neighbours(slots, self.budget);
             let start = slots[0].offset as usize;
             // A footer may lie about an entry's length. Nothing is taken on its word that the file could not hold.
-            if end - start > TOGETHER && end as u64 > file.len().map_err(io)? {
-                return Ok(Err(Mismatch::entry(start, "its segment ends before it")));
+            if end - start > TOGETHER && end as u64 > file.len().map_err(Mismatch::Io)? {
+                return Err(Mismatch::entry(start, "its segment ends before it"));
             }
             let mut bytes = vec![0; end - start];
             if let Err(e) = file.read_exact_at(&mut bytes, start as u64) {
-                if e.kind() != std::io::ErrorKind::UnexpectedEof {
-                    return Err(io(e));
+                if e.kind() != io::ErrorKind::UnexpectedEof {
+                    return Err(Mismatch::Io(e));
                 }
-                return Ok(Err(Mismatch::entry(start, "its segment ends before it")));
+                return Err(Mismatch::entry(start, "its segment ends before it"));
             }
             let bytes = Bytes::from(bytes);
             // Entries that are most of what was read share it. A few among others' must not keep all of that in memory.
@@ -150,18 +152,18 @@ impl Reading<'_> {
                 let at = slot.offset as usize - start;
                 let record = &bytes[at..at + HEADER_LEN + slot.len as usize];
                 if !self.is_next(record, *salt) {
-                    return Ok(Err(Mismatch::entry(slot.offset as usize, "it does not match its checksum")));
+                    return Err(Mismatch::entry(slot.offset as usize, "it does not match its checksum"));
                 }
                 let entry = at + HEADER_LEN..at + record.len();
                 let entry =
                     if is_shared { bytes.slice(entry) } else { Bytes::copy_from_slice(&bytes[entry]) };
                 if self.add(entry).is_break() {
-                    return Ok(Ok(ControlFlow::Break(())));
+                    return Ok(ControlFlow::Break(()));
                 }
             }
             slots = &slots[count..];
         }
-        Ok(Ok(ControlFlow::Continue(())))
+        Ok(ControlFlow::Continue(()))
     }
 
     fn is_next(&self, record: &[u8], salt: u64) -> bool {
@@ -171,17 +173,6 @@ impl Reading<'_> {
                 && header.len as usize == record.len() - HEADER_LEN
         });
         is_ours && record::is_intact(record, salt)
-    }
-
-    /// Whether the next entry is no longer in the segment in which it was looked for.
-    fn has_moved(&mut self, sequence: u64) -> bool {
-        let state = self.shared.state();
-        let topic = state.topic(self.topic);
-        if self.next < topic.first() {
-            self.next = topic.first();
-            return true;
-        }
-        !matches!(topic.find(self.next, 1), Some(Source::Disk(found)) if found.segment == sequence)
     }
 
     fn damaged(&self, sequence: u64, offset: u64, detail: &str) -> Error {
