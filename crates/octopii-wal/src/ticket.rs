@@ -96,7 +96,10 @@ impl Ticket {
             state.next_waiter += 1;
             state.next_waiter
         });
-        state.waiters.insert((self.lsn, id), waiter);
+        let replaced = state.waiters.insert((self.lsn, id), waiter);
+        // A waker is dropped only when the lock is free again, since that may run anything.
+        drop(state);
+        drop(replaced);
         Some(id)
     }
 }
