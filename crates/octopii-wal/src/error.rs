@@ -181,3 +181,34 @@ impl fmt::Display for Damage {
         Ok(())
     }
 }
+
+/// Why a commit did not happen.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// No space. Nothing was written where it matters, and the writer can be used again.
+    Full(io::Error),
+    /// The log cannot go on.
+    Fatal(&'static str, io::Error),
+}
+
+impl Failure {
+    pub(crate) fn into_reason(self) -> io::Error {
+        match self {
+            Self::Full(reason) | Self::Fatal(_, reason) => reason,
+        }
+    }
+
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Self::Full(reason) => Error::StorageFull { reason: Arc::new(reason) },
+            Self::Fatal(operation, reason) => Error::Poisoned { operation, reason: Arc::new(reason) },
+        }
+    }
+}
+
+pub(crate) fn is_full(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
+}

@@ -4,9 +4,9 @@
 
 use std::future::Future;
 use std::io;
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
+
+use shuttle::future::block_on;
 
 use self::disk::{Disk, Fault, Survivors};
 use crate::sync::thread;
@@ -69,23 +69,6 @@ fn give_up_and_wait(ticket: Ticket, topic: &Topic) -> Result<(), Error> {
     match polled {
         Poll::Ready(outcome) => outcome,
         Poll::Pending => topic.set_metadata("later", "x")?.wait(),
-    }
-}
-
-fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(thread::Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(out) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return out;
-        }
-        thread::park();
     }
 }
 

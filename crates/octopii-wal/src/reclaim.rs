@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use crate::format::record::RecordKind;
 use crate::read;
 use crate::shared::Shared;
-use crate::state::{Operation, Source, State};
+use crate::state::{Operation, Reclaim, Source, State};
 use crate::sync::atomic::Ordering;
 
 /// Segments may take this many times what is alive, and as many segments more.
@@ -20,20 +20,6 @@ const SLACK: u64 = 4;
 const PIECE: usize = 1 << 20;
 /// Survivors that go with one commit.
 const COUNT: u64 = 4096;
-
-/// How far the survivors of the oldest segment have come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Reclaim {
-    /// There is nothing to do.
-    #[default]
-    Idle,
-    /// The survivors of this segment are to be written again.
-    Wanted(u64),
-    /// A piece of them waits to be written.
-    Waiting(u64),
-    /// This segment could not be read. It stays, and so do those after it.
-    Stuck(u64),
-}
 
 /// A topic whose old entries keep segments from being removed.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use octopii_vfs::FileHandle;
 
-use crate::error::{Damage, Error};
+use crate::error::{Damage, Error, Failure, is_full};
 use crate::format::footer::{self, SLOTS_PER_PIECE, Summary};
 use crate::format::pages;
 use crate::format::segment::{SegmentHeader, file_name};
@@ -17,7 +17,6 @@ use crate::replay::replay;
 use crate::scan::SegmentFile;
 use crate::shared::Shared;
 use crate::state::State;
-use crate::writer::{Failure, is_full};
 
 /// A segment that wants a footer.
 struct Unsealed {

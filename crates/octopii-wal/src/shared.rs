@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use octopii_vfs::{FileHandle, LockGuard};
 
-use crate::error::Error;
+use crate::error::{Error, Failure};
 use crate::follow::wakes_on_append;
 use crate::format::frame::FrameKind;
 use crate::format::record::RecordKind;
@@ -16,7 +16,7 @@ use crate::state::{Epoch, Lsn, Operation, Queued, Segment, State, Waiter};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::thread::{self, Thread};
 use crate::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
-use crate::writer::{Failure, Writer};
+use crate::writer::Writer;
 
 /// A frame takes whole batches until it is about this large.
 const FRAME_TARGET: usize = 8 << 20;

@@ -9,9 +9,8 @@ use std::sync::Arc;
 
 use octopii_vfs::{FileHandle, FileKind, OpenMode, Vfs};
 
-use crate::error::OpenError;
+use crate::error::{Failure, OpenError};
 use crate::format::segment::{file_name, is_spare, spare_name, unused_page};
-use crate::writer::Failure;
 
 /// Spares kept at most.
 const MOST: usize = 8;
@@ -59,8 +58,8 @@ impl Spares {
         self.files.len()
     }
 
-    /// Keeps or removes the files of segments that nobody needs any more; with a full disk it removes them. What fails is found again by the next open, which
-    /// tries again.
+    /// Keeps or removes the files of segments that nobody needs any more; with a full disk it removes them. What fails is found
+    /// again by the next open, which tries again.
     pub(crate) fn retire(
         &mut self,
         vfs: &dyn Vfs,

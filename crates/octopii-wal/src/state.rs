@@ -18,7 +18,6 @@ use cursors::{Cursors, ReadPosition};
 mod cursors;
 use crate::format::segment::SegmentHeader;
 use crate::index::{Found, Index, Location};
-use crate::reclaim::Reclaim;
 use crate::room::Room;
 
 /// Operations are numbered in the order they were called, from 1.
@@ -266,6 +265,20 @@ impl Waiter {
             Self::Signal(signal) => signal.fire(),
         }
     }
+}
+
+/// How far the survivors of the oldest segment have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Reclaim {
+    /// There is nothing to do.
+    #[default]
+    Idle,
+    /// The survivors of this segment are to be written again.
+    Wanted(u64),
+    /// A piece of them waits to be written.
+    Waiting(u64),
+    /// This segment could not be read. It stays, and so do those after it.
+    Stuck(u64),
 }
 
 /// Everything behind the log's one lock.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use octopii_vfs::{FileHandle, OpenMode, Vfs};
 
-use crate::error::Error;
+use crate::error::{Failure, is_full};
 use crate::format::frame::{self, FrameHeader, FrameKind};
 use crate::format::record::RecordHeader;
 use crate::format::segment::{SegmentHeader, file_name};
@@ -25,30 +25,6 @@ const LARGE: u64 = 256 << 10;
 /// fresh space, all of it in copying to pages of the cache that are as large as the call.
 const PIECE: usize = 64 << 10;
 static ZEROES: [u8; 128 << 10] = [0; 128 << 10];
-
-/// Why a commit did not happen.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// No space. Nothing was written where it matters, and the writer can be used again.
-    Full(io::Error),
-    /// The log cannot go on.
-    Fatal(&'static str, io::Error),
-}
-
-impl Failure {
-    pub(crate) fn into_reason(self) -> io::Error {
-        match self {
-            Self::Full(reason) | Self::Fatal(_, reason) => reason,
-        }
-    }
-
-    pub(crate) fn into_error(self) -> Error {
-        match self {
-            Self::Full(reason) => Error::StorageFull { reason: Arc::new(reason) },
-            Self::Fatal(operation, reason) => Error::Poisoned { operation, reason: Arc::new(reason) },
-        }
-    }
-}
 
 /// The segment that is being written.
 #[derive(Debug)]
@@ -364,11 +340,4 @@ fn extend(active: &mut Active, extent: &Extent) -> Result<(), Failure> {
     }
     active.prepared = target;
     Ok(())
-}
-
-pub(crate) fn is_full(e: &io::Error) -> bool {
-    matches!(
-        e.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
-    )
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use octopii_wal::{Durability, Error, OpenError, Options, Tail, WriteAheadLog, inspect};
+use octopii_wal::{Error, OpenError, Tail, WriteAheadLog, inspect};
 
 use crate::crash::options;
 use crate::disk::{Disk, Fault};
@@ -221,33 +221,4 @@ fn inspection_tells_what_is_there_and_changes_nothing() {
     assert_eq!(found.tail, Tail::Torn { offset: segment.used });
     disk.edit(&segment.path, |data| data[4096 + 5] ^= 1);
     assert!(matches!(inspect("/wal", &disk.vfs()), Err(OpenError::Damaged(_))));
-}
-
-#[test]
-fn a_live_log_can_be_inspected_at_any_time() {
-    let dir = tempfile::tempdir().unwrap();
-    let options = Options { segment_size: 64 << 10, durability: Durability::Synced, ..Options::default() };
-    let vfs = options.vfs.clone();
-    let log = WriteAheadLog::open(dir.path(), options).unwrap();
-    let topic = log.topic("t").unwrap();
-    topic.append("0").unwrap().wait().unwrap();
-    let (done, is_done) = std::sync::mpsc::channel();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for i in 1..300u64 {
-                topic.append(vec![1; 3000]).unwrap().wait().unwrap();
-                if i % 10 == 0 {
-                    topic.purge(i).unwrap().wait().unwrap();
-                }
-            }
-            done.send(()).unwrap();
-        });
-        let mut seen = 0;
-        while is_done.try_recv().is_err() {
-            let found = inspect(dir.path(), &vfs).unwrap();
-            assert_eq!(found.topics.len(), 1);
-            assert!(found.topics[0].next_index >= seen);
-            seen = found.topics[0].next_index;
-        }
-    });
 }

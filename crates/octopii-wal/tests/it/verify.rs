@@ -1,10 +1,13 @@
 //! Verifying and dumping logs, whole and damaged.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use octopii_wal::vfs::Vfs;
 use octopii_wal::{
-    Damage, Dumped, DumpedChange, DumpedRecord, OpenError, Options, Tail, WriteAheadLog, dump, verify,
+    Damage, Dumped, DumpedChange, DumpedRecord, OpenError, Options, Tail, WriteAheadLog, dump, inspect,
+    verify,
 };
 
 use crate::crash::options;
@@ -153,8 +156,8 @@ fn one_damaged_copy_of_a_header_costs_nothing() {
     }
 }
 
-#[test]
-fn a_live_log_can_be_verified_at_any_time() {
+/// Calls `look` again and again while another thread appends and purges.
+fn beside_a_writer(mut look: impl FnMut(&Path, &Arc<dyn Vfs>)) {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { segment_size: 64 << 10, ..Options::default() };
     let vfs = options.vfs.clone();
@@ -164,17 +167,33 @@ fn a_live_log_can_be_verified_at_any_time() {
     let (done, is_done) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            for i in 1..500u64 {
+            for i in 1..400u64 {
                 topic.append(vec![1; 3000]).unwrap().wait().unwrap();
-                if i % 20 == 0 {
-                    topic.purge(i - 10).unwrap().wait().unwrap();
+                if i % 10 == 0 {
+                    topic.purge(i).unwrap().wait().unwrap();
                 }
             }
             done.send(()).unwrap();
         });
         while is_done.try_recv().is_err() {
-            let found = verify(dir.path(), &vfs).unwrap();
-            assert_eq!(found.damage, []);
+            look(dir.path(), &vfs);
         }
     });
+}
+
+#[test]
+fn a_live_log_can_be_inspected_at_any_time() {
+    let mut seen = 0;
+    beside_a_writer(|dir, vfs| {
+        let found = inspect(dir, vfs).unwrap();
+        assert_eq!(found.topics.len(), 1);
+        assert!(found.topics[0].next_index >= seen);
+        seen = found.topics[0].next_index;
+    });
+    assert!(seen > 0);
+}
+
+#[test]
+fn a_live_log_can_be_verified_at_any_time() {
+    beside_a_writer(|dir, vfs| assert_eq!(verify(dir, vfs).unwrap().damage, []));
 }
