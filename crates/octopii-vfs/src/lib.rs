@@ -115,6 +115,13 @@ pub trait VfsFile: Send + Sync + fmt::Debug {
     /// Writes all of `data` at `offset`, extending the file if need be. On an error any part may have been written.
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
 
+    /// Writes like [`VfsFile::write_all_at`], past the system's page cache where that is possible: for much data that will
+    /// hardly be read soon, and that begins and ends at multiples of 4 KiB in memory and in the file. Anything else is
+    /// written the usual way. Durable no sooner than what is written the usual way: after [`VfsFile::sync_data`].
+    fn write_all_at_uncached(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_at(data, offset)
+    }
+
     /// Current length in bytes.
     fn len(&self) -> io::Result<u64>;
 

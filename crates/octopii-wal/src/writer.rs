@@ -18,12 +18,9 @@ use crate::state::Operation;
 
 /// Space is taken and filled with zeroes in steps as large as what is there already, between these.
 const STEPS: std::ops::RangeInclusive<u64> = (256 << 10)..=(4 << 20);
-/// Frames from this size on go straight into fresh space: a sync that writes some metadata costs less than writing so many
-/// bytes twice.
+/// Frames from this size on go straight into fresh space, and past the page cache: a sync that writes some metadata costs
+/// less than writing so many bytes twice, and copying them to fresh pages of the cache costs more than the disk does.
 const LARGE: u64 = 256 << 10;
-/// Frames are handed to the system in pieces of this size. In one call a frame of megabytes takes several times as long on
-/// fresh space, all of it in copying to pages of the cache that are as large as the call.
-const PIECE: usize = 64 << 10;
 static ZEROES: [u8; 128 << 10] = [0; 128 << 10];
 
 /// The segment that is being written.
@@ -150,16 +147,21 @@ impl Writer {
     pub(crate) fn write_frame<'a>(
         &mut self,
         kind: FrameKind,
-        operations: impl Iterator<Item = &'a Operation>,
+        operations: impl Iterator<Item = &'a Operation> + Clone,
         mut placed: impl FnMut(u32),
     ) -> Result<(), Failure> {
         let active = self.active.as_mut().expect("room was made");
+        let body_len: usize = operations.clone().map(Operation::len).sum();
+        let frame_len = pages((frame::HEADER_LEN + body_len) as u64) as usize;
         let buffer = &mut self.buffer;
         buffer.clear();
-        buffer.resize(frame::HEADER_LEN, 0);
+        buffer.reserve(frame_len + PAGE as usize);
+        // Writes past the page cache begin at a page of memory, too. Nothing below outgrows what is reserved.
+        let start = buffer.as_ptr().align_offset(PAGE as usize);
+        buffer.resize(start + frame::HEADER_LEN, 0);
         let mut records_crc = 0;
         for operation in operations {
-            placed(active.end as u32 + buffer.len() as u32);
+            placed(active.end as u32 + (buffer.len() - start) as u32);
             let header = RecordHeader {
                 kind: operation.kind,
                 topic: operation.topic,
@@ -171,27 +173,29 @@ impl Writer {
             buffer.extend_from_slice(&header);
             buffer.extend_from_slice(&operation.payload);
         }
-        let body = &buffer[frame::HEADER_LEN..];
         let header = FrameHeader {
             kind,
-            body_len: u32::try_from(body.len()).map_err(|_| {
+            body_len: u32::try_from(body_len).map_err(|_| {
                 Failure::Fatal("write a frame over 4 GiB", io::ErrorKind::FileTooLarge.into())
             })?,
             records_crc,
             number: self.position.next_frame,
             synced: self.synced_frames,
         };
-        buffer[..frame::HEADER_LEN].copy_from_slice(&header.encode(active.header.salt, active.end));
-        buffer.resize(pages(buffer.len() as u64) as usize, 0);
+        buffer.resize(start + frame_len, 0);
+        let bytes = &mut buffer[start..];
+        bytes[..frame::HEADER_LEN].copy_from_slice(&header.encode(active.header.salt, active.end));
         active.synced = false;
-        for (i, piece) in buffer.chunks(PIECE).enumerate() {
-            let at = active.end + (i * PIECE) as u64;
-            active.file.write_all_at(piece, at).map_err(|e| Failure::Fatal("write", e))?;
-        }
-        active.end += buffer.len() as u64;
+        let written = if bytes.len() as u64 >= LARGE {
+            active.file.write_all_at_uncached(bytes, active.end)
+        } else {
+            active.file.write_all_at(bytes, active.end)
+        };
+        written.map_err(|e| Failure::Fatal("write", e))?;
+        active.end += frame_len as u64;
         self.position.next_frame += 1;
         self.work.commits += u64::from(kind == FrameKind::Batches);
-        self.work.bytes += buffer.len() as u64;
+        self.work.bytes += frame_len as u64;
         // One large batch must not pin its size for the life of the log.
         if buffer.capacity() > 16 << 20 {
             *buffer = Vec::new();

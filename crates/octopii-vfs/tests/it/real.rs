@@ -25,6 +25,34 @@ fn files_are_used_by_offset_and_read_as_zero_where_nothing_was_written() {
     assert_eq!(&buf[..5], b"soo\0\0");
 }
 
+/// Whatever the alignment and whatever the cache holds already, the bytes are where they belong and nothing else changes.
+#[test]
+fn what_is_written_past_the_cache_is_read_through_it() {
+    const PAGE: usize = 4096;
+    let dir = tempfile::tempdir().unwrap();
+    let file = RealVfs.open(&dir.path().join("f"), OpenMode::CreateNew).unwrap();
+    let len = 96 * PAGE;
+    let mut expected = vec![7; len + PAGE];
+    file.write_all_at(&expected, 0).unwrap();
+    let buffer: Vec<u8> = (0..len + 2 * PAGE).map(|i| (i % 251) as u8).collect();
+    let aligned = buffer.as_ptr().align_offset(PAGE);
+    for (memory, offset, n) in [
+        (aligned, PAGE, 32 * PAGE),
+        (aligned + 1, 40 * PAGE, 20 * PAGE),
+        (aligned, 61 * PAGE + 5, PAGE),
+        (aligned, 64 * PAGE, 20 * PAGE + 77),
+        (aligned, 0, 0),
+    ] {
+        file.write_all_at_uncached(&buffer[memory..memory + n], offset as u64).unwrap();
+        expected[offset..offset + n].copy_from_slice(&buffer[memory..memory + n]);
+        let mut read = vec![0; expected.len()];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert!(read == expected, "{n} bytes from {memory} at {offset}");
+    }
+    file.write_all_at_uncached(&buffer[aligned..aligned + 8 * PAGE], expected.len() as u64).unwrap();
+    assert_eq!(file.len().unwrap(), (expected.len() + 8 * PAGE) as u64);
+}
+
 #[test]
 fn opening_never_truncates_and_creates_only_what_is_missing() {
     let dir = tempfile::tempdir().unwrap();
