@@ -7,8 +7,10 @@
 //! created, renamed or removed *name* is durable after [`Vfs::sync_dir`] of its directory. All calls block; there is no
 //! clock, no thread and no async code in this crate.
 
+mod dir;
 mod durable;
 mod real;
+mod real_dir;
 
 use std::fmt;
 use std::io;
@@ -16,6 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+pub use dir::{Attributes, DirHandle, EntryKind, Timestamp, VfsDir};
 pub use durable::{create_dir_all_durable, read_file, write_file_durable};
 pub use real::RealVfs;
 
@@ -103,6 +106,13 @@ pub trait Vfs: Send + Sync + fmt::Debug + 'static {
     /// Free bytes available to this user on the file system that holds `path`.
     fn free_space(&self, path: &Path) -> io::Result<u64>;
 
+    /// Opens a directory, so that everything beneath it can be reached without following links; links in `path` itself are
+    /// followed. File systems that do not offer this fail with `Unsupported`.
+    fn open_dir(&self, path: &Path) -> io::Result<DirHandle> {
+        let _ = path;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// The one spelling under which every path to the same directory is known: absolute, without links and dots.
     fn canonicalize(&self, path: &Path) -> io::Result<std::path::PathBuf>;
 }
@@ -133,6 +143,12 @@ pub trait VfsFile: Send + Sync + fmt::Debug {
     /// When the content was last changed, as exactly as the file system tells; `None` if it does not.
     fn modified(&self) -> io::Result<Option<SystemTime>> {
         Ok(None)
+    }
+
+    /// Sets permission bits and, if given, the time of the last change. File systems without them succeed without doing so.
+    fn set_attributes(&self, mode: u32, modified: Option<Timestamp>) -> io::Result<()> {
+        let (_, _) = (mode, modified);
+        Ok(())
     }
 
     /// Cuts or extends the file to `len` bytes; the extension reads as zeroes.

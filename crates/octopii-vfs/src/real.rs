@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,10 @@ use std::time::SystemTime;
 
 use rustix::fs::{FallocateFlags, FlockOperation, RenameFlags, fallocate, flock, renameat_with, statvfs};
 
-use crate::{DirEntry, FileHandle, FileKind, LockGuard, Metadata, OpenMode, Vfs, VfsFile};
+use crate::real_dir::{RealDir, set_attributes_of};
+use crate::{
+    DirEntry, DirHandle, FileHandle, FileKind, LockGuard, Metadata, OpenMode, Timestamp, Vfs, VfsFile,
+};
 
 /// The machine's own file system. Files are created with mode 0600, directories with 0700: what a node keeps is its own.
 #[derive(Debug, Clone, Copy, Default)]
@@ -29,7 +32,7 @@ impl RealVfs {
 const PIECE: usize = 64 << 10;
 
 #[derive(Debug)]
-struct RealFile(File);
+pub(crate) struct RealFile(pub(crate) File);
 
 impl RealFile {
     /// The same file once more, for writing past the page cache. Opened for each use: it costs microseconds, and a descriptor
@@ -126,6 +129,10 @@ impl Vfs for RealVfs {
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
+    fn open_dir(&self, path: &Path) -> io::Result<DirHandle> {
+        Ok(Arc::new(RealDir::open(path)?))
+    }
+
     fn canonicalize(&self, path: &Path) -> io::Result<PathBuf> {
         fs::canonicalize(path)
     }
@@ -166,6 +173,10 @@ impl VfsFile for RealFile {
 
     fn modified(&self) -> io::Result<Option<SystemTime>> {
         Ok(self.0.metadata()?.modified().ok())
+    }
+
+    fn set_attributes(&self, mode: u32, modified: Option<Timestamp>) -> io::Result<()> {
+        set_attributes_of(self.0.as_fd(), mode, modified)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -1,0 +1,268 @@
+//! Directories of the machine's own file system, resolved by the kernel beneath a handle.
+
+use std::ffi::{CStr, OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, RawMode, RenameFlags, ResolveFlags, Stat, Timespec, Timestamps,
+};
+use rustix::io::Errno;
+
+use crate::real::RealFile;
+use crate::{Attributes, EntryKind, FileHandle, OpenMode, Timestamp, VfsDir};
+
+/// An open directory of the machine's own file system.
+#[derive(Debug)]
+pub(crate) struct RealDir {
+    fd: OwnedFd,
+    /// Old kernels and some sandboxes lack `openat2`; then every component is opened by itself.
+    by_component: AtomicBool,
+}
+
+/// A directory on the way: the handle itself, or one opened for the moment.
+enum Parent<'a> {
+    Root(BorrowedFd<'a>),
+    Opened(OwnedFd),
+}
+
+impl AsFd for Parent<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Root(fd) => *fd,
+            Self::Opened(fd) => fd.as_fd(),
+        }
+    }
+}
+
+/// What every directory on the way is opened with.
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// How often a lookup is tried again that the kernel gave up because of renames at the same time.
+const TRIES: usize = 16;
+
+impl RealDir {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self { fd, by_component: AtomicBool::new(false) })
+    }
+
+    /// Opens the directory at `path`, which is not the handle itself.
+    fn descend(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        for _ in 0..TRIES {
+            if self.by_component.load(Ordering::Relaxed) {
+                break;
+            }
+            match rustix::fs::openat2(&self.fd, path, DIRECTORY | flags, Mode::empty(), resolve) {
+                Ok(fd) => return Ok(fd),
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(Errno::NOSYS | Errno::PERM) => self.by_component.store(true, Ordering::Relaxed),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        self.descend_by_component(path, flags)
+    }
+
+    /// Plain names, each opened without following it: no name can lead elsewhere.
+    fn descend_by_component(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        let mut at: Option<OwnedFd> = None;
+        for name in path.iter() {
+            let from = at.as_ref().map_or(self.fd.as_fd(), AsFd::as_fd);
+            at = Some(rustix::fs::openat(from, name, DIRECTORY | OFlags::PATH, Mode::empty())?);
+        }
+        let at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(rustix::fs::openat(&at, ".", DIRECTORY | flags, Mode::empty())?)
+    }
+
+    /// The directory that holds the last name of `path`, and that name.
+    fn locate<'a>(&self, path: &'a Path) -> io::Result<(Parent<'_>, &'a OsStr)> {
+        check(path)?;
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => {
+                Parent::Opened(self.descend(parent, OFlags::PATH)?)
+            }
+            _ => Parent::Root(self.fd.as_fd()),
+        };
+        Ok((parent, name))
+    }
+
+    /// A directory that can be listed and synced.
+    fn readable(&self, path: &Path) -> io::Result<OwnedFd> {
+        check(path)?;
+        if path.as_os_str().is_empty() {
+            return Ok(rustix::fs::openat(&self.fd, ".", DIRECTORY | OFlags::RDONLY, Mode::empty())?);
+        }
+        self.descend(path, OFlags::RDONLY)
+    }
+}
+
+impl VfsDir for RealDir {
+    fn attributes(&self, path: &Path) -> io::Result<Attributes> {
+        if path.as_os_str().is_empty() {
+            return Ok(attributes_of(&rustix::fs::fstat(&self.fd)?));
+        }
+        let (parent, name) = self.locate(path)?;
+        Ok(attributes_of(&rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?))
+    }
+
+    fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {
+        let mut names = Vec::new();
+        for entry in Dir::new(self.readable(path)?)? {
+            let entry = entry?;
+            let name: &CStr = entry.file_name();
+            if !matches!(name.to_bytes(), b"." | b"..") {
+                names.push(OsString::from_vec(name.to_bytes().to_vec()));
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<FileHandle> {
+        let (parent, name) = self.locate(path)?;
+        // A pipe at the name must not be waited for.
+        let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let flags = flags
+            | match mode {
+                OpenMode::Read => OFlags::RDONLY,
+                OpenMode::ReadWrite => OFlags::RDWR,
+                OpenMode::CreateNew => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
+            };
+        let fd = rustix::fs::openat(&parent, name, flags, Mode::RUSR | Mode::WUSR)?;
+        if mode != OpenMode::CreateNew {
+            let kind = FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode as RawMode);
+            if kind != FileType::RegularFile {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+            }
+        }
+        Ok(Arc::new(RealFile(File::from(fd))))
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let (parent, name) = self.locate(path)?;
+        Ok(rustix::fs::mkdirat(&parent, name, Mode::RWXU)?)
+    }
+
+    fn read_link(&self, path: &Path) -> io::Result<OsString> {
+        let (parent, name) = self.locate(path)?;
+        let target = rustix::fs::readlinkat(&parent, name, Vec::new())?;
+        Ok(OsString::from_vec(target.into_bytes()))
+    }
+
+    fn create_link(&self, path: &Path, target: &OsStr) -> io::Result<()> {
+        let (parent, name) = self.locate(path)?;
+        Ok(rustix::fs::symlinkat(target, &parent, name)?)
+    }
+
+    fn rename(&self, from: &Path, to: &Path, replace: bool) -> io::Result<()> {
+        let (from_dir, from_name) = self.locate(from)?;
+        let (to_dir, to_name) = self.locate(to)?;
+        if replace {
+            return Ok(rustix::fs::renameat(&from_dir, from_name, &to_dir, to_name)?);
+        }
+        match rustix::fs::renameat_with(&from_dir, from_name, &to_dir, to_name, RenameFlags::NOREPLACE) {
+            // Some file systems lack the flag. A hard link refuses an existing name just as atomically; a crash
+            // between the two calls leaves the complete file under both names.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                rustix::fs::linkat(&from_dir, from_name, &to_dir, to_name, AtFlags::empty())?;
+                Ok(rustix::fs::unlinkat(&from_dir, from_name, AtFlags::empty())?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        let (parent, name) = self.locate(path)?;
+        Ok(rustix::fs::unlinkat(&parent, name, AtFlags::empty())?)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let (parent, name) = self.locate(path)?;
+        Ok(rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?)
+    }
+
+    fn set_attributes(&self, path: &Path, mode: u32, modified: Option<Timestamp>) -> io::Result<()> {
+        if path.as_os_str().is_empty() {
+            return set_attributes_of(self.fd.as_fd(), mode, modified);
+        }
+        let (parent, name) = self.locate(path)?;
+        // Opened first, so that it is changed and not what may take its name meanwhile.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let fd = match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
+            // Its owner may change what its mode lets nobody open. The handle is of the thing itself, never of a link.
+            Err(Errno::ACCESS) => {
+                let path_only = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let fd = rustix::fs::openat(&parent, name, path_only, Mode::empty())?;
+                if attributes_of(&rustix::fs::fstat(&fd)?).kind == EntryKind::Link {
+                    return Err(Errno::LOOP.into());
+                }
+                let through = format!("/proc/self/fd/{}", fd.as_raw_fd());
+                rustix::fs::chmod(&through, Mode::from_raw_mode(mode as RawMode) | Mode::RUSR)?;
+                rustix::fs::openat(&parent, name, flags, Mode::empty())?
+            }
+            other => other?,
+        };
+        set_attributes_of(fd.as_fd(), mode, modified)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        Ok(rustix::fs::fsync(self.readable(path)?)?)
+    }
+
+    fn sync_file_system(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.fd)?)
+    }
+}
+
+/// Only plain names may be resolved, on every path through this file.
+fn check(path: &Path) -> io::Result<()> {
+    if path.components().all(|part| matches!(part, Component::Normal(_)))
+        && !path.as_os_str().as_bytes().contains(&0)
+    {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "not a path of plain names"))
+}
+
+/// Sets what [`VfsDir::set_attributes`] and [`crate::VfsFile::set_attributes`] promise.
+pub(crate) fn set_attributes_of(
+    fd: BorrowedFd<'_>,
+    mode: u32,
+    modified: Option<Timestamp>,
+) -> io::Result<()> {
+    if let Some(modified) = modified {
+        let times = Timestamps {
+            last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT as _ },
+            last_modification: Timespec { tv_sec: modified.seconds, tv_nsec: modified.nanoseconds as _ },
+        };
+        rustix::fs::futimens(fd, &times)?;
+    }
+    Ok(rustix::fs::fchmod(fd, Mode::from_raw_mode(mode as RawMode))?)
+}
+
+fn attributes_of(stat: &Stat) -> Attributes {
+    let kind = match FileType::from_raw_mode(stat.st_mode as RawMode) {
+        FileType::RegularFile => EntryKind::File,
+        FileType::Directory => EntryKind::Directory,
+        FileType::Symlink => EntryKind::Link,
+        _ => EntryKind::Special,
+    };
+    Attributes {
+        kind,
+        len: if kind == EntryKind::File { stat.st_size as u64 } else { 0 },
+        mode: stat.st_mode & 0o7777,
+        modified: Timestamp { seconds: stat.st_mtime, nanoseconds: stat.st_mtime_nsec as u32 },
+        id: (stat.st_dev, stat.st_ino),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "looks at the real thing from beside")]
+mod tests;
