@@ -85,7 +85,12 @@ impl Entry {
     fn bytes(&self) -> Vec<u8> {
         let Self { round, call, writer, index, part, parts } = self;
         let mut coin = Coin(call ^ (index << 20) ^ ((*writer as u64) << 40) ^ (round << 50));
-        let len = if coin.below(50) == 0 { coin.below(40 << 10) } else { coin.below(900) };
+        // Frames with one of the largest go past the page cache.
+        let len = match coin.below(500) {
+            0 => (256 << 10) + coin.below(256 << 10),
+            1..11 => coin.below(40 << 10),
+            _ => coin.below(900),
+        };
         let mut bytes = format!("{round} {call} {writer} {index} {part} {parts}\n").into_bytes();
         while bytes.len() < len as usize {
             bytes.extend(coin.next().to_le_bytes());
