@@ -86,6 +86,19 @@ fn opening(dir: &Path, rounds: usize, sizes: Sizes) -> Outcome<()> {
     };
     let workload = "1 M entries of 100 B, and reading them all";
     compare(workload, rounds, || raw(&small), || per_second(bytes, open_and_read))?;
+    let records = dir.join("records");
+    raw_file::write_records(&records, MILLION, 100)?;
+    let bare = || match raw_file::read_records(&records)? {
+        MILLION => Ok(()),
+        n => Err(format!("{n} records were read, not {MILLION}").into()),
+    };
+    compare(
+        "the same, beside reading as many checked records from one file",
+        rounds,
+        || per_second(bytes, bare),
+        || per_second(bytes, open_and_read),
+    )?;
+    std::fs::remove_file(records)?;
     std::fs::remove_dir_all(&small)?;
 
     let large = dir.join("large");
