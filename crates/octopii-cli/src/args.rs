@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use octopii::NodeId;
+use octopii::{NodeId, PeerRole};
 
 /// Ship files, run a replicated key-value store, look after a cluster.
 #[derive(Debug, Parser)]
@@ -213,6 +213,9 @@ pub(crate) enum ClusterCommand {
         /// The node's id
         #[arg(long)]
         id: NodeId,
+        /// What its holder may do: member (a node), operator (who looks after the cluster) or client
+        #[arg(long, default_value_t = PeerRole::Member)]
+        role: PeerRole,
         /// The file to write (mode 0600)
         #[arg(long, value_name = "FILE")]
         out: PathBuf,

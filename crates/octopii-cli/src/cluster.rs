@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 
-use octopii::{Client, ClusterAuthority, MembershipChange, NodeStatus, OctopiiRuntime, RealVfs, Status};
+use octopii::{
+    Client, ClusterAuthority, MembershipChange, NodeId, NodeStatus, OctopiiRuntime, PeerRole, RealVfs, Status,
+};
 use serde_json::json;
 
 use crate::args::{Cluster, ClusterCommand, Target};
@@ -16,7 +18,9 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Cluster
     let change = match args.command {
         ClusterCommand::Status => return status(runtime, *output, args.target).await,
         ClusterCommand::Init { authority } => return init(*output, &authority),
-        ClusterCommand::Issue { authority, id, out } => return issue(*output, &authority, id, &out),
+        ClusterCommand::Issue { authority, id, role, out } => {
+            return issue(*output, &authority, (id, role), &out);
+        }
         ClusterCommand::Add { id, addr } => MembershipChange::Add { id, addr },
         ClusterCommand::Promote { id } => MembershipChange::Promote { id },
         ClusterCommand::Remove { id } => MembershipChange::Remove { id },
@@ -102,7 +106,12 @@ fn init(output: Output, path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn issue(output: Output, authority: &Path, id: u64, out: &Path) -> Result<(), Failure> {
+fn issue(
+    output: Output,
+    authority: &Path,
+    (id, role): (NodeId, PeerRole),
+    out: &Path,
+) -> Result<(), Failure> {
     let authority =
         octopii::read_authority(&RealVfs, authority).map_err(Failure::failed)?.ok_or_else(|| {
             Failure::failed(format!(
@@ -110,10 +119,10 @@ fn issue(output: Output, authority: &Path, id: u64, out: &Path) -> Result<(), Fa
                 authority.display()
             ))
         })?;
-    write_secret(out, &authority.issue(id).map_err(Failure::failed)?.to_pem())?;
+    write_secret(out, &authority.issue_as(id, role).map_err(Failure::failed)?.to_pem())?;
     output.result(
-        format_args!("identity of node {id} in {}, keep it secret", out.display()),
-        &json!({ "node": id, "identity": out }),
+        format_args!("identity of {role} {id} in {}, keep it secret", out.display()),
+        &json!({ "node": id, "role": role.to_string(), "identity": out }),
     );
     Ok(())
 }

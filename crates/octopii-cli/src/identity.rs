@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use octopii::{Config, DataDirError, Identity, IdentitySource, NodeId, OctopiiNode, OctopiiRuntime, RealVfs};
+use octopii::{
+    Config, DataDirError, Identity, IdentitySource, NodeId, OctopiiNode, OctopiiRuntime, PeerRole, RealVfs,
+};
 
 use crate::exit::Failure;
 
@@ -16,7 +18,7 @@ pub(crate) fn load(file: Option<&Path>, authority_dir: Option<&Path>) -> Result<
     }
     let dir = authority_dir.map_or_else(octopii::state_dir, Path::to_owned);
     let authority = octopii::local_authority(&RealVfs, &dir).map_err(Failure::failed)?;
-    authority.issue(client_id()).map_err(Failure::failed)
+    authority.issue_as(client_id(), PeerRole::Operator).map_err(Failure::failed)
 }
 
 /// Refuses to speak with another machine without an identity that its authority has issued.

@@ -7,9 +7,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use crate::endpoint::Shared;
+use crate::join::is_joiner;
 use crate::socket::canonical;
 use crate::stream::StreamKind;
-use crate::{AcceptorTaken, Connection, RecvStream, SendStream, tls};
+use crate::{AcceptorTaken, Connection, PeerRole, RecvStream, SendStream, tls};
 
 /// A stream that a peer opened.
 #[derive(Debug)]
@@ -77,6 +78,10 @@ pub(crate) async fn accept_connections(shared: Arc<Shared>) {
     let handshakes = Arc::new(Semaphore::new(shared.limits.handshakes));
     let connections = Arc::new(Semaphore::new(shared.limits.connections));
     while let Some(incoming) = shared.quic.accept().await {
+        if is_joiner(&incoming) {
+            admit_joiner(&shared, incoming);
+            continue;
+        }
         let free = handshakes.available_permits();
         if free * 2 <= shared.limits.handshakes
             && incoming.may_retry()
@@ -98,6 +103,25 @@ pub(crate) async fn accept_connections(shared: Arc<Shared>) {
         ));
     }
     shared.dispatch.close();
+}
+
+/// Joiners never take the place of a member's handshake, and cost nothing until their address is proven.
+fn admit_joiner(shared: &Arc<Shared>, incoming: quinn::Incoming) {
+    let config = shared.credentials().join.clone();
+    let (Some(door), Some(config)) = (&shared.door, config) else { return incoming.refuse() };
+    if !incoming.remote_address_validated() && incoming.may_retry() {
+        // An error means that it was proven.
+        let _ = incoming.retry();
+        return;
+    }
+    let Some(place) = door.place() else { return incoming.refuse() };
+    let shared = Arc::clone(shared);
+    let executor = shared.executor.clone();
+    executor.spawn(async move {
+        if let Some(door) = &shared.door {
+            door.serve(&shared.executor, incoming, config, &shared.limits, place).await;
+        }
+    });
 }
 
 async fn accept_connection(
@@ -172,6 +196,11 @@ async fn deliver(shared: Arc<Shared>, mut incoming: Incoming) {
         incoming.send.reset(REFUSED);
         return incoming.recv.stop(REFUSED);
     };
+    if kind == StreamKind::Raft && incoming.connection.peer().role != PeerRole::Member {
+        // Whoever may only call has no voice in consensus, whatever a stream of it would say.
+        incoming.send.reset(REFUSED);
+        return incoming.recv.stop(REFUSED);
+    }
     incoming.send.set_priority(kind.priority());
     if let Err(e) = queue.send_timeout(incoming, shared.limits.stream_header_timeout).await {
         let (mpsc::error::SendTimeoutError::Timeout(mut unwanted)

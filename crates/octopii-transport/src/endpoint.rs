@@ -1,7 +1,7 @@
 //! The endpoint: one UDP port, every connection through it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quinn::congestion::CubicConfig;
@@ -9,11 +9,13 @@ use quinn::{AckFrequencyConfig, MtuDiscoveryConfig, TransportConfig};
 use quinn_proto::HashedConnectionIdGenerator;
 
 use crate::accept::{Dispatch, accept_connections};
+use crate::credentials::Credentials;
+use crate::join::Door;
 use crate::pool::Pool;
 use crate::socket::{self, Adapted, LOOPBACK_MTU, NETWORK_MTU, canonical};
 use crate::{
     Acceptor, AcceptorTaken, BindError, ClusterId, ConnectError, Connection, EndpointOptions, Executor,
-    Identity, Limits, NodeId, StreamKind, tls,
+    Identity, IdentityError, Limits, NodeId, StreamKind, tls,
 };
 
 /// A bound UDP port with an identity: accepts peers, dials peers, keeps connections.
@@ -37,6 +39,10 @@ pub(crate) struct Shared {
     pub(crate) cluster: ClusterId,
     pub(crate) limits: Limits,
     pub(crate) connect_timeout: Duration,
+    pub(crate) door: Option<Door>,
+    credentials: Mutex<Arc<Credentials>>,
+    options: EndpointOptions,
+    mtu: u16,
     pub(crate) dispatch: Dispatch,
     pub(crate) pool: Pool,
 }
@@ -62,16 +68,7 @@ impl Endpoint {
             Some(simulated) => Arc::new(Adapted(Arc::clone(simulated))),
             None => socket::bind(options.bind, mtu, executor)?,
         };
-        let transport = Arc::new(transport_config(&options, mtu, 0));
-        let mut server = quinn::ServerConfig::with_crypto(tls::server(identity)?);
-        server
-            .transport_config(transport)
-            .max_incoming(options.limits.handshakes)
-            .incoming_buffer_size(options.limits.incoming_buffer)
-            .incoming_buffer_size_total(options.limits.incoming_buffer_total);
-        let mut client = quinn::ClientConfig::new(tls::client(identity)?);
-        // The one stream on which the accepting side says that it has admitted us.
-        client.transport_config(Arc::new(transport_config(&options, mtu, 1)));
+        let (credentials, server) = Credentials::new(identity, &options, mtu)?;
         let mut config = quinn::EndpointConfig::new(tls::reset_key(identity));
         let cid_key = tls::connection_id_key(identity);
         config
@@ -81,7 +78,7 @@ impl Endpoint {
             .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
 
         let entered = executor.handle().enter();
-        let mut quic = quinn::Endpoint::new_with_abstract_socket(
+        let quic = quinn::Endpoint::new_with_abstract_socket(
             config,
             Some(server),
             socket,
@@ -89,7 +86,6 @@ impl Endpoint {
         )
         .map_err(|source| BindError::Socket { addr: bind_addr, source })?;
         drop(entered);
-        quic.set_default_client_config(client);
 
         let shared = Arc::new(Shared {
             executor: executor.clone(),
@@ -97,8 +93,12 @@ impl Endpoint {
             node_id: identity.node_id(),
             cluster: identity.cluster(),
             dispatch: Dispatch::new(options.limits.accept_queue),
-            limits: options.limits,
+            door: options.admission.clone().map(|admission| Door::new(admission, &options.limits)),
+            limits: options.limits.clone(),
             connect_timeout: options.connect_timeout,
+            credentials: Mutex::new(Arc::new(credentials)),
+            options,
+            mtu,
             pool: Pool::default(),
         });
         executor.spawn(accept_connections(Arc::clone(&shared)));
@@ -148,6 +148,26 @@ impl Endpoint {
         self.shared.cluster
     }
 
+    /// Replaces certificate, key and trusted authorities. Connections made from now on use the new ones; live ones go on
+    /// undisturbed. The new identity must be the same node's of the same cluster.
+    pub fn set_identity(&self, identity: &Identity) -> Result<(), IdentityError> {
+        let shared = &self.shared;
+        if (identity.node_id(), identity.cluster()) != (shared.node_id, shared.cluster) {
+            return Err(IdentityError::AnotherNode { found: identity.node_id(), expected: shared.node_id });
+        }
+        let (credentials, server) = Credentials::new(identity, &shared.options, shared.mtu)?;
+        // One replacement after the other: both halves stay of the same identity.
+        let mut current = shared.credentials.lock().expect("no panic while held");
+        *current = Arc::new(credentials);
+        shared.quic.set_server_config(Some(server));
+        Ok(())
+    }
+
+    /// The identity that new connections use.
+    pub fn identity(&self) -> Identity {
+        self.shared.credentials().identity.clone()
+    }
+
     /// Where this endpoint's tasks run.
     pub fn executor(&self) -> &Executor {
         &self.shared.executor
@@ -171,6 +191,12 @@ impl Endpoint {
     }
 }
 
+impl Shared {
+    pub(crate) fn credentials(&self) -> Arc<Credentials> {
+        Arc::clone(&self.credentials.lock().expect("no panic while held"))
+    }
+}
+
 /// What a new connection may send before its first acknowledgement, in datagrams of the largest size (RFC 9002, section 7.2).
 const INITIAL_WINDOW_DATAGRAMS: u64 = 10;
 
@@ -178,7 +204,7 @@ fn mtu_for(options: &EndpointOptions) -> u16 {
     if options.socket.is_none() && options.bind.ip().is_loopback() { LOOPBACK_MTU } else { NETWORK_MTU }
 }
 
-fn transport_config(options: &EndpointOptions, mtu: u16, uni_streams: u32) -> TransportConfig {
+pub(crate) fn transport_config(options: &EndpointOptions, mtu: u16, uni_streams: u32) -> TransportConfig {
     let limits = &options.limits;
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(mtu);

@@ -40,6 +40,20 @@ pub enum IdentityError {
     /// A certificate does not name a node of a cluster as Octopii's certificates do.
     #[error("the certificate names no Octopii node: it must come from the cluster's own authority")]
     NotANode,
+    /// Not the hash of a certificate.
+    #[error("a certificate's hash has 64 hexadecimal digits, in lower case")]
+    NotAHash,
+    /// Not a role.
+    #[error("a role is \"member\", \"operator\" or \"client\"")]
+    UnknownRole,
+    /// An identity is to take the place of another node's.
+    #[error("this identity is node {found}'s, or of another cluster: node {expected} keeps its id for life")]
+    AnotherNode {
+        /// Whose it is.
+        found: NodeId,
+        /// Who asked.
+        expected: NodeId,
+    },
     /// An identity was given where an authority is needed.
     #[error("this is a node's identity, not an authority: give the file that `octopii cluster init` wrote")]
     NotAnAuthority,
@@ -49,6 +63,66 @@ pub enum IdentityError {
     /// Key and certificate do not fit, or the TLS library refuses them.
     #[error("the identity is unusable: {0}")]
     Unusable(String),
+}
+
+/// Why a join token could not be made or read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenError {
+    /// It does not begin as tokens do.
+    #[error("this is not a join token: `octopii token create` prints one, beginning with octopii-join-")]
+    NotAToken,
+    /// Its checksum does not hold.
+    #[error("the join token is damaged: a part of it may have been lost in copying")]
+    Damaged,
+    /// Whole, but not understood.
+    #[error("the join token is of another release: make it with the same Octopii release")]
+    Version,
+    /// No address, or too many.
+    #[error("a join token names one to {} addresses", crate::JoinToken::MAX_ADDRESSES)]
+    Addresses,
+    /// An address that cannot be dialled.
+    #[error("{0:?} is not an address such as 10.0.0.1:4701 or node1.example.com:4701")]
+    Address(String),
+}
+
+/// Why a node did not get its certificate.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// Nobody answers. The token has not been spent.
+    #[error("no answer from {0}: does the issuing node run there, and does a firewall let UDP through?")]
+    Unreachable(String),
+    /// The node there issues no certificates, or has no room at this moment.
+    #[error(
+        "{0} lets nobody join: it must run with the authority's key (--authority), or is overloaded; try again"
+    )]
+    Closed(String),
+    /// Whoever answers is not a member under the authority that the token pins. Nothing was disclosed.
+    #[error(
+        "{0} is not a node of the token's cluster: someone else answers there, or the token is of another cluster"
+    )]
+    NotTrusted(String),
+    /// Turned away.
+    #[error(transparent)]
+    Refused(crate::JoinRefusal),
+    /// The connection was lost on the way. The token may have been spent.
+    #[error("the connection to {address} was lost ({reason}): if the token has been spent, ask for another")]
+    Lost {
+        /// Who was asked.
+        address: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The certificate is not what the token promised.
+    #[error("the issuing node gave another certificate than the token promised")]
+    Misissued,
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Identity(IdentityError),
+    /// The runtime is shutting down.
+    #[error("the runtime is shutting down")]
+    ShuttingDown,
 }
 
 /// Why there is no connection to a peer. All of them may be tried again later, except where the message says otherwise.

@@ -4,6 +4,7 @@
 //! - [`Identity`] and [`ClusterAuthority`] are who a node is: both sides of every connection verify a certificate of the
 //!   cluster's own authority, and a peer's node id comes from its certificate, never from its address. There is no
 //!   mode without verification.
+//! - [`join()`] turns a [`JoinToken`] into an identity; a node with an [`Admission`] lets joiners in, by a door of their own.
 //! - [`StreamKind`] begins every stream, so messages, RPC, transfers and Raft share a connection and each reaches its
 //!   own [`Acceptor`].
 //! - [`Executor`] is where every task runs.
@@ -15,10 +16,12 @@
 
 mod accept;
 mod connection;
+mod credentials;
 mod endpoint;
 mod error;
 mod executor;
 mod identity;
+mod join;
 mod options;
 mod pool;
 mod socket;
@@ -28,9 +31,13 @@ mod tls;
 pub use accept::{Acceptor, Incoming};
 pub use connection::{Connection, ConnectionStats};
 pub use endpoint::Endpoint;
-pub use error::{AcceptorTaken, BindError, ConnectError, IdentityError, StreamError};
+pub use error::{AcceptorTaken, BindError, ConnectError, IdentityError, JoinError, StreamError, TokenError};
 pub use executor::Executor;
-pub use identity::{ClusterAuthority, ClusterId, Identity, NodeId, PeerIdentity};
+pub use identity::{
+    CertificateHash, Certified, ClusterAuthority, ClusterId, Identity, NodeId, NodeKey, PeerIdentity,
+    PeerRole,
+};
+pub use join::{Admission, Applicant, JoinRefusal, JoinToken, TokenVerifier, join};
 pub use options::{EndpointOptions, Limits};
 pub use socket::DatagramSocket;
 pub use stream::{RecvStream, SendStream, StreamKind};

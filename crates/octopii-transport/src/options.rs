@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::DatagramSocket;
+use crate::{Admission, DatagramSocket};
 
 /// Options of [`Endpoint::bind`](crate::Endpoint::bind).
 #[derive(Debug, Clone)]
@@ -15,6 +15,9 @@ pub struct EndpointOptions {
     pub socket: Option<Arc<dyn DatagramSocket>>,
     /// Seeds connection ids and other protocol randomness, for reproducible simulations. Default: the system's.
     pub rng_seed: Option<[u8; 32]>,
+    /// Decides who gets a certificate for a join token. Default: none, and joiners are refused. For the node that holds the
+    /// authority's key.
+    pub admission: Option<Arc<dyn Admission>>,
     /// Bounds on what peers may make this endpoint hold.
     pub limits: Limits,
     /// How long to wait for an answer to a dial. Default 5 s.
@@ -31,6 +34,7 @@ impl Default for EndpointOptions {
             bind: SocketAddr::from(([127, 0, 0, 1], 0)),
             socket: None,
             rng_seed: None,
+            admission: None,
             limits: Limits::default(),
             connect_timeout: Duration::from_secs(5),
             keep_alive: Duration::from_secs(2),
@@ -51,6 +55,9 @@ pub struct Limits {
     pub incoming_buffer: u64,
     /// Bytes buffered for all such attempts together. Default 4 MiB.
     pub incoming_buffer_total: u64,
+    /// Joiners (see [`Admission`]) served at once; each has [`handshake_timeout`](Self::handshake_timeout) for everything and
+    /// 1 KiB of unread data, and must prove its address first. They take no place of the members' handshakes. Default 16.
+    pub joins: usize,
     /// Verified connections at once. Default 4,096.
     pub connections: usize,
     /// Streams a peer may have open on one connection. Default 1,024.
@@ -74,6 +81,7 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(5),
             incoming_buffer: 16 << 10,
             incoming_buffer_total: 4 << 20,
+            joins: 16,
             connections: 4096,
             streams_per_connection: 1024,
             stream_header_timeout: Duration::from_secs(5),

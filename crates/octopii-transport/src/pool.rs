@@ -179,10 +179,12 @@ enum Step {
 }
 
 async fn dial(shared: &Shared, addr: SocketAddr) -> Result<Connection, ConnectError> {
-    let connecting = shared.quic.connect(addr, &cluster_name(shared.cluster)).map_err(|e| match e {
-        quinn::ConnectError::EndpointStopping => ConnectError::EndpointClosed,
-        other => ConnectError::InvalidAddress { addr, reason: other.to_string() },
-    })?;
+    let config = shared.credentials().client.clone();
+    let connecting =
+        shared.quic.connect_with(config, addr, &cluster_name(shared.cluster)).map_err(|e| match e {
+            quinn::ConnectError::EndpointStopping => ConnectError::EndpointClosed,
+            other => ConnectError::InvalidAddress { addr, reason: other.to_string() },
+        })?;
     let admitted = async {
         let quic = connecting.await?;
         await_welcome(&quic).await?;
@@ -194,7 +196,11 @@ async fn dial(shared: &Shared, addr: SocketAddr) -> Result<Connection, ConnectEr
         Err(_) => return Err(ConnectError::Unreachable(addr)),
     };
     match tls::peer(&quic) {
-        Ok(peer) => Ok(Connection::new(quic, peer)),
+        Ok(peer) if peer.cluster == shared.cluster => Ok(Connection::new(quic, peer)),
+        Ok(_) => {
+            quic.close(0u32.into(), b"");
+            Err(ConnectError::NotTrusted { addr, reason: "it is a node of another cluster".to_owned() })
+        }
         Err(e) => {
             quic.close(0u32.into(), b"");
             Err(ConnectError::NotTrusted { addr, reason: e.to_string() })

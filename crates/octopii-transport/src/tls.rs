@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use rustls::RootCertStore;
 use rustls::client::Resumption;
 use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
@@ -15,7 +14,7 @@ use crate::{Identity, IdentityError, PeerIdentity};
 const ALPN: &[u8] = b"octopii/1";
 
 pub(crate) fn server(identity: &Identity) -> Result<Arc<QuicServerConfig>, IdentityError> {
-    let roots = roots(identity)?;
+    let roots = identity.root_store()?;
     let verifier =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build().map_err(unusable)?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider())
@@ -34,7 +33,7 @@ pub(crate) fn client(identity: &Identity) -> Result<Arc<QuicClientConfig>, Ident
     let mut config = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(unusable)?
-        .with_root_certificates(roots(identity)?)
+        .with_root_certificates(identity.root_store()?)
         .with_client_auth_cert(identity.chain(), identity.key())
         .map_err(unusable)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
@@ -71,13 +70,7 @@ fn derived(identity: &Identity, purpose: &[u8]) -> ring::hmac::Tag {
     ring::hmac::sign(&ring::hmac::Key::new(ring::hmac::HMAC_SHA256, identity.key_bytes()), purpose)
 }
 
-fn roots(identity: &Identity) -> Result<RootCertStore, IdentityError> {
-    let mut roots = RootCertStore::empty();
-    roots.add(identity.authority().clone()).map_err(unusable)?;
-    Ok(roots)
-}
-
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 

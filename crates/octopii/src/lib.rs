@@ -71,8 +71,8 @@ pub use octopii_transfer::{
     TransferError, TransferId, TransferOptions, TransferResult,
 };
 pub use octopii_transport::{
-    BindError, ClusterAuthority, ClusterId, ConnectError, DatagramSocket, Executor, Identity, IdentityError,
-    Limits, NodeId, PeerIdentity,
+    BindError, CertificateHash, ClusterAuthority, ClusterId, ConnectError, DatagramSocket, Executor,
+    Identity, IdentityError, Limits, NodeId, PeerIdentity, PeerRole,
 };
 pub use octopii_vfs::{RealVfs, Vfs};
 pub use octopii_wal::{Durability, Topic, WriteAheadLog};

@@ -103,9 +103,10 @@ pub(crate) fn register(router: &mut Router, endpoint: &Endpoint, consensus: Opti
         let consensus = asking.clone();
         async move { consensus.query(&query).await.map_err(query_status) }
     });
-    router.register(MEMBER, move |_: Context, change: MembershipChange| {
+    router.register(MEMBER, move |context: Context, change: MembershipChange| {
         let consensus = consensus.clone();
         async move {
+            administering(&context)?;
             match change {
                 MembershipChange::Add { id, addr } => consensus.add_learner(id, addr).await,
                 MembershipChange::Promote { id } => consensus.promote_learner(id).await,
@@ -115,6 +116,15 @@ pub(crate) fn register(router: &mut Router, endpoint: &Endpoint, consensus: Opti
             .map_err(membership_status)
         }
     });
+}
+
+/// Who belongs to the cluster is not for its mere clients to say.
+pub(crate) fn administering(context: &Context) -> Result<(), Status> {
+    if context.peer.role.may_administer() {
+        return Ok(());
+    }
+    let told = "this identity is a client's: looking after the cluster takes an operator's (`octopii cluster issue --role operator`)";
+    Err(Status::new(Code::PermissionDenied, told))
 }
 
 fn status(node_id: NodeId, addr: SocketAddr, consensus: Option<&Consensus>) -> NodeStatus {

@@ -7,6 +7,7 @@
 
 mod executor;
 mod hostile;
+mod joining;
 mod limits;
 mod links;
 mod streams;

@@ -5,8 +5,8 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use octopii::{
-    BootstrapError, Client, ClusterAuthority, Config, IdentitySource, KvCommand, KvQuery, KvResponse,
-    MembershipChange, NodeId, OctopiiNode, OctopiiRuntime, ProposeError, StartError,
+    BootstrapError, Client, ClusterAuthority, Code, Config, IdentitySource, KvCommand, KvQuery, KvResponse,
+    MembershipChange, NodeId, OctopiiNode, OctopiiRuntime, PeerRole, ProposeError, StartError,
 };
 use tempfile::{TempDir, tempdir};
 
@@ -82,13 +82,20 @@ fn members_form_a_cluster_in_any_order_and_clients_reach_it_through_any_node() {
         // A client that is no member; the first address it knows is dead.
         let dead = UdpSocket::bind("127.0.0.1:0").unwrap();
         let known = vec![dead.local_addr().unwrap(), cluster.members[&2]];
-        let identity = cluster.authority.issue(1_000).unwrap();
+        let identity = cluster.authority.issue_as(1_000, PeerRole::Client).unwrap();
         let client = Client::new(&cluster.runtime, &identity, known, Duration::from_secs(8)).unwrap();
         assert_eq!(client.put(b"by client", b"1").await.unwrap(), None);
         assert_eq!(client.get(b"by client").await.unwrap().as_deref(), Some(&b"1"[..]));
         assert_eq!(client.delete(b"by client").await.unwrap().as_deref(), Some(&b"1"[..]));
-        let refused = client.change_membership(&MembershipChange::Promote { id: 99 }).await.unwrap_err();
-        assert!(!refused.message.is_empty());
+        // Who belongs to the cluster is not for a client to say, but for an operator.
+        let change = MembershipChange::Promote { id: 99 };
+        let refused = client.change_membership(&change).await.unwrap_err();
+        assert_eq!(refused.code, Code::PermissionDenied, "{refused}");
+        let identity = cluster.authority.issue_as(1_001, PeerRole::Operator).unwrap();
+        let nodes = cluster.members.values().copied().collect();
+        let operator = Client::new(&cluster.runtime, &identity, nodes, Duration::from_secs(8)).unwrap();
+        let refused = operator.change_membership(&change).await.unwrap_err();
+        assert_eq!(refused.code, Code::FailedPrecondition, "{refused}");
         let status = client.status_of(cluster.members[&1]).await.unwrap();
         assert_eq!((status.members.len(), status.leader), (3, Some(leader.node_id())));
     });
