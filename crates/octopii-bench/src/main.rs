@@ -2,6 +2,7 @@
 //! and its neighbours change from minute to minute, ratios less so.
 #![expect(clippy::disallowed_methods, reason = "measures real time on real files")]
 
+mod cpu;
 mod propose;
 mod raw_quic;
 mod rpc;

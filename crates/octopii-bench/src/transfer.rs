@@ -1,91 +1,185 @@
 //! A verified chunk beside a raw quinn stream of the same bytes.
 
 use std::path::Path;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Instant;
 
 use bytes::Bytes;
 use octopii_bench::Outcome;
-use octopii_bench::report::{compare, head};
+use octopii_bench::report::{Subject, in_turn, median, ratios};
 use octopii_transfer::{
     ChunkSource, Destination, InboxPolicy, Offer, ReceivePolicy, ReceivedChunk, Refusal, SendOptions,
     Transfer, TransferOptions,
 };
 use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Executor};
 use octopii_wal::vfs::RealVfs;
+use sha2::{Digest as _, Sha256};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::raw_quic;
+use crate::{cpu, raw_quic};
+
+/// What one run took.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    /// MiB per second.
+    rate: f64,
+    /// Processor seconds per GiB, both sides.
+    cpu: f64,
+}
 
 pub(crate) fn measure(dir: &Path, rounds: usize, mib: usize) -> Outcome<()> {
-    head(
-        "Transfer: one peer on loopback, both sides in one process, beside a raw quinn stream from memory",
-        "MiB/s",
+    println!(
+        "\n### Transfer: {mib} MiB to one peer on loopback, both sides in one process, beside raw quinn streams from memory\n\n\
+         | workload | MiB/s | CPU s per GiB | of raw quinn | of raw quinn + SHA-256 | CPU of raw quinn + SHA-256 |"
     );
+    println!("|---|---|---|---|---|---|");
     let bytes = mib << 20;
-    let rate = |begun: Instant| mib as f64 / begun.elapsed().as_secs_f64();
-    let raw = || threads()?.block_on(async { Ok(rate(raw_stream(bytes).await?)) });
     let memory = Bytes::from(vec![7; bytes]);
     let source = dir.join("source.bin");
     std::fs::write(&source, &memory)?;
-
-    let chunk = ChunkSource::Memory(memory);
-    compare(format_args!("{mib} MiB, memory to memory, SHA-256 on both sides"), rounds, raw, || {
-        threads()?.block_on(async { Ok(rate(own(&chunk, ToMemory(bytes as u64)).await?)) })
-    })?;
-    let chunk = ChunkSource::File(source.clone());
+    let memory = ChunkSource::Memory(memory);
+    let file = ChunkSource::File(source.clone());
+    let inbox = dir.join("inbox");
+    let mut names = vec!["raw quinn", "raw quinn, SHA-256 on a thread of each side", "memory to memory"];
+    let mut subjects: Vec<Subject<'_, Run>> = vec![
+        Box::new(|| run(mib, raw_stream(bytes, false))),
+        Box::new(|| run(mib, raw_stream(bytes, true))),
+        Box::new(|| run(mib, own(&memory, ToMemory(bytes as u64)))),
+    ];
     let tmpfs = Path::new("/dev/shm");
     if tmpfs.is_dir() {
-        let inbox = tempfile::tempdir_in(tmpfs)?;
-        compare(format_args!("{mib} MiB, file to file on tmpfs"), rounds, raw, || {
-            threads()?.block_on(async { Ok(rate(own_file(&chunk, inbox.path()).await?)) })
-        })?;
+        for (name, chunk) in [("memory to a file on tmpfs", &memory), ("file to file on tmpfs", &file)] {
+            let inbox = tempfile::tempdir_in(tmpfs)?;
+            names.push(name);
+            subjects.push(Box::new(move || run(mib, own_file(chunk, inbox.path()))));
+        }
     }
-    let inbox = dir.join("inbox");
-    compare(format_args!("{mib} MiB, file to file on disk, durable"), rounds, raw, || {
-        threads()?.block_on(async { Ok(rate(own_file(&chunk, &inbox).await?)) })
-    })
+    names.push("file to file on disk, durable");
+    subjects.push(Box::new(|| run(mib, own_file(&file, &inbox))));
+    let taken = in_turn(rounds, &mut subjects)?;
+    let all = |pick: fn(&Run) -> f64| -> Vec<Vec<f64>> {
+        taken.iter().map(|runs| runs.iter().map(pick).collect()).collect()
+    };
+    let (rates, cpus) = (all(|run| run.rate), all(|run| run.cpu));
+    let of = |these: &[f64], those: &[f64]| median(&mut ratios(these, those));
+    for (at, name) in names.into_iter().enumerate() {
+        println!(
+            "| {name} | {:.0} | {:.2} | {:.2} | {:.2} | {:.2} |",
+            median(&mut rates[at].clone()),
+            median(&mut cpus[at].clone()),
+            of(&rates[at], &rates[0]),
+            of(&rates[at], &rates[1]),
+            of(&cpus[at], &cpus[1]),
+        );
+    }
+    Ok(())
+}
+
+/// From the offer to the acknowledgement: connecting and cleaning up are not counted.
+struct Taken {
+    seconds: f64,
+    cpu: f64,
+}
+
+impl Taken {
+    fn since((begun, cpu): (Instant, f64)) -> Outcome<Self> {
+        Ok(Self { seconds: begun.elapsed().as_secs_f64(), cpu: cpu::seconds()? - cpu })
+    }
+}
+
+/// Runs `transfer` on a runtime of its own.
+fn run(mib: usize, transfer: impl Future<Output = Outcome<Taken>>) -> Outcome<Run> {
+    let taken = threads()?.block_on(transfer)?;
+    Ok(Run { rate: mib as f64 / taken.seconds, cpu: taken.cpu * 1024.0 / mib as f64 })
 }
 
 fn threads() -> Outcome<Runtime> {
     Ok(Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
-async fn raw_stream(bytes: usize) -> Outcome<Instant> {
+/// Chunks that wait for a hashing thread.
+const HASH_QUEUE: usize = 64;
+
+/// A thread that hashes what it is given, and gives the digest in the end.
+fn hasher() -> Hashing {
+    let (tx, rx) = sync_channel::<Vec<Bytes>>(HASH_QUEUE);
+    let hashing = std::thread::spawn(move || {
+        let mut hasher = Sha256::new();
+        rx.iter().flatten().for_each(|part| hasher.update(&part));
+        hasher.finalize().into()
+    });
+    (tx, hashing)
+}
+
+async fn raw_stream(bytes: usize, hashed: bool) -> Outcome<Taken> {
     let pair = raw_quic::pair().await?;
-    let begun = Instant::now();
+    let begun = (Instant::now(), cpu::seconds()?);
     let client = pair.client.clone();
     let sending = tokio::spawn(async move {
         let block = Bytes::from(vec![7; 256 << 10]);
         let (mut send, mut recv) = client.open_bi().await?;
+        let hashing = hashed.then(hasher);
         for _ in 0..bytes / block.len() {
+            if let Some((tx, _)) = &hashing {
+                tx.send(vec![block.clone()])?;
+            }
             send.write_chunk(block.clone()).await?;
         }
         send.finish()?;
-        // One byte back, as an acknowledgement.
-        recv.read_to_end(1).await?;
+        let digest = finish(hashing)?;
+        // The digest comes back, as an acknowledgement.
+        let acknowledged = recv.read_to_end(32).await?;
+        if digest.is_some_and(|digest| digest[..] != acknowledged[..]) {
+            return Err("the digests differ".into());
+        }
         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
     });
     let (mut send, mut recv) = pair.server.accept_bi().await?;
+    let hashing = hashed.then(hasher);
     let mut got = 0;
+    // Handed over in batches: a hand-over per packet would measure the queue.
+    let mut parts: Vec<Bytes> = Vec::new();
+    let mut held = 0;
     while let Some(chunk) = recv.read_chunk(usize::MAX, true).await? {
         got += chunk.bytes.len();
+        if let Some((tx, _)) = &hashing {
+            held += chunk.bytes.len();
+            parts.push(chunk.bytes);
+            if held >= 256 << 10 {
+                tx.send(std::mem::take(&mut parts))?;
+                held = 0;
+            }
+        }
     }
-    send.write_all(&[1]).await?;
+    if let Some((tx, _)) = &hashing {
+        tx.send(parts)?;
+    }
+    let digest = finish(hashing)?.unwrap_or_default();
+    send.write_all(&digest).await?;
     send.finish()?;
     sending.await??;
+    let taken = Taken::since(begun)?;
     if got != bytes {
         return Err("the raw stream lost bytes".into());
     }
-    Ok(begun)
+    Ok(taken)
 }
 
-async fn own_file(chunk: &ChunkSource, inbox: &Path) -> Outcome<Instant> {
-    let begun = own(chunk, InboxPolicy::new(inbox)).await?;
+type Hashing = (SyncSender<Vec<Bytes>>, std::thread::JoinHandle<[u8; 32]>);
+
+fn finish(hashing: Option<Hashing>) -> Outcome<Option<[u8; 32]>> {
+    let Some((tx, thread)) = hashing else { return Ok(None) };
+    drop(tx);
+    Ok(Some(thread.join().map_err(|_| "the hashing thread panicked")?))
+}
+
+async fn own_file(chunk: &ChunkSource, inbox: &Path) -> Outcome<Taken> {
+    let taken = own(chunk, InboxPolicy::new(inbox)).await?;
     std::fs::remove_dir_all(inbox)?;
-    Ok(begun)
+    Ok(taken)
 }
 
-async fn own(chunk: &ChunkSource, policy: impl ReceivePolicy) -> Outcome<Instant> {
+async fn own(chunk: &ChunkSource, policy: impl ReceivePolicy) -> Outcome<Taken> {
     let executor = Executor::new(tokio::runtime::Handle::current());
     let authority = ClusterAuthority::generate()?;
     let a = Endpoint::bind(&executor, &authority.issue(1)?, EndpointOptions::default())?;
@@ -95,9 +189,9 @@ async fn own(chunk: &ChunkSource, policy: impl ReceivePolicy) -> Outcome<Instant
     let receiver = Transfer::start(&b, RealVfs::shared(), options)?;
     receiver.receive("bench", policy);
     a.connect(b.local_addr()).await?;
-    let begun = Instant::now();
+    let begun = (Instant::now(), cpu::seconds()?);
     sender.send(b.local_addr(), chunk, SendOptions::new("bench")).await?;
-    Ok(begun)
+    Taken::since(begun)
 }
 
 struct ToMemory(u64);

@@ -34,7 +34,7 @@ impl Transfer {
     /// does not touch the others. Dropping the future cancels what is under way.
     ///
     /// The options hold for each transfer by itself; an `id` in them is used for the first peer only, since ids are
-    /// unique. Each peer costs about 4 MiB while its transfer runs (nothing for a source in memory).
+    /// unique. Each peer costs up to 8 MiB while its transfer runs (nothing for a source in memory).
     pub async fn send_to_all(
         &self,
         source: &ChunkSource,

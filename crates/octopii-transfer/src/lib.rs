@@ -18,6 +18,7 @@
 
 mod activity;
 mod budget;
+mod buffers;
 mod digest;
 mod distribute;
 mod error;

@@ -8,23 +8,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use octopii_transport::{Connection, Incoming, RecvStream, SendStream, StreamError};
+use octopii_transport::{Connection, Incoming, SendStream, StreamError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::activity::Activity;
-use crate::link::{read_body, read_header};
+use crate::link::Inlet;
 use crate::registry::Registration;
 use crate::service::{AbortOnDrop, Shared};
-use crate::sink::{IncomingBlock, Sink};
+use crate::sink::{Checker, IncomingBlock, Sink};
 use crate::wire::{self, Acknowledgement, OfferBody, Tag};
 use crate::{
     Destination, Digest, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refusal, TransferError, TransferId,
 };
 
-/// Blocks between network and disk. With one being read and one being written, four blocks of memory per transfer.
-const QUEUE: usize = 2;
+/// Blocks between network and disk.
+const QUEUE: usize = 4;
+
+/// Blocks that are checked, or written, in one step on a blocking thread: a hand-over between threads is paid for by several
+/// blocks. With the queue and the one that is arriving, a transfer holds up to 13 blocks.
+const STEP: usize = 4;
 
 /// How often the sender hears how far its chunk has got.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
@@ -34,9 +37,6 @@ const EARLY_SYNC: u64 = 32 << 20;
 
 /// A block may take this many idle times: one byte now and then is no transfer.
 const BLOCK_PATIENCE: u32 = 10;
-
-/// Shorter pieces are copied together, so that a few bytes never keep the buffer of a whole packet.
-const SMALL_PART: usize = 512;
 
 const ENDED_EARLY: TransferError = TransferError::Protocol("storing ended before the chunk");
 
@@ -56,7 +56,8 @@ struct Accepted {
 
 /// Serves a stream that a peer opened: a transfer or a question about one.
 pub(crate) async fn serve(shared: Arc<Shared>, incoming: Incoming) {
-    let Incoming { mut send, mut recv, connection } = incoming;
+    let Incoming { mut send, recv, connection } = incoming;
+    let mut recv = Inlet::new(recv);
     let limit = shared.options.offer_timeout;
     let opening = timeout(limit, read_opening(&mut recv)).await;
     let answer = match opening.unwrap_or(Err(TransferError::Stalled { idle: limit })) {
@@ -73,17 +74,17 @@ pub(crate) async fn serve(shared: Arc<Shared>, incoming: Incoming) {
     }
 }
 
-async fn read_opening(recv: &mut RecvStream) -> Result<Opening, TransferError> {
+async fn read_opening(recv: &mut Inlet) -> Result<Opening, TransferError> {
     let mut version = [0];
     recv.read_exact(&mut version).await?;
     if version[0] != wire::VERSION {
         let message = format!("this node speaks version {} of the transfer protocol", wire::VERSION);
         return Err(TransferError::Unacceptable(Refusal::new(FailureCode::UnsupportedVersion, message)));
     }
-    let header = read_header(recv).await?;
+    let header = recv.header().await?;
     match header.tag {
-        Tag::Offer => Ok(Opening::Offer(wire::decode_offer(&read_body(recv, header).await?)?)),
-        Tag::Query => Ok(Opening::Query(wire::decode_query(&read_body(recv, header).await?)?)),
+        Tag::Offer => Ok(Opening::Offer(wire::decode_offer(&recv.body(header).await?)?)),
+        Tag::Query => Ok(Opening::Query(wire::decode_query(&recv.body(header).await?)?)),
         _ => Err(TransferError::Protocol("a transfer begins with an offer")),
     }
 }
@@ -148,7 +149,7 @@ async fn receive(
     accepted: Accepted,
     block_size: u32,
     send: SendStream,
-    mut recv: RecvStream,
+    mut recv: Inlet,
 ) {
     let Accepted { offer, policy, registration, sink, slot } = accepted;
     let (last, rx) = oneshot::channel();
@@ -184,7 +185,7 @@ async fn receive(
 async fn receive_blocks(
     shared: &Arc<Shared>,
     sink: Sink,
-    recv: &mut RecvStream,
+    recv: &mut Inlet,
     offer: &Offer,
     block_size: u32,
     verified: &Arc<AtomicU64>,
@@ -226,7 +227,7 @@ async fn receive_blocks(
 
 /// Reads blocks until the sender is done, and returns the digest it claims; `None` if nobody takes the blocks any more.
 async fn read_blocks(
-    recv: &mut RecvStream,
+    recv: &mut Inlet,
     blocks: mpsc::Sender<IncomingBlock>,
     announced: Option<u64>,
     block_size: u32,
@@ -236,7 +237,7 @@ async fn read_blocks(
     let mut received = 0u64;
     let mut last_was_short = false;
     loop {
-        let header = read_header(recv).await?;
+        let header = recv.header().await?;
         match header.tag {
             Tag::Data => {
                 let len = header.len - wire::DATA_PREFIX - wire::DATA_SUFFIX;
@@ -256,8 +257,8 @@ async fn read_blocks(
                     return Err(size_mismatch(announced, received));
                 }
                 let patience = idle.saturating_mul(BLOCK_PATIENCE);
-                let parts = timeout(patience, read_parts(recv, len, activity));
-                let parts = parts.await.unwrap_or(Err(TransferError::Stalled { idle: patience }))?;
+                let parts = timeout(patience, recv.parts(len, activity));
+                let parts = parts.await.map_err(|_| TransferError::Stalled { idle: patience })??;
                 let mut prefix = [0; wire::DATA_SUFFIX];
                 recv.read_exact(&mut prefix).await?;
                 if blocks.send(IncomingBlock { parts, len, prefix: Digest(prefix) }).await.is_err() {
@@ -266,7 +267,7 @@ async fn read_blocks(
                 activity.tick();
             }
             Tag::Done => {
-                let (size, digest) = wire::decode_done(&read_body(recv, header).await?)?;
+                let (size, digest) = wire::decode_done(&recv.body(header).await?)?;
                 if size != received || announced.is_some_and(|announced| announced != size) {
                     return Err(size_mismatch(announced.or(Some(size)), received));
                 }
@@ -277,54 +278,69 @@ async fn read_blocks(
     }
 }
 
-async fn read_parts(
-    recv: &mut RecvStream,
-    len: usize,
-    activity: &Activity,
-) -> Result<Vec<Bytes>, TransferError> {
-    let mut parts: Vec<Bytes> = Vec::new();
-    let mut small = BytesMut::new();
-    let mut missing = len;
-    while missing > 0 {
-        let part = recv.read_chunk(missing).await?.ok_or(StreamError::UnexpectedEnd)?;
-        activity.tick();
-        missing -= part.len();
-        if part.len() < SMALL_PART {
-            small.extend_from_slice(&part);
-            continue;
-        }
-        if !small.is_empty() {
-            parts.push(small.split().freeze());
-        }
-        parts.push(part);
-    }
-    if !small.is_empty() {
-        parts.push(small.freeze());
-    }
-    Ok(parts)
-}
-
-/// Stores blocks until there are no more. On an error the sink is dropped, on a blocking thread: its file is gone when
-/// this returns.
+/// Checks and stores blocks until there are no more; the next ones are checked while the ones before are written. On an
+/// error the sink is dropped, on a blocking thread: its file is gone when this returns.
 async fn store_blocks(
     shared: Arc<Shared>,
-    mut sink: Sink,
+    sink: Sink,
     mut blocks: mpsc::Receiver<IncomingBlock>,
     verified: Arc<AtomicU64>,
     activity: Arc<Activity>,
 ) -> Result<Sink, TransferError> {
     let executor = &shared.executor;
+    let Sink { mut checker, mut store } = sink;
+    let mut checked: Vec<IncomingBlock> = Vec::new();
+    let mut written = 0;
     let mut synced = 0;
     let mut syncing: Option<AbortOnDrop<Result<(), TransferError>>> = None;
     loop {
-        let block = blocks.recv().await;
-        let at_end = block.is_none();
-        if let Some(block) = block {
-            sink = executor.blocking(move || sink.write(block).map(|()| sink)).await?;
-            verified.store(sink.offset(), Ordering::Relaxed);
+        let mut arrived = Vec::new();
+        let open = match checked.is_empty() {
+            true => blocks.recv_many(&mut arrived, STEP).await > 0,
+            // What was checked is not kept waiting for more.
+            false => {
+                arrived.extend(std::iter::from_fn(|| blocks.try_recv().ok()).take(STEP));
+                true
+            }
+        };
+        let writing = {
+            let blocks = std::mem::take(&mut checked);
+            async move {
+                if blocks.is_empty() {
+                    return Ok(store);
+                }
+                executor.blocking(move || store.write(blocks).map(|()| store)).await
+            }
+        };
+        let checking = async move {
+            if arrived.is_empty() {
+                return Ok((checker, arrived));
+            }
+            executor.blocking(move || checker.check(&arrived).map(|()| (checker, arrived))).await
+        };
+        let (stored, newly) = tokio::join!(writing, checking);
+        let failed;
+        (store, failed) = match (stored, newly) {
+            (Ok(store), Ok(newly)) => {
+                (checker, checked) = newly;
+                (store, None)
+            }
+            (Ok(store), Err(error)) => {
+                checker = Checker::default();
+                (store, Some(error))
+            }
+            (Err(error), _) => return Err(error),
+        };
+        if let Some(error) = failed {
+            executor.blocking(move || drop(store)).await;
+            return Err(error);
+        }
+        if store.written() != written {
+            written = store.written();
+            verified.store(written, Ordering::Relaxed);
             activity.tick();
         }
-        if !at_end && sink.offset() - synced < EARLY_SYNC {
+        if open && written - synced < EARLY_SYNC {
             continue;
         }
         // At most one early sync runs at a time. One that failed dooms the file: what it left unwritten, a later sync
@@ -332,15 +348,15 @@ async fn store_blocks(
         if let Some(mut earlier) = syncing.take() {
             let result = (&mut earlier.0).await.map_err(|_| TransferError::ShuttingDown).flatten();
             if let Err(error) = result {
-                executor.blocking(move || drop(sink)).await;
+                executor.blocking(move || drop(store)).await;
                 return Err(error);
             }
         }
-        if at_end {
-            return Ok(sink);
+        if !open {
+            return Ok(Sink { checker, store });
         }
-        synced = sink.offset();
-        if let Some((file, path)) = sink.file() {
+        synced = written;
+        if let Some((file, path)) = store.file() {
             let on = executor.clone();
             syncing = Some(AbortOnDrop(executor.spawn(async move {
                 on.blocking(move || file.sync_data().map_err(|e| TransferError::store("syncing", path, e)))
@@ -359,7 +375,7 @@ async fn publish(
     policy: Arc<dyn ReceivePolicy>,
 ) -> Result<Acknowledgement, TransferError> {
     let publishing = shared.executor.blocking(move || {
-        let size = sink.offset();
+        let size = sink.store.written();
         let (location, digest, level) = sink.finish(expected)?;
         policy.received(ReceivedChunk { offer: Offer::clone(&offer), location, digest, size });
         Ok(Acknowledgement { level, size, digest })

@@ -10,25 +10,24 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use octopii_transport::{
-    ConnectError, Connection, Executor, RecvStream, SendStream, StreamError, StreamKind,
-};
+use octopii_transport::{ConnectError, Connection, Executor, SendStream, StreamError, StreamKind};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::activity::Activity;
-use crate::link::{read_body, read_header};
+use crate::link::Inlet;
 use crate::progress::{Progress, ProgressFn};
 use crate::service::{AbortOnDrop, Shared};
 use crate::source::{Block, OpenSource};
 use crate::wire::{self, Acknowledgement, OfferBody, Tag, TransferStatus};
 use crate::{AckLevel, ChunkSource, Digest, FailureCode, Refusal, TransferError, TransferId};
 
-/// Blocks read ahead of the network.
-const QUEUE: usize = 2;
+/// Blocks read ahead of the network. As many again are being read, a few at a time, so that a hand-over between threads is
+/// paid for by several blocks.
+const QUEUE: usize = 4;
 
 /// What is written at once: small enough that a slow link shows signs of life.
-const WRITE_STEP: usize = 64 << 10;
+const WRITE_STEP: usize = 256 << 10;
 
 /// A lost acknowledgement is asked for this often.
 const STATUS_PERIOD: Duration = Duration::from_millis(200);
@@ -42,7 +41,7 @@ pub struct SendOptions {
     pub name: Option<String>,
     /// Told to the receiver's policy; at most 64 KiB.
     pub meta: Bytes,
-    /// Called from Octopii's threads as the transfer advances, at most once per 64 KiB; must return quickly.
+    /// Called from Octopii's threads as the transfer advances, at most once per 256 KiB; must return quickly.
     pub progress: Option<ProgressFn>,
     /// For the whole transfer, from connecting to the acknowledgement. Default: no limit but the idle one.
     pub timeout: Option<Duration>,
@@ -195,7 +194,8 @@ impl Sending {
         digest: &std::sync::OnceLock<Digest>,
     ) -> Result<Acknowledgement, TransferError> {
         let idle = self.options.idle_timeout;
-        let (mut send, mut recv) = connection.open(StreamKind::Transfer).await?;
+        let (mut send, recv) = connection.open(StreamKind::Transfer).await?;
+        let mut recv = Inlet::new(recv);
         let talk = async {
             let opening = [&[wire::VERSION][..], &wire::offer(&self.offer())].concat();
             let sent = send.write_all(&opening).await;
@@ -237,10 +237,10 @@ impl Sending {
 
     async fn read_acceptance(
         &self,
-        recv: &mut RecvStream,
+        recv: &mut Inlet,
         sent: Result<(), StreamError>,
     ) -> Result<(), TransferError> {
-        let header = match read_header(recv).await {
+        let header = match recv.header().await {
             Ok(header) => header,
             // The transport turns away streams of a kind that nobody accepts.
             Err(TransferError::Lost(StreamError::Reset(1))) => {
@@ -250,7 +250,7 @@ impl Sending {
             Err(error) => return Err(sent.map_err(TransferError::Lost).err().unwrap_or(error)),
         };
         self.flight.activity.tick();
-        let body = read_body(recv, header).await?;
+        let body = recv.body(header).await?;
         match header.tag {
             Tag::Accept if wire::decode_accept(&body)? == 0 => Ok(()),
             Tag::Accept => Err(TransferError::Protocol("the receiver wants to resume what was never begun")),
@@ -261,10 +261,10 @@ impl Sending {
     }
 
     /// Listens until the receiver has said its last word.
-    async fn read_verdict(&self, recv: &mut RecvStream) -> Result<Acknowledgement, TransferError> {
+    async fn read_verdict(&self, recv: &mut Inlet) -> Result<Acknowledgement, TransferError> {
         loop {
-            let header = read_header(recv).await?;
-            let body = read_body(recv, header).await?;
+            let header = recv.header().await?;
+            let body = recv.body(header).await?;
             self.flight.activity.tick();
             match header.tag {
                 Tag::Progress => {
@@ -357,14 +357,20 @@ async fn read_blocks(
     blocks: mpsc::Sender<Block>,
 ) -> Result<Digest, TransferError> {
     loop {
-        let read = executor.blocking(move || source.next_block(wire::MAX_BLOCK).map(|block| (source, block)));
-        let (rest, block) = read.await?;
-        match block {
-            None => return Ok(rest.digest()),
-            // Nobody listens: the transfer has ended, and with it this task.
-            Some(block) => blocks.send(block).await.map_err(|_| TransferError::Cancelled)?,
-        }
+        // All the room there is now, at least one block.
+        let first = blocks.reserve().await.map_err(|_| TransferError::Cancelled)?;
+        let others = blocks.try_reserve_many(blocks.capacity().min(QUEUE / 2));
+        let permits: Vec<_> = std::iter::once(first).chain(others.into_iter().flatten()).collect();
+        let wanted = permits.len();
+        let read = executor
+            .blocking(move || source.next_blocks(wire::MAX_BLOCK, wanted).map(|blocks| (source, blocks)));
+        let (rest, read) = read.await?;
         source = rest;
+        let ended = read.len() < wanted;
+        permits.into_iter().zip(read).for_each(|(permit, block)| permit.send(block));
+        if ended {
+            return Ok(source.digest());
+        }
     }
 }
 
@@ -377,12 +383,13 @@ pub(crate) async fn status(
 ) -> Result<TransferStatus, TransferError> {
     let asking = async {
         let connection = shared.endpoint.connect(addr).await?;
-        let (mut send, mut recv) = connection.open(StreamKind::Transfer).await?;
+        let (mut send, recv) = connection.open(StreamKind::Transfer).await?;
+        let mut recv = Inlet::new(recv);
         let question = [&[wire::VERSION][..], &wire::query(id)].concat();
         send.write_all(&question).await?;
         send.finish()?;
-        let header = read_header(&mut recv).await?;
-        let body = read_body(&mut recv, header).await?;
+        let header = recv.header().await?;
+        let body = recv.body(header).await?;
         match header.tag {
             Tag::Status => Ok(wire::decode_status(&body)?),
             Tag::Refuse => Err(TransferError::from_peer(addr, wire::decode_refusal(&body)?, false)),

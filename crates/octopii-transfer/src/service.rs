@@ -23,7 +23,7 @@ use crate::{ChunkSource, ReceivePolicy, StartError, TransferError, TransferId, T
 /// Options of [`Transfer::start`].
 #[derive(Debug, Clone)]
 pub struct TransferOptions {
-    /// Chunks received at once; further offers are refused as busy. Each costs about 4 MiB beside the transport's
+    /// Chunks received at once; further offers are refused as busy. Each costs up to 13 MiB beside the transport's
     /// windows. Default 32.
     pub max_incoming: usize,
     /// Bytes of all chunks being received into memory together. Default 256 MiB. A chunk handed to its policy no longer

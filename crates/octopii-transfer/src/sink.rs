@@ -1,5 +1,6 @@
 //! Where an incoming chunk is put: checked block by block, hashed once. Everything here blocks.
 
+use std::io::IoSlice;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,8 +13,9 @@ use crate::temporary::{TemporaryFile, check_destination_name};
 use crate::wire::AckLevel;
 use crate::{Destination, Digest, FailureCode, Location, Refusal, TransferError};
 
-/// Memory grows by at most this much ahead of what has arrived.
-const MEMORY_STEP: usize = 16 << 20;
+/// Memory doubles with what has arrived, in steps between these: moving a large buffer costs more than its pages do.
+const MEMORY_STEP: usize = 1 << 20;
+const MAX_MEMORY_STEP: usize = 64 << 20;
 
 /// A block as it came from the network.
 #[derive(Debug)]
@@ -34,27 +36,41 @@ pub(crate) struct Resources {
     pub(crate) leave_free: u64,
 }
 
-/// An open destination.
+/// An open destination: what is known of the content, and where it goes. They are apart so that one block can be checked
+/// while another is written.
 #[derive(Debug)]
 pub(crate) struct Sink {
-    store: Store,
+    pub(crate) checker: Checker,
+    pub(crate) store: Store,
+}
+
+/// The running digest of what has arrived.
+#[derive(Debug, Default)]
+pub(crate) struct Checker {
     hasher: PrefixHasher,
     offset: u64,
 }
 
+/// Where checked blocks go.
 #[derive(Debug)]
-enum Store {
-    File { temporary: TemporaryFile, name: String, replace: bool, buffer: Vec<u8> },
+pub(crate) struct Store {
+    target: Target,
+    written: u64,
+}
+
+#[derive(Debug)]
+enum Target {
+    File { temporary: TemporaryFile, name: String, replace: bool },
     Memory { buffer: Vec<u8>, limit: u64, announced: Option<u64>, _reservation: Reservation },
 }
 
 impl Sink {
     pub(crate) fn open(with: &Resources, to: Destination, size: Option<u64>) -> Result<Self, TransferError> {
-        let store = match to {
+        let target = match to {
             Destination::File { dir, name, replace } => {
                 check_destination_name(&name)?;
                 let temporary = create_file(with, dir, size)?;
-                Store::File { temporary, name, replace, buffer: Vec::new() }
+                Target::File { temporary, name, replace }
             }
             Destination::Memory { limit } => {
                 if size.is_some_and(|size| size > limit) {
@@ -62,80 +78,91 @@ impl Sink {
                 }
                 let bytes = size.unwrap_or(limit);
                 let reservation = with.memory.reserve(bytes).ok_or_else(|| no_memory(bytes, &with.memory))?;
-                Store::Memory { buffer: Vec::new(), limit, announced: size, _reservation: reservation }
+                Target::Memory { buffer: Vec::new(), limit, announced: size, _reservation: reservation }
             }
         };
-        Ok(Self { store, hasher: PrefixHasher::default(), offset: 0 })
-    }
-
-    /// Bytes stored so far.
-    pub(crate) fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// The file behind it and its path, if it is one, for early syncing.
-    pub(crate) fn file(&self) -> Option<(FileHandle, PathBuf)> {
-        match &self.store {
-            Store::File { temporary, .. } => {
-                Some((Arc::clone(temporary.file()), temporary.path().to_owned()))
-            }
-            Store::Memory { .. } => None,
-        }
-    }
-
-    /// Checks the next block against its prefix digest, then stores it.
-    pub(crate) fn write(&mut self, block: IncomingBlock) -> Result<(), TransferError> {
-        let Self { store, hasher, offset } = self;
-        match store {
-            Store::File { temporary, buffer, .. } => {
-                let content = match &block.parts[..] {
-                    [only] => &only[..],
-                    parts => {
-                        buffer.clear();
-                        parts.iter().for_each(|part| buffer.extend_from_slice(part));
-                        &buffer[..]
-                    }
-                };
-                check(hasher, content, *offset, block.prefix)?;
-                temporary
-                    .file()
-                    .write_all_at(content, *offset)
-                    .map_err(|e| TransferError::store("writing", temporary.path(), e))?;
-            }
-            Store::Memory { buffer, limit, announced, .. } => {
-                let len = (buffer.len() + block.len) as u64;
-                if len > *limit {
-                    return Err(too_large(*limit));
-                }
-                if buffer.capacity() - buffer.len() < block.len {
-                    // Grow with what has arrived: an announced size alone is worth no memory.
-                    let step = buffer.len().min(MEMORY_STEP) as u64;
-                    let wanted = (len + step).min(announced.unwrap_or(u64::MAX)).min(*limit);
-                    buffer.reserve_exact(wanted as usize - buffer.len());
-                }
-                let start = buffer.len();
-                block.parts.iter().for_each(|part| buffer.extend_from_slice(part));
-                check(hasher, &buffer[start..], *offset, block.prefix)?;
-            }
-        }
-        *offset += block.len as u64;
-        Ok(())
+        Ok(Self { checker: Checker::default(), store: Store { target, written: 0 } })
     }
 
     /// Checks the digest of the whole and makes the chunk available: for a file, durable under its final name.
     pub(crate) fn finish(self, expected: Digest) -> Result<(Location, Digest, AckLevel), TransferError> {
-        let digest = self.hasher.prefix();
+        let digest = self.checker.hasher.prefix();
         if digest != expected {
             let message = format!("the sender's SHA-256 is {expected}, the receiver's {digest}");
             return Err(TransferError::DigestMismatch(message));
         }
-        match self.store {
-            Store::File { temporary, name, replace, .. } => {
+        match self.store.target {
+            Target::File { temporary, name, replace } => {
                 let path = temporary.publish(&name, replace)?;
                 Ok((Location::File(path), digest, AckLevel::Durable))
             }
-            Store::Memory { buffer, .. } => Ok((Location::Memory(buffer.into()), digest, AckLevel::Verified)),
+            Target::Memory { buffer, .. } => {
+                Ok((Location::Memory(buffer.into()), digest, AckLevel::Verified))
+            }
         }
+    }
+}
+
+impl Checker {
+    /// Checks the next blocks against their prefix digests.
+    pub(crate) fn check(&mut self, blocks: &[IncomingBlock]) -> Result<(), TransferError> {
+        for block in blocks {
+            block.parts.iter().for_each(|part| self.hasher.update(part));
+            let end = self.offset + block.len as u64;
+            if self.hasher.prefix() != block.prefix {
+                let message = format!("bytes {} to {end} did not arrive as they were sent", self.offset);
+                return Err(TransferError::DigestMismatch(message));
+            }
+            self.offset = end;
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Bytes stored so far.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// The file behind it and its path, if it is one, for early syncing.
+    pub(crate) fn file(&self) -> Option<(FileHandle, PathBuf)> {
+        match &self.target {
+            Target::File { temporary, .. } => {
+                Some((Arc::clone(temporary.file()), temporary.path().to_owned()))
+            }
+            Target::Memory { .. } => None,
+        }
+    }
+
+    /// Stores the next blocks, which have been checked.
+    pub(crate) fn write(&mut self, blocks: Vec<IncomingBlock>) -> Result<(), TransferError> {
+        for block in blocks {
+            match &mut self.target {
+                Target::File { temporary, .. } => {
+                    let parts: Vec<_> = block.parts.iter().map(|part| IoSlice::new(part)).collect();
+                    temporary
+                        .file()
+                        .write_all_vectored_at(&parts, self.written)
+                        .map_err(|e| TransferError::store("writing", temporary.path(), e))?;
+                }
+                Target::Memory { buffer, limit, announced, .. } => {
+                    let len = (buffer.len() + block.len) as u64;
+                    if len > *limit {
+                        return Err(too_large(*limit));
+                    }
+                    if buffer.capacity() - buffer.len() < block.len {
+                        // Grow with what has arrived: an announced size alone is worth no memory.
+                        let step = buffer.len().clamp(MEMORY_STEP, MAX_MEMORY_STEP) as u64;
+                        let wanted = (len + step).min(announced.unwrap_or(u64::MAX)).min(*limit);
+                        buffer.reserve_exact(wanted as usize - buffer.len());
+                    }
+                    block.parts.iter().for_each(|part| buffer.extend_from_slice(part));
+                }
+            }
+            self.written += block.len as u64;
+        }
+        Ok(())
     }
 }
 
@@ -161,20 +188,6 @@ fn create_file(with: &Resources, dir: PathBuf, size: Option<u64>) -> Result<Temp
         }
     }
     Ok(temporary)
-}
-
-fn check(
-    hasher: &mut PrefixHasher,
-    content: &[u8],
-    offset: u64,
-    expected: Digest,
-) -> Result<(), TransferError> {
-    hasher.update(content);
-    if hasher.prefix() == expected {
-        return Ok(());
-    }
-    let end = offset + content.len() as u64;
-    Err(TransferError::DigestMismatch(format!("bytes {offset} to {end} did not arrive as they were sent")))
 }
 
 fn too_large(limit: u64) -> TransferError {

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use octopii_vfs::{FileHandle, FileKind, OpenMode, Vfs};
 
+use crate::buffers::Buffers;
 use crate::digest::PrefixHasher;
 use crate::{Digest, SourceError, TransferError};
 
@@ -37,6 +38,7 @@ pub(crate) struct OpenSource {
     size: u64,
     offset: u64,
     hasher: PrefixHasher,
+    buffers: Arc<Buffers>,
 }
 
 #[derive(Debug)]
@@ -72,7 +74,7 @@ impl OpenSource {
                 (Content::File { path: path.clone(), file, modified }, size)
             }
         };
-        Ok(Self { content, size, offset: 0, hasher: PrefixHasher::default() })
+        Ok(Self { content, size, offset: 0, hasher: PrefixHasher::default(), buffers: Arc::default() })
     }
 
     pub(crate) fn size(&self) -> u64 {
@@ -89,17 +91,33 @@ impl OpenSource {
         let content = match &self.content {
             Content::Memory(bytes) => bytes.slice(offset as usize..offset as usize + len),
             Content::File { path, file, .. } => {
-                let mut buf = vec![0; len];
-                file.read_exact_at(&mut buf, offset).map_err(|error| match error.kind() {
+                let mut buffer = self.buffers.take(len);
+                file.read_exact_at(buffer.as_mut_slice(), offset).map_err(|error| match error.kind() {
                     io::ErrorKind::UnexpectedEof => TransferError::SourceChanged(path.clone()),
                     _ => unreadable(path, error).into(),
                 })?;
-                buf.into()
+                buffer.freeze()
             }
         };
         self.hasher.update(&content);
         self.offset += len as u64;
         Ok(Some(Block { offset, content, prefix: self.hasher.prefix() }))
+    }
+
+    /// As many of the next blocks as wanted; fewer than that means that the source ends there.
+    pub(crate) fn next_blocks(
+        &mut self,
+        block_size: u32,
+        wanted: usize,
+    ) -> Result<Vec<Block>, TransferError> {
+        let mut blocks = Vec::with_capacity(wanted);
+        while blocks.len() < wanted {
+            match self.next_block(block_size)? {
+                Some(block) => blocks.push(block),
+                None => break,
+            }
+        }
+        Ok(blocks)
     }
 
     /// The digest of everything read so far.

@@ -13,7 +13,7 @@ mod real;
 mod real_dir;
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -130,6 +130,17 @@ pub trait VfsFile: Send + Sync + fmt::Debug {
     /// written the usual way. Durable no sooner than what is written the usual way: after [`VfsFile::sync_data`].
     fn write_all_at_uncached(&self, data: &[u8], offset: u64) -> io::Result<()> {
         self.write_all_at(data, offset)
+    }
+
+    /// Writes all of `data`, one buffer after the other, from `offset` on. As [`write_all_at`](Self::write_all_at), with
+    /// fewer system calls where the file system can.
+    fn write_all_vectored_at(&self, data: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let mut at = offset;
+        for part in data {
+            self.write_all_at(part, at)?;
+            at += part.len() as u64;
+        }
+        Ok(())
     }
 
     /// Current length in bytes.

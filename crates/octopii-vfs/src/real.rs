@@ -2,7 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "this is the one place that touches std::fs")]
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -30,6 +30,9 @@ impl RealVfs {
 /// Much data goes into the page cache in pieces of this size. In one call a write of megabytes takes several times as long
 /// on fresh space, all of it in copying to pages of the cache that are as large as the call.
 const PIECE: usize = 64 << 10;
+
+/// Buffers that one call writes, at the most; the kernel takes 1,024.
+const MAX_BUFFERS: usize = 512;
 
 #[derive(Debug)]
 pub(crate) struct RealFile(pub(crate) File);
@@ -163,6 +166,38 @@ impl VfsFile for RealFile {
         }
         for (i, piece) in data[done..].chunks(PIECE).enumerate() {
             self.0.write_all_at(piece, offset + (done + i * PIECE) as u64)?;
+        }
+        Ok(())
+    }
+
+    fn write_all_vectored_at(&self, data: &[IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+        let mut rest = data;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = |part: &&IoSlice<'_>| {
+                bytes += part.len();
+                bytes <= PIECE
+            };
+            let count = rest.iter().take(MAX_BUFFERS).take_while(fits).count().max(1);
+            let some = &rest[..count];
+            let mut written = rustix::io::retry_on_intr(|| rustix::io::pwritev(&self.0, some, offset))?;
+            offset += written as u64;
+            let mut done = 0;
+            while done < some.len() && written >= some[done].len() {
+                written -= some[done].len();
+                done += 1;
+            }
+            if written > 0 {
+                // A short write ended in the middle of a buffer: what is left of that one goes by itself.
+                let tail = &some[done][written..];
+                self.0.write_all_at(tail, offset)?;
+                offset += tail.len() as u64;
+                done += 1;
+            }
+            if done == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            rest = &rest[done..];
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! [`octopii_vfs::RealVfs`] against the contracts of the traits.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, IoSlice};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use octopii_vfs::{FileKind, OpenMode, RealVfs, Vfs};
@@ -51,6 +51,22 @@ fn what_is_written_past_the_cache_is_read_through_it() {
     }
     file.write_all_at_uncached(&buffer[aligned..aligned + 8 * PAGE], expected.len() as u64).unwrap();
     assert_eq!(file.len().unwrap(), (expected.len() + 8 * PAGE) as u64);
+}
+
+#[test]
+fn many_buffers_are_written_one_after_the_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = RealVfs.open(&dir.path().join("file"), OpenMode::CreateNew).unwrap();
+    let parts: Vec<Vec<u8>> = (0..1500).map(|i| vec![i as u8; i % 7]).collect();
+    let slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    file.write_all_vectored_at(&slices, 3).unwrap();
+    file.write_all_vectored_at(&[IoSlice::new(b""), IoSlice::new(b"")], 9).unwrap();
+    file.write_all_vectored_at(&[], 9).unwrap();
+    let expected = [&[0; 3][..], &parts.concat()].concat();
+    let mut found = vec![1; expected.len()];
+    assert_eq!(file.len().unwrap(), expected.len() as u64);
+    file.read_exact_at(&mut found, 0).unwrap();
+    assert!(found == expected);
 }
 
 #[test]
