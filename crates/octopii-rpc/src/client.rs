@@ -1,113 +1,203 @@
 //! Calls methods of peers.
 
+mod options;
+mod retry;
+mod stream;
+
+use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use octopii_transport::{Connection, Endpoint, StreamError, StreamKind};
+use bytes::{BufMut, Bytes};
+use octopii_transport::{Connection, Endpoint, RecvStream, SendStream, StreamError, StreamKind};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::wire::{REFUSED, RESPONSE_OVERHEAD, Request, decode_response};
-use crate::{Bincode, Code, Codec, Status};
+pub use self::options::{CallOptions, ClientOptions, RetryPolicy};
+use self::retry::Budget;
+pub use self::stream::{Responses, Sender, Upload};
+use crate::context::Inherited;
+use crate::wire::{Head, INLINE, REFUSED, RESPONSE_OVERHEAD, Response};
+use crate::{Code, Shape, Status};
 
-/// Calls methods of peers. Cloning is cheap. Calls may be awaited on any executor.
+/// Calls methods of peers. Cloning is cheap, and clones share the retry budget. Calls may be awaited on any executor.
+///
+/// Wherever a call takes options, a [`Duration`] will do: its deadline. A call that a handler makes inherits the deadline of
+/// the call it answers, if that comes earlier, and its trace.
 #[derive(Debug, Clone)]
 pub struct Client {
     endpoint: Endpoint,
     kind: StreamKind,
-    max_response: usize,
+    shared: Arc<Shared>,
 }
 
-/// Longest response body taken, in bytes, unless said otherwise.
-const MAX_RESPONSE: usize = 16 << 20;
+#[derive(Debug)]
+struct Shared {
+    options: ClientOptions,
+    budget: Budget,
+}
 
 impl Client {
     /// A client whose calls travel as streams of `kind`.
     pub fn new(endpoint: &Endpoint, kind: StreamKind) -> Self {
-        Self { endpoint: endpoint.clone(), kind, max_response: MAX_RESPONSE }
+        Self::with_options(endpoint, kind, ClientOptions::default())
     }
 
-    /// Calls `method` at `addr` with a typed request and response in bincode.
+    /// The same, with bounds and a retry policy of its own.
+    pub fn with_options(endpoint: &Endpoint, kind: StreamKind, options: ClientOptions) -> Self {
+        let budget = Budget::new(&options.retry, endpoint.executor().now());
+        Self { endpoint: endpoint.clone(), kind, shared: Arc::new(Shared { options, budget }) }
+    }
+
+    /// Calls `method` at `addr` with a typed request and response.
     ///
     /// Fails with [`Code::Unavailable`] if the request was surely not carried out, [`Code::Unknown`] if the connection
-    /// was lost after sending, [`Code::DeadlineExceeded`] after `deadline`, or whatever the handler answered. Dropping
-    /// the future cancels the handler.
+    /// was lost after sending, [`Code::DeadlineExceeded`] when time ran out, or whatever the handler answered. A call that is
+    /// declared [idempotent](CallOptions::idempotent) is tried again where that may help. Dropping the future cancels the
+    /// handler.
     pub async fn call<Req, Resp>(
         &self,
         addr: SocketAddr,
         method: &str,
         request: &Req,
-        deadline: Duration,
+        options: impl Into<CallOptions>,
     ) -> Result<Resp, Status>
     where
         Req: Serialize + Sync + ?Sized,
         Resp: DeserializeOwned,
     {
-        let body = Bincode::encode(&request)?;
-        let response = self.call_raw(addr, method, body.into(), deadline).await?;
-        Bincode::decode(&response)
-            .map_err(|e| Status::new(Code::DataLoss, format!("the response is malformed: {e}")))
+        let options = options.into();
+        let encoding = options.encoding;
+        let body = encoding.encode(request)?;
+        let response = self.call_raw(addr, method, body, options).await?;
+        encoding.decode(&response).map_err(|e| malformed(&e))
     }
 
-    /// Calls `method` at `addr` with raw bytes. Errors and cancellation as [`call`](Self::call).
+    /// Calls `method` at `addr` with raw bytes. Errors, retries and cancellation as [`call`](Self::call).
     pub async fn call_raw(
         &self,
         addr: SocketAddr,
         method: &str,
         request: Bytes,
-        deadline: Duration,
+        options: impl Into<CallOptions>,
     ) -> Result<Bytes, Status> {
-        let executor = self.endpoint.executor();
-        let begun = executor.now();
+        let begun = self.begin(options.into());
         let call = async {
-            let connection = self
-                .endpoint
-                .connect(addr)
-                .await
-                .map_err(|e| Status::new(Code::Unavailable, e.to_string()))?;
-            let left = deadline.saturating_sub(executor.now() - begun);
-            self.exchange(&connection, method, &request, left).await
+            let mut attempt = 0;
+            loop {
+                let outcome = async {
+                    let connection = self.connect(addr).await?;
+                    self.exchange(&connection, method, &request, &begun).await
+                };
+                let status = match outcome.await {
+                    Ok(response) => {
+                        self.answered(&begun);
+                        return Ok(response);
+                    }
+                    Err(status) => status,
+                };
+                attempt += 1;
+                let Some(wait) = self.wait_before_retry(&begun, &status, attempt) else { return Err(status) };
+                tracing::debug!(%addr, method, attempt, "trying again in {wait:?}: {status}");
+                // The timer of a foreign executor's task belongs to ours.
+                let _ = self.endpoint.executor().timeout(wait, std::future::pending::<()>()).await;
+            }
         };
-        executor.timeout(deadline, call).await.unwrap_or_else(|| {
-            Err(Status::new(
-                Code::DeadlineExceeded,
-                format!("no answer from {addr} to {method:?} within {deadline:?}"),
-            ))
-        })
+        self.within(&begun, method, call).await
     }
 
-    /// As [`call_raw`](Self::call_raw) on a connection at hand.
+    /// As [`call_raw`](Self::call_raw) on a connection at hand. Never tries again.
     pub async fn call_on(
         &self,
         connection: &Connection,
         method: &str,
         request: Bytes,
-        deadline: Duration,
+        options: impl Into<CallOptions>,
     ) -> Result<Bytes, Status> {
-        let call = self.exchange(connection, method, &request, deadline);
-        self.endpoint.executor().timeout(deadline, call).await.unwrap_or_else(|| {
-            Err(Status::new(Code::DeadlineExceeded, format!("no answer to {method:?} within {deadline:?}")))
+        let begun = self.begin(options.into());
+        self.within(&begun, method, self.exchange(connection, method, &request, &begun)).await
+    }
+
+    /// Fixes when the call ends and which trace it belongs to.
+    fn begin(&self, options: CallOptions) -> Begun {
+        let now = self.endpoint.executor().now();
+        let mut end = now + options.deadline;
+        let mut trace = options.trace;
+        if let Some(inherited) = Inherited::current() {
+            end = end.min(inherited.deadline);
+            trace = trace.or_else(|| inherited.trace.map(|trace| trace.child()));
+        }
+        Begun { end, limit: end.saturating_duration_since(now), options: CallOptions { trace, ..options } }
+    }
+
+    async fn within<T>(
+        &self,
+        begun: &Begun,
+        method: &str,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        self.endpoint.executor().timeout(begun.limit, call).await.unwrap_or_else(|| {
+            Err(Status::new(
+                Code::DeadlineExceeded,
+                format!("no answer to {method:?} within {:?}", begun.limit),
+            ))
         })
+    }
+
+    async fn connect(&self, addr: SocketAddr) -> Result<Connection, Status> {
+        self.endpoint.connect(addr).await.map_err(|e| Status::new(Code::Unavailable, e.to_string()))
     }
 
     async fn exchange(
         &self,
         connection: &Connection,
         method: &str,
-        body: &[u8],
-        deadline: Duration,
+        body: &Bytes,
+        begun: &Begun,
     ) -> Result<Bytes, Status> {
-        let request = Request::encode(method, deadline, body)?;
+        let (mut send, mut recv) = self.open(connection, method, Shape::Unary, body, begun).await?;
+        // An error means that the peer stopped reading: it may have answered before it read everything.
+        let _ = send.finish();
+        self.read_response(&mut recv).await?.single()
+    }
+
+    /// Opens a stream and writes the head of a request and its body.
+    async fn open(
+        &self,
+        connection: &Connection,
+        method: &str,
+        shape: Shape,
+        body: &Bytes,
+        begun: &Begun,
+    ) -> Result<(SendStream, RecvStream), Status> {
+        let head = Head {
+            method,
+            shape,
+            encoding: begun.options.encoding,
+            deadline: begun.end.saturating_duration_since(self.endpoint.executor().now()),
+            trace: begun.options.trace,
+            metadata: &begun.options.metadata,
+        };
+        let mut first = head.encode(body.len())?;
+        let rest = if body.len() <= INLINE {
+            first.put_slice(body);
+            Bytes::new()
+        } else {
+            body.clone()
+        };
         let unsent = |e: StreamError| Status::new(Code::Unavailable, e.to_string());
-        let (mut send, mut recv) = connection.open(self.kind).await.map_err(unsent)?;
-        // A failed write is no failed call yet: the peer may have answered before it read everything.
-        let written = send.write_chunk(request).await;
-        if written.is_ok() {
-            let _ = send.finish();
+        let (mut send, recv) = connection.open_with(self.kind, &first, Bytes::new()).await.map_err(unsent)?;
+        if !rest.is_empty() {
+            // A failed write is no failed call yet: the peer may have answered before it read everything.
+            let _ = send.write_chunk(rest).await;
         }
-        match recv.read_frame(self.max_response + RESPONSE_OVERHEAD).await {
-            Ok(Some(frame)) => decode_response(frame),
+        Ok((send, recv))
+    }
+
+    async fn read_response(&self, recv: &mut RecvStream) -> Result<Response, Status> {
+        match recv.read_frame(self.shared.options.max_response + RESPONSE_OVERHEAD).await {
+            Ok(Some(frame)) => Ok(Response::decode(frame)),
             Ok(None) => Err(Status::new(Code::Unknown, "the peer ended the call without an answer")),
             Err(StreamError::Reset(REFUSED)) => Err(Status::new(
                 Code::Unavailable,
@@ -123,4 +213,17 @@ impl Client {
             Err(e) => Err(Status::new(Code::Unknown, e.to_string())),
         }
     }
+}
+
+/// A call that has begun.
+#[derive(Debug)]
+struct Begun {
+    end: tokio::time::Instant,
+    /// How long it may take from its beginning.
+    limit: Duration,
+    options: CallOptions,
+}
+
+fn malformed(e: &crate::CodecError) -> Status {
+    Status::new(Code::DataLoss, format!("the response is malformed: {e}"))
 }

@@ -1,7 +1,8 @@
-//! Typed values as bytes. The one place that names bincode.
+//! Typed values as bytes. The one place that names bincode and JSON.
 //!
 //! bincode 2.0.1 is final: its format is frozen, which is what a wire and disk format wants.
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -18,6 +19,47 @@ pub trait Codec {
 /// bincode 2 in its standard configuration: little endian, variable-length integers.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Bincode;
+
+/// JSON, as `octopii call` writes it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Json;
+
+/// How the bodies of a call are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Encoding {
+    /// The method's own: [`Bincode`] for typed handlers, what they please for handlers of raw bytes.
+    #[default]
+    Native,
+    /// [`Json`], which every typed handler understands as well.
+    Json,
+}
+
+impl Encoding {
+    pub(crate) fn to_byte(self) -> u8 {
+        match self {
+            Self::Native => 0,
+            Self::Json => 1,
+        }
+    }
+
+    pub(crate) fn from_byte(byte: u8) -> Option<Self> {
+        [Self::Native, Self::Json].into_iter().find(|e| e.to_byte() == byte)
+    }
+
+    pub(crate) fn encode<T: Serialize + ?Sized>(self, value: &T) -> Result<Bytes, CodecError> {
+        Ok(match self {
+            Self::Native => Bincode::encode(&value)?.into(),
+            Self::Json => Json::encode(&value)?.into(),
+        })
+    }
+
+    pub(crate) fn decode<T: DeserializeOwned>(self, bytes: &[u8]) -> Result<T, CodecError> {
+        match self {
+            Self::Native => Bincode::decode(bytes),
+            Self::Json => Json::decode(bytes),
+        }
+    }
+}
 
 /// A value that does not encode, or bytes that are no such value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -51,6 +93,16 @@ impl Codec for Bincode {
         let (value, used) = bincode::serde::decode_from_slice(bytes, config())
             .map_err(|e| CodecError::Decode(e.to_string()))?;
         if used == bytes.len() { Ok(value) } else { Err(CodecError::Trailing(bytes.len() - used)) }
+    }
+}
+
+impl Codec for Json {
+    fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
+        serde_json::to_vec(value).map_err(|e| CodecError::Encode(e.to_string()))
+    }
+
+    fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+        serde_json::from_slice(bytes).map_err(|e| CodecError::Decode(e.to_string()))
     }
 }
 

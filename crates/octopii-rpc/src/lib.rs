@@ -1,26 +1,37 @@
-//! Requests and responses, and acknowledged messages, over Octopii's transport.
+//! Calls and acknowledged messages over Octopii's transport.
 //!
-//! - [`Router`] holds handlers by method name, [`Server`] runs them, [`Client`] calls them. Each call is a stream of its
-//!   own on the one connection to the peer, so a slow call or a bulk transfer never blocks another.
+//! - [`Router`] holds handlers by method name, [`Server`] runs them, [`Client`] calls them. A call has one request or a stream
+//!   of them, and one response or a stream of them. Each is a stream of its own on the one connection to the peer, so a slow
+//!   call or a bulk transfer never blocks another.
 //! - [`Messenger`] sends one-way messages; sending returns when the peer's application has taken the message.
-//! - [`Status`] is how calls fail: its [`Code`] tells whether to try again.
-//! - [`Codec`] and [`Bincode`] turn typed values into bytes; below them everything is [`Bytes`](bytes::Bytes).
+//! - [`Status`] is how calls fail: its [`Code`] and its [`Advice`] tell whether to try again.
+//! - [`Codec`], [`Bincode`] and [`Json`] turn typed values into bytes; below them everything is [`Bytes`](bytes::Bytes).
+//! - [`Context`] is what a handler knows: who calls, until when, with what [`Metadata`], in which [trace](TraceContext).
 //!
-//! Every call has a deadline, which travels with the request and is enforced on both sides. Dropping the future of a
-//! call cancels its handler. All bounds are in [`ServerOptions`] and [`MessengerOptions`].
+//! Every call has a deadline, which travels with the request, is enforced on both sides, and is inherited by the calls that
+//! its handler makes. Dropping the future of a call cancels its handler. All bounds are in [`ServerOptions`],
+//! [`ClientOptions`] and [`MessengerOptions`].
 
+mod call;
 mod client;
 mod codec;
+mod context;
 mod message;
+mod metadata;
 mod router;
 mod server;
 mod status;
+mod trace;
 mod wire;
 
-pub use client::Client;
-pub use codec::{Bincode, Codec, CodecError};
+pub use call::{Body, Reply, Request, Requests, Shape};
+pub use client::{CallOptions, Client, ClientOptions, Responses, RetryPolicy, Sender, Upload};
+pub use codec::{Bincode, Codec, CodecError, Encoding, Json};
+pub use context::{Cancellation, Context};
 pub use message::{Message, Messenger, MessengerOptions};
+pub use metadata::{MAX_METADATA_BYTES, MAX_METADATA_ENTRIES, Metadata, MetadataError};
 pub use octopii_transport::StreamKind;
-pub use router::{Context, Router};
+pub use router::Router;
 pub use server::{Server, ServerOptions};
-pub use status::{Code, Status};
+pub use status::{Advice, Code, Status};
+pub use trace::{NotATraceparent, TraceContext};

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use crate::wire::{REFUSED, decode_response, encode_response};
+use crate::wire::{REFUSED, RESPONSE_OVERHEAD, Response, failure_frame, response_head};
 use crate::{Code, Status};
 
 /// Bounds of a [`Messenger`].
@@ -121,8 +121,8 @@ impl Messenger {
             if send.write_frame(&payload).await.is_ok() {
                 let _ = send.finish();
             }
-            match recv.read_frame(16 << 10).await {
-                Ok(Some(frame)) => decode_response(frame).map(|_| ()),
+            match recv.read_frame(RESPONSE_OVERHEAD).await {
+                Ok(Some(frame)) => Response::decode(frame).single().map(|_| ()),
                 Ok(None) => {
                     Err(Status::new(Code::Unknown, "the peer ended the message without an acknowledgement"))
                 }
@@ -199,9 +199,12 @@ async fn receive(inbox: Arc<Inbox>, mut incoming: Incoming, id: u64) {
     };
     // The message is in the inbox no more; its sender may be slow to hear of it.
     drop(room);
-    let reply = encode_response(result.as_ref().map(|()| &[][..]));
+    let reply = match result.and_then(|()| response_head(true, 0)) {
+        Ok(head) => Bytes::copy_from_slice(&head),
+        Err(status) => failure_frame(&status),
+    };
     // An error means that the sender is gone or does not read; it knows that the outcome is open.
-    if let Ok(Ok(())) = timeout(time, incoming.send.write_frame(&reply)).await {
+    if let Ok(Ok(())) = timeout(time, incoming.send.write_chunk(reply)).await {
         let _ = incoming.send.finish();
     }
 }

@@ -2,38 +2,34 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use octopii_transport::PeerIdentity;
+use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
 
-use crate::{Bincode, Code, Codec, Status};
+use crate::{Body, Code, Context, Encoding, Reply, Request, Requests, Shape, Status};
 
-/// What a handler knows of a call besides its request.
-#[derive(Debug, Clone)]
-pub struct Context {
-    /// Who calls, from the verified certificate.
-    pub peer: PeerIdentity,
-    /// Where the call came from.
-    pub remote_addr: SocketAddr,
-    /// When the caller stops waiting. Nested calls should not outlast it.
-    pub deadline: Instant,
-    /// The method's name.
-    pub method: String,
-}
-
-type Reply = Pin<Box<dyn Future<Output = Result<Bytes, Status>> + Send>>;
-type Handler = Arc<dyn Fn(Context, Bytes) -> Reply + Send + Sync>;
+pub(crate) type Replying = Pin<Box<dyn Future<Output = Result<Reply, Status>> + Send>>;
+pub(crate) type Handler = Arc<dyn Fn(Request) -> Replying + Send + Sync>;
 
 /// Handlers by method name. Registering a name again replaces its handler.
+///
+/// Typed handlers take [`Bincode`](crate::Bincode) or [`Json`](crate::Json), whichever the caller writes, and answer in the
+/// same. A request that does not decode is answered with [`Code::InvalidArgument`] without calling the handler. A handler's
+/// future, and the stream it returned, are dropped when the caller gives up or the deadline passes; a panic in either is
+/// answered with [`Code::Internal`].
 #[derive(Clone, Default)]
 pub struct Router {
-    handlers: BTreeMap<String, Handler>,
+    methods: BTreeMap<String, Method>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Method {
+    pub(crate) shape: Shape,
+    pub(crate) handler: Handler,
 }
 
 impl Router {
@@ -42,11 +38,7 @@ impl Router {
         Self::default()
     }
 
-    /// Registers a typed handler: the request is decoded from bincode, the response encoded to it. A request that does
-    /// not decode is answered with [`Code::InvalidArgument`] without calling the handler.
-    ///
-    /// The handler's future is dropped when the caller gives up or the deadline passes; a panic in it is answered with
-    /// [`Code::Internal`].
+    /// Registers a handler of one request and one response.
     pub fn register<Req, Resp, F, Fut>(&mut self, method: impl Into<String>, handler: F) -> &mut Self
     where
         Req: DeserializeOwned + Send + 'static,
@@ -55,38 +47,189 @@ impl Router {
         Fut: Future<Output = Result<Resp, Status>> + Send + 'static,
     {
         let handler = Arc::new(handler);
-        self.register_raw(method, move |context, body| {
+        self.register_call(method, Shape::Unary, move |request| {
             let handler = Arc::clone(&handler);
             async move {
-                let request = Bincode::decode(&body)?;
-                let response = handler(context, request).await?;
-                let body =
-                    Bincode::encode(&response).map_err(|e| Status::new(Code::Internal, e.to_string()))?;
-                Ok(Bytes::from(body))
+                let encoding = request.context.encoding;
+                let (context, request) = whole(request)?;
+                Ok(Reply::Whole(encode(encoding, &handler(context, request).await?)?))
             }
         })
     }
 
-    /// Registers a handler of raw bytes.
+    /// Registers a handler that answers one request with a stream of responses.
+    ///
+    /// The stream is polled as fast as the caller reads. Its end is the end of the call, an error in it the call's status.
+    pub fn register_server_stream<Req, Resp, F, Fut, S>(
+        &mut self,
+        method: impl Into<String>,
+        handler: F,
+    ) -> &mut Self
+    where
+        Req: DeserializeOwned + Send + 'static,
+        Resp: Serialize + Send + 'static,
+        F: Fn(Context, Req) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<S, Status>> + Send + 'static,
+        S: Stream<Item = Result<Resp, Status>> + Send + 'static,
+    {
+        let handler = Arc::new(handler);
+        self.register_call(method, Shape::ServerStream, move |request| {
+            let handler = Arc::clone(&handler);
+            async move {
+                let encoding = request.context.encoding;
+                let (context, request) = whole(request)?;
+                Ok(stream_reply(encoding, handler(context, request).await?))
+            }
+        })
+    }
+
+    /// Registers a handler that answers a stream of requests with one response. It may answer before it has read them all.
+    pub fn register_client_stream<Req, Resp, F, Fut>(
+        &mut self,
+        method: impl Into<String>,
+        handler: F,
+    ) -> &mut Self
+    where
+        Req: DeserializeOwned + Send + 'static,
+        Resp: Serialize + Send + 'static,
+        F: Fn(Context, Requests<Req>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Resp, Status>> + Send + 'static,
+    {
+        let handler = Arc::new(handler);
+        self.register_call(method, Shape::ClientStream, move |request| {
+            let handler = Arc::clone(&handler);
+            async move {
+                let encoding = request.context.encoding;
+                let (context, requests) = streamed(request)?;
+                Ok(Reply::Whole(encode(encoding, &handler(context, requests).await?)?))
+            }
+        })
+    }
+
+    /// Registers a handler that answers a stream of requests with a stream of responses, in any order.
+    pub fn register_bidirectional<Req, Resp, F, Fut, S>(
+        &mut self,
+        method: impl Into<String>,
+        handler: F,
+    ) -> &mut Self
+    where
+        Req: DeserializeOwned + Send + 'static,
+        Resp: Serialize + Send + 'static,
+        F: Fn(Context, Requests<Req>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<S, Status>> + Send + 'static,
+        S: Stream<Item = Result<Resp, Status>> + Send + 'static,
+    {
+        let handler = Arc::new(handler);
+        self.register_call(method, Shape::Bidirectional, move |request| {
+            let handler = Arc::clone(&handler);
+            async move {
+                let encoding = request.context.encoding;
+                let (context, requests) = streamed(request)?;
+                Ok(stream_reply(encoding, handler(context, requests).await?))
+            }
+        })
+    }
+
+    /// Registers a handler of raw bytes, one request and one response.
     pub fn register_raw<F, Fut>(&mut self, method: impl Into<String>, handler: F) -> &mut Self
     where
         F: Fn(Context, Bytes) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Bytes, Status>> + Send + 'static,
     {
-        self.handlers.insert(method.into(), Arc::new(move |context, body| Box::pin(handler(context, body))));
+        let handler = Arc::new(handler);
+        self.register_call(method, Shape::Unary, move |request| {
+            let handler = Arc::clone(&handler);
+            async move {
+                let Request { context, body } = request;
+                if context.encoding != Encoding::Native {
+                    return Err(Status::new(
+                        Code::InvalidArgument,
+                        "this method takes raw bytes, not JSON: call it with what its service defines",
+                    ));
+                }
+                match body {
+                    Body::Whole(body) => Ok(Reply::Whole(handler(context, body).await?)),
+                    Body::Stream(_) => Err(mismatch()),
+                }
+            }
+        })
+    }
+
+    /// Registers a handler of raw bytes of any shape. Its bodies are in [`Context::encoding`], which it may refuse.
+    pub fn register_call<F, Fut>(&mut self, method: impl Into<String>, shape: Shape, handler: F) -> &mut Self
+    where
+        F: Fn(Request) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Reply, Status>> + Send + 'static,
+    {
+        let handler: Handler = Arc::new(move |request| Box::pin(handler(request)));
+        self.methods.insert(method.into(), Method { shape, handler });
         self
     }
 
     /// The registered names, sorted.
     pub fn methods(&self) -> impl Iterator<Item = &str> {
-        self.handlers.keys().map(String::as_str)
+        self.methods.keys().map(String::as_str)
     }
 
-    pub(crate) fn handler(&self, method: &str) -> Result<&Handler, Status> {
-        self.handlers
-            .get(method)
-            .ok_or_else(|| Status::new(Code::Unimplemented, format!("no method {method:?} here")))
+    pub(crate) fn method(&self, name: &str, shape: Shape) -> Result<&Method, Status> {
+        let method = self
+            .methods
+            .get(name)
+            .ok_or_else(|| Status::new(Code::Unimplemented, format!("no method {:?} here", Brief(name))))?;
+        if method.shape == shape {
+            Ok(method)
+        } else {
+            Err(Status::new(
+                Code::InvalidArgument,
+                format!("{name:?} is a {:?} method and was called as {shape:?}", method.shape),
+            ))
+        }
     }
+}
+
+/// A name that somebody else chose, not too much of it.
+struct Brief<'a>(&'a str);
+
+impl std::fmt::Debug for Brief<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", &self.0[..self.0.floor_char_boundary(64)])
+    }
+}
+
+fn mismatch() -> Status {
+    Status::new(Code::Internal, "a middleware changed the shape of the request")
+}
+
+fn whole<Req: DeserializeOwned>(request: Request) -> Result<(Context, Req), Status> {
+    match request.body {
+        Body::Whole(body) => {
+            let decoded = request.context.encoding.decode(&body)?;
+            Ok((request.context, decoded))
+        }
+        Body::Stream(_) => Err(mismatch()),
+    }
+}
+
+fn streamed<Req: DeserializeOwned>(request: Request) -> Result<(Context, Requests<Req>), Status> {
+    match request.body {
+        Body::Stream(stream) => {
+            let requests = Requests::new(stream, request.context.encoding);
+            Ok((request.context, requests))
+        }
+        Body::Whole(_) => Err(mismatch()),
+    }
+}
+
+fn encode<Resp: Serialize>(encoding: Encoding, response: &Resp) -> Result<Bytes, Status> {
+    encoding.encode(response).map_err(|e| Status::new(Code::Internal, e.to_string()))
+}
+
+fn stream_reply<Resp, S>(encoding: Encoding, stream: S) -> Reply
+where
+    Resp: Serialize,
+    S: Stream<Item = Result<Resp, Status>> + Send + 'static,
+{
+    Reply::Stream(stream.map(move |item| encode(encoding, &item?)).boxed())
 }
 
 impl std::fmt::Debug for Router {

@@ -1,40 +1,57 @@
 //! Runs the handlers of a router.
 
-use std::panic::AssertUnwindSafe;
+mod admission;
+mod call;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::FutureExt;
-use octopii_transport::{Acceptor, AcceptorTaken, Endpoint, Executor, Incoming, StreamKind};
-use tokio::sync::Semaphore;
+use octopii_transport::{Acceptor, AcceptorTaken, Endpoint, Executor, StreamKind};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, timeout};
 
-use crate::wire::{REFUSED, REQUEST_OVERHEAD, Request, encode_response};
-use crate::{Code, Context, Router, Status};
+use crate::Router;
+use crate::server::admission::Admission;
 
 /// Bounds of a [`Server`].
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
-    /// Calls under way at once; more are answered with [`Code::ResourceExhausted`]. Default 4,096.
+    /// Calls under way at once, of all peers; more are answered with [`Code::ResourceExhausted`](crate::Code). From three
+    /// quarters of it on, only peers with less than an equal share get more. Default 4,096.
     pub concurrent_calls: usize,
-    /// Longest request body in bytes. Default 16 MiB; larger things are chunks.
+    /// Calls of one peer under way at once, over all of its connections. Default 1,024.
+    pub concurrent_calls_per_peer: usize,
+    /// Longest request body in bytes, and longest message of a stream of requests. Default 16 MiB; larger things are
+    /// chunks.
     pub max_request: usize,
-    /// A request must arrive whole within this. A response must be taken within this or the call's deadline, whichever is
-    /// later. Default 10 s.
+    /// Bytes of requests of more than 4 KiB that may lie here, of all peers: announced and not yet whole, or with their
+    /// handlers. Default 256 MiB.
+    pub request_memory: usize,
+    /// The same for one peer. A single request may be longer. Default 64 MiB.
+    pub request_memory_per_peer: usize,
+    /// A request must arrive whole within this, and so must each message of a stream once it has begun. A response must be
+    /// taken within this or the call's deadline, whichever is later. Default 10 s.
     pub request_timeout: Duration,
-    /// The longest deadline granted, whatever the caller asks for. Default 10 minutes.
+    /// A stream on which the caller takes no response although one waits, or sends no request although nothing else can
+    /// happen, is given up after this. Default 5 min.
+    pub stream_idle: Duration,
+    /// The longest deadline granted to a unary call, whatever the caller asks for. Default 10 minutes.
     pub max_deadline: Duration,
+    /// The longest deadline granted to a call with a stream. Default 24 hours.
+    pub max_stream_deadline: Duration,
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
         Self {
             concurrent_calls: 4096,
+            concurrent_calls_per_peer: 1024,
             max_request: 16 << 20,
+            request_memory: 256 << 20,
+            request_memory_per_peer: 64 << 20,
             request_timeout: Duration::from_secs(10),
+            stream_idle: Duration::from_secs(300),
             max_deadline: Duration::from_secs(600),
+            max_stream_deadline: Duration::from_secs(24 * 3600),
         }
     }
 }
@@ -44,8 +61,9 @@ impl Default for ServerOptions {
 #[derive(Debug)]
 pub struct Server {
     accepting: AbortHandle,
+    admission: Arc<Admission>,
     // Its tasks hold none: a slow call would keep the endpoint open after its owner has dropped it.
-    _endpoint: Endpoint,
+    endpoint: Endpoint,
 }
 
 impl Drop for Server {
@@ -58,7 +76,7 @@ struct Shared {
     executor: Executor,
     router: Router,
     options: ServerOptions,
-    calls: Semaphore,
+    admission: Arc<Admission>,
 }
 
 impl Server {
@@ -70,86 +88,31 @@ impl Server {
         options: ServerOptions,
     ) -> Result<Self, AcceptorTaken> {
         let acceptor = endpoint.acceptor(kind)?;
-        let calls = Semaphore::new(options.concurrent_calls);
+        let admission = Arc::new(Admission::new(&options));
         let executor = endpoint.executor().clone();
-        let shared = Arc::new(Shared { executor, router, options, calls });
+        let shared = Arc::new(Shared { executor, router, options, admission: Arc::clone(&admission) });
         let accepting = endpoint.executor().spawn(accept(acceptor, shared)).abort_handle();
-        Ok(Self { accepting, _endpoint: endpoint.clone() })
+        Ok(Self { accepting, admission, endpoint: endpoint.clone() })
+    }
+
+    /// Calls under way.
+    pub fn calls_under_way(&self) -> usize {
+        self.admission.under_way()
+    }
+
+    /// Begins no more calls: they are answered with [`Code::Unavailable`](crate::Code) and the advice to go
+    /// [`Elsewhere`](crate::Advice). Waits for those under way, at most `limit`; gives how many are left then, which go on
+    /// until the endpoint closes. Cancel-safe; no call is begun any more even if it is dropped.
+    pub async fn drain(&self, limit: Duration) -> usize {
+        self.admission.stop();
+        // Time running out is told by what is left.
+        let _ = self.endpoint.executor().timeout(limit, self.admission.idle()).await;
+        self.admission.under_way()
     }
 }
 
 async fn accept(mut acceptor: Acceptor, shared: Arc<Shared>) {
     while let Some(incoming) = acceptor.accept().await {
-        shared.executor.spawn(serve(Arc::clone(&shared), incoming));
-    }
-}
-
-async fn serve(shared: Arc<Shared>, mut incoming: Incoming) {
-    // Held until the response is taken: a caller that does not read it holds a call, never more of our memory.
-    let permit = shared.calls.try_acquire();
-    let mut deadline = Instant::now();
-    let result = match permit {
-        Ok(_) => match answer(&shared, &mut incoming, &mut deadline).await {
-            Some(result) => result,
-            None => return incoming.send.reset(REFUSED),
-        },
-        Err(_) => Err(Status::new(Code::ResourceExhausted, "too many calls under way here: try again later")),
-    };
-    let response = encode_response(result.as_deref());
-    let left = deadline.saturating_duration_since(Instant::now()).max(shared.options.request_timeout);
-    // An error means that the caller or the connection is gone, or that the caller does not read: nobody is left to tell.
-    if let Ok(Ok(())) = timeout(left, incoming.send.write_frame(&response)).await {
-        let _ = incoming.send.finish();
-    }
-}
-
-/// The answer to one call, or `None` if its caller gave up; and the call's deadline, once it is known.
-async fn answer(
-    shared: &Shared,
-    incoming: &mut Incoming,
-    deadline: &mut Instant,
-) -> Option<Result<Bytes, Status>> {
-    let limit = shared.options.max_request + REQUEST_OVERHEAD;
-    let frame = match timeout(shared.options.request_timeout, incoming.recv.read_frame(limit)).await {
-        Ok(Ok(Some(frame))) => frame,
-        Ok(Err(octopii_transport::StreamError::FrameTooLarge { len, .. })) => {
-            let message = format!("a request of {len} bytes is too large here ({limit}): send it as a chunk");
-            return Some(Err(Status::new(Code::InvalidArgument, message)));
-        }
-        Ok(Ok(None) | Err(_)) => return None,
-        Err(_) => {
-            return Some(Err(Status::new(
-                Code::DeadlineExceeded,
-                "the request did not arrive whole in time",
-            )));
-        }
-    };
-    let request = match Request::decode(frame) {
-        Ok(request) => request,
-        Err(status) => return Some(Err(status)),
-    };
-    let handler = match shared.router.handler(&request.method) {
-        Ok(handler) => handler,
-        Err(status) => return Some(Err(status)),
-    };
-    let granted = request.deadline.min(shared.options.max_deadline);
-    *deadline = Instant::now() + granted;
-    let context = Context {
-        peer: *incoming.connection.peer(),
-        remote_addr: incoming.connection.remote_addr(),
-        deadline: *deadline,
-        method: request.method,
-    };
-    // The call itself may panic as well as its future.
-    let call = AssertUnwindSafe(async { handler(context, request.body).await }).catch_unwind();
-    tokio::select! {
-        biased;
-        outcome = timeout(granted, call) => Some(match outcome {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Status::new(Code::Internal, "the handler panicked")),
-            Err(_) => Err(Status::new(Code::DeadlineExceeded, "the handler did not finish in time")),
-        }),
-        // The caller stopped reading: it was dropped or ran out of time.
-        _ = incoming.send.stopped() => None,
+        shared.executor.spawn(call::serve(Arc::clone(&shared), incoming));
     }
 }

@@ -1,5 +1,7 @@
 //! How a call fails, and whether to try again.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use crate::CodecError;
@@ -14,6 +16,26 @@ pub struct Status {
     pub message: String,
     /// Anything the handler wants to add, in a format of its own. At most 64 KiB travel.
     pub details: Bytes,
+    /// Whether, where and when to try again. Default [`Advice::AsCodeSays`].
+    pub advice: Advice,
+}
+
+/// What a failed call's status advises about trying again.
+///
+/// It says where and when, not whether it is safe: a call that may have been carried out
+/// ([`Code::is_outcome_unknown`]) may only be repeated by who knows that twice does no harm.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Advice {
+    /// Nothing beyond [`Code::is_retryable`].
+    #[default]
+    AsCodeSays,
+    /// Do not try again: it would fail again.
+    Never,
+    /// Try the same peer again after this long.
+    After(Duration),
+    /// Try another peer: this one is going away or does not serve this.
+    Elsewhere,
 }
 
 /// Kinds of failure; names and numbers are those of gRPC, where users know them from.
@@ -109,7 +131,7 @@ impl std::fmt::Display for Code {
 impl Status {
     /// A status without details.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), details: Bytes::new() }
+        Self { code, message: message.into(), details: Bytes::new(), advice: Advice::AsCodeSays }
     }
 
     /// The same status with details.
@@ -120,8 +142,36 @@ impl Status {
     }
 }
 
+impl Status {
+    /// The same status with advice about trying again.
+    #[must_use]
+    pub fn with_advice(mut self, advice: Advice) -> Self {
+        self.advice = advice;
+        self
+    }
+
+    /// Whether the same request may be sent to the same peer again: it was surely not carried out, and nothing says that
+    /// it would fail again or should go elsewhere.
+    pub fn is_retryable_here(&self) -> bool {
+        match self.advice {
+            Advice::AsCodeSays | Advice::After(_) => self.code.is_retryable(),
+            Advice::Never | Advice::Elsewhere => false,
+        }
+    }
+}
+
 impl From<CodecError> for Status {
     fn from(e: CodecError) -> Self {
         Self::new(Code::InvalidArgument, e.to_string())
+    }
+}
+
+/// What a middleware fails with: a [`Status`] in the box stays what it is, anything else is [`Code::Internal`].
+impl From<Box<dyn std::error::Error + Send + Sync>> for Status {
+    fn from(e: Box<dyn std::error::Error + Send + Sync>) -> Self {
+        match e.downcast::<Self>() {
+            Ok(status) => *status,
+            Err(other) => Self::new(Code::Internal, other.to_string()),
+        }
     }
 }

@@ -1,154 +1,341 @@
-//! The bytes of a call.
-//!
-//! A call is one stream. The request is one frame: version (1), length of the method's name (1), name, deadline in
-//! milliseconds (4, little endian), body. The response is one frame: 0 followed by the body, or a [`Code`] followed by
-//! the message's length (2), the message, and the details. A message is one frame, its acknowledgement one frame as a
-//! response without a body.
+//! The bytes of a call: see `docs/formats/rpc.md`.
 
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use crate::{Code, Status};
+use crate::{Advice, Code, Encoding, Metadata, Shape, Status, TraceContext};
 
 const VERSION: u8 = 1;
 const OK: u8 = 0;
+const ITEM: u8 = 255;
 const MAX_MESSAGE: usize = 4 << 10;
 const MAX_DETAILS: usize = 64 << 10;
+/// Version, shape, encoding, length of the name, deadline, length of the extras.
+const FIXED: usize = 1 + 1 + 1 + 1 + 4 + 2;
+const TRACE: u8 = 1;
+const METADATA: u8 = 2;
+/// What an entry of the metadata takes beside its name and value: tag, length, length of the name.
+const ENTRY: usize = 1 + 2 + 1;
+/// Extras that a request may have at the most: a trace, all metadata, and some that later releases add.
+const MAX_EXTRAS: usize = 16 << 10;
 
 /// The code of a stream that is reset because what it asked for was surely not done: the transport's own for streams that
 /// nobody takes.
 pub(crate) const REFUSED: u32 = 1;
 /// What a response may be longer than its body.
-pub(crate) const RESPONSE_OVERHEAD: usize = 3 + MAX_MESSAGE + MAX_DETAILS;
+pub(crate) const RESPONSE_OVERHEAD: usize = 1 + 1 + 4 + 2 + MAX_MESSAGE + MAX_DETAILS;
 /// What a request may be longer than its body.
-pub(crate) const REQUEST_OVERHEAD: usize = 6 + 255;
+pub(crate) const REQUEST_OVERHEAD: usize = FIXED + 255 + MAX_EXTRAS;
+
+/// What a request says beside its body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Head<S, M> {
+    pub(crate) method: S,
+    pub(crate) shape: Shape,
+    pub(crate) encoding: Encoding,
+    pub(crate) deadline: Duration,
+    pub(crate) trace: Option<TraceContext>,
+    pub(crate) metadata: M,
+}
 
 pub(crate) struct Request {
-    pub(crate) method: String,
-    pub(crate) deadline: Duration,
+    pub(crate) head: Head<String, Metadata>,
     pub(crate) body: Bytes,
 }
 
-impl Request {
-    /// The frame's bytes, preceded by the frame's length. The method's name has at most 255 bytes.
-    pub(crate) fn encode(method: &str, deadline: Duration, body: &[u8]) -> Result<Bytes, Status> {
-        let name = u8::try_from(method.len())
-            .map_err(|_| Status::new(Code::InvalidArgument, "a method's name has at most 255 bytes"))?;
-        let len = 6 + method.len() + body.len();
-        let frame = u32::try_from(len).map_err(|_| {
-            Status::new(Code::InvalidArgument, "a request has at most 4 GiB; send it as a chunk")
-        })?;
-        let mut out = BytesMut::with_capacity(4 + len);
+impl Head<&str, &Metadata> {
+    /// The frame's length and the frame up to its body, which has `body` bytes.
+    pub(crate) fn encode(&self, body: usize) -> Result<BytesMut, Status> {
+        let too_long = |what| Status::new(Code::InvalidArgument, what);
+        let name =
+            u8::try_from(self.method.len()).map_err(|_| too_long("a method's name has at most 255 bytes"))?;
+        // The bounds on metadata keep it far below 64 KiB.
+        let mut extras = if self.trace.is_some() { 3 + TraceContext::LEN } else { 0 };
+        extras += self.metadata.iter().map(|(name, value)| ENTRY + name.len() + value.len()).sum::<usize>();
+        let len = FIXED + self.method.len() + extras;
+        let frame = u32::try_from(len + body)
+            .map_err(|_| too_long("a request has at most 4 GiB; send it as a chunk"))?;
+        let mut out = BytesMut::with_capacity(4 + len + if body <= INLINE { body } else { 0 });
         out.put_u32_le(frame);
         out.put_u8(VERSION);
+        out.put_u8(self.shape.to_byte());
+        out.put_u8(self.encoding.to_byte());
         out.put_u8(name);
-        out.put_slice(method.as_bytes());
+        out.put_slice(self.method.as_bytes());
         // Rounded up: a caller with less than a millisecond left has not yet run out of time.
-        out.put_u32_le(u32::try_from(deadline.as_micros().div_ceil(1000)).unwrap_or(u32::MAX));
-        out.put_slice(body);
-        Ok(out.freeze())
-    }
-
-    pub(crate) fn decode(mut frame: Bytes) -> Result<Self, Status> {
-        let malformed = || Status::new(Code::InvalidArgument, "malformed request");
-        if frame.len() < 6 {
-            return Err(malformed());
+        out.put_u32_le(u32::try_from(self.deadline.as_micros().div_ceil(1000)).unwrap_or(u32::MAX));
+        out.put_u16_le(extras as u16);
+        if let Some(trace) = self.trace {
+            out.put_u8(TRACE);
+            out.put_u16_le(TraceContext::LEN as u16);
+            out.put_slice(&trace.to_bytes());
         }
-        let version = frame.get_u8();
+        for (name, value) in self.metadata.iter() {
+            out.put_u8(METADATA);
+            out.put_u16_le((1 + name.len() + value.len()) as u16);
+            out.put_u8(name.len() as u8);
+            out.put_slice(name.as_bytes());
+            out.put_slice(value);
+        }
+        Ok(out)
+    }
+}
+
+/// Bodies up to this long are copied behind their head; longer ones are handed over as they are.
+pub(crate) const INLINE: usize = 4 << 10;
+
+impl Request {
+    pub(crate) fn decode(mut frame: Bytes) -> Result<Self, Status> {
+        let version = frame.try_get_u8().map_err(malformed)?;
         if version != VERSION {
             return Err(Status::new(
                 Code::Unimplemented,
                 format!("request version {version} is not known here"),
             ));
         }
-        let name = usize::from(frame.get_u8());
-        if frame.len() < name + 4 {
-            return Err(malformed());
+        let unknown = |what| Status::new(Code::Unimplemented, format!("{what} is not known here"));
+        let shape = frame.try_get_u8().map_err(malformed)?;
+        let shape = Shape::from_byte(shape).ok_or_else(|| unknown(format!("call shape {shape}")))?;
+        let encoding = frame.try_get_u8().map_err(malformed)?;
+        let encoding =
+            Encoding::from_byte(encoding).ok_or_else(|| unknown(format!("encoding {encoding}")))?;
+        let name = usize::from(frame.try_get_u8().map_err(malformed)?);
+        let method = String::from_utf8(take(&mut frame, name)?.into()).map_err(malformed)?;
+        let deadline = Duration::from_millis(frame.try_get_u32_le().map_err(malformed)?.into());
+        let extras = usize::from(frame.try_get_u16_le().map_err(malformed)?);
+        let mut extras = take(&mut frame, extras)?;
+        let mut head = Head { method, shape, encoding, deadline, trace: None, metadata: Metadata::new() };
+        while !extras.is_empty() {
+            head.decode_extra(&mut extras)?;
         }
-        let method = String::from_utf8(frame.split_to(name).to_vec()).map_err(|_| malformed())?;
-        let deadline = Duration::from_millis(frame.get_u32_le().into());
-        Ok(Self { method, deadline, body: frame })
+        Ok(Self { head, body: frame })
     }
 }
 
-pub(crate) fn encode_response(result: Result<&[u8], &Status>) -> Vec<u8> {
-    match result {
-        Ok(body) => {
-            let mut out = Vec::with_capacity(1 + body.len());
-            out.put_u8(OK);
-            out.put_slice(body);
-            out
+impl Head<String, Metadata> {
+    fn decode_extra(&mut self, extras: &mut Bytes) -> Result<(), Status> {
+        let tag = extras.try_get_u8().map_err(malformed)?;
+        let len = usize::from(extras.try_get_u16_le().map_err(malformed)?);
+        let mut value = take(extras, len)?;
+        match tag {
+            TRACE => {
+                let trace = TraceContext::from_bytes(&value);
+                self.trace = Some(trace.ok_or_else(|| malformed("trace context"))?);
+            }
+            METADATA => {
+                let name = usize::from(value.try_get_u8().map_err(malformed)?);
+                let name = take(&mut value, name)?;
+                let name = std::str::from_utf8(&name).map_err(malformed)?;
+                self.metadata
+                    .insert(name, value)
+                    .map_err(|e| Status::new(Code::InvalidArgument, e.to_string()))?;
+            }
+            // A later release's: what it adds here must not matter to who does not know it.
+            _ => {}
         }
-        Err(status) => {
-            let message = &status.message.as_bytes()[..status.message.floor_char_boundary(MAX_MESSAGE)];
-            let details = &status.details[..status.details.len().min(MAX_DETAILS)];
-            let mut out = Vec::with_capacity(3 + message.len() + details.len());
-            out.put_u8(status.code as u8);
-            out.put_u16_le(message.len() as u16);
-            out.put_slice(message);
-            out.put_slice(details);
-            out
-        }
+        Ok(())
     }
 }
 
-pub(crate) fn decode_response(mut frame: Bytes) -> Result<Bytes, Status> {
-    let malformed = || Status::new(Code::Unknown, "malformed response");
-    if frame.is_empty() {
-        return Err(malformed());
+fn malformed<E>(_: E) -> Status {
+    Status::new(Code::InvalidArgument, "malformed request")
+}
+
+fn take(bytes: &mut Bytes, len: usize) -> Result<Bytes, Status> {
+    if bytes.len() < len { Err(malformed(())) } else { Ok(bytes.split_to(len)) }
+}
+
+/// What the serving side says in one frame.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Response {
+    /// One of several.
+    Item(Bytes),
+    /// The response, or the end of a stream of them.
+    Done(Bytes),
+    Failed(Status),
+}
+
+/// The length and the bytes of a frame up to its body.
+pub(crate) fn response_head(last: bool, body: usize) -> Result<[u8; 5], Status> {
+    let len = u32::try_from(body + 1)
+        .map_err(|_| Status::new(Code::Internal, "a response has at most 4 GiB; send it as a chunk"))?;
+    let [a, b, c, d] = len.to_le_bytes();
+    Ok([a, b, c, d, if last { OK } else { ITEM }])
+}
+
+/// A whole frame, with its length.
+pub(crate) fn failure_frame(status: &Status) -> Bytes {
+    let message = &status.message.as_bytes()[..status.message.floor_char_boundary(MAX_MESSAGE)];
+    let details = &status.details[..status.details.len().min(MAX_DETAILS)];
+    let (advice, after) = match status.advice {
+        Advice::AsCodeSays => (0, Duration::ZERO),
+        Advice::Never => (1, Duration::ZERO),
+        Advice::After(time) => (2, time),
+        Advice::Elsewhere => (3, Duration::ZERO),
+    };
+    let len = 8 + message.len() + details.len();
+    let mut out = BytesMut::with_capacity(4 + len);
+    out.put_u32_le(len as u32);
+    out.put_u8(status.code as u8);
+    out.put_u8(advice);
+    out.put_u32_le(u32::try_from(after.as_millis()).unwrap_or(u32::MAX));
+    out.put_u16_le(message.len() as u16);
+    out.put_slice(message);
+    out.put_slice(details);
+    out.freeze()
+}
+
+impl Response {
+    /// Decodes a frame without its length. Damage is a failure whose outcome is unknown.
+    pub(crate) fn decode(mut frame: Bytes) -> Self {
+        let malformed = || Self::Failed(Status::new(Code::Unknown, "malformed response"));
+        let Ok(code) = frame.try_get_u8() else { return malformed() };
+        match code {
+            OK => Self::Done(frame),
+            ITEM => Self::Item(frame),
+            code => Self::decode_failure(code, frame).map_or_else(malformed, Self::Failed),
+        }
     }
-    let code = frame.get_u8();
-    if code == OK {
-        return Ok(frame);
+
+    fn decode_failure(code: u8, mut frame: Bytes) -> Option<Status> {
+        let advice = frame.try_get_u8().ok()?;
+        let after = Duration::from_millis(frame.try_get_u32_le().ok()?.into());
+        let len = usize::from(frame.try_get_u16_le().ok()?);
+        if frame.len() < len {
+            return None;
+        }
+        let message = String::from_utf8_lossy(&frame.split_to(len)).into_owned();
+        let advice = match advice {
+            1 => Advice::Never,
+            2 => Advice::After(after),
+            3 => Advice::Elsewhere,
+            // Advice of a later release: what the code says still holds.
+            _ => Advice::AsCodeSays,
+        };
+        Some(Status { code: Code::from_byte(code), message, details: frame, advice })
     }
-    if frame.len() < 2 {
-        return Err(malformed());
+
+    /// The one response of a call that has one.
+    pub(crate) fn single(self) -> Result<Bytes, Status> {
+        match self {
+            Self::Done(body) => Ok(body),
+            Self::Failed(status) => Err(status),
+            Self::Item(_) => Err(Status::new(Code::Unknown, "a stream of responses where one was asked for")),
+        }
     }
-    let len = usize::from(frame.get_u16_le());
-    if frame.len() < len {
-        return Err(malformed());
-    }
-    let message = String::from_utf8_lossy(&frame.split_to(len)).into_owned();
-    Err(Status { code: Code::from_byte(code), message, details: frame })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn requests_survive_the_wire_and_garbage_is_refused() {
-        let whole = Request::encode("kv.get", Duration::from_micros(1500), b"body").unwrap().slice(4..);
-        let back = Request::decode(whole.clone()).unwrap();
-        assert_eq!(
-            (back.method.as_str(), back.deadline, &back.body[..]),
-            ("kv.get", Duration::from_millis(2), &b"body"[..])
-        );
-        assert_eq!(whole, [&[1, 6][..], b"kv.get", &[2, 0, 0, 0], b"body"].concat());
-        for cut in 0..12 {
-            assert!(Request::decode(whole.slice(..cut)).is_err(), "{cut}");
+    const NONE: &Metadata = &Metadata::new();
+
+    fn head(method: &str) -> Head<&str, &Metadata> {
+        Head {
+            method,
+            shape: Shape::Unary,
+            encoding: Encoding::Native,
+            deadline: Duration::from_micros(1500),
+            trace: None,
+            metadata: NONE,
         }
-        assert!(Request::encode(&"x".repeat(256), Duration::ZERO, b"").is_err());
-        assert!(Request::decode(Bytes::from_static(&[9, 0, 0, 0, 0, 0])).is_err());
+    }
+
+    fn frame(head: &Head<&str, &Metadata>, body: &[u8]) -> Bytes {
+        let mut out = head.encode(body.len()).unwrap();
+        out.put_slice(body);
+        assert_eq!(out.get_u32_le() as usize, out.len());
+        out.freeze()
+    }
+
+    /// The bytes of docs/formats/rpc.md: nodes of different releases must understand each other.
+    #[test]
+    fn golden_requests() {
+        let plain = frame(&head("kv.get"), b"body");
+        assert_eq!(plain, [&[1, 0, 0, 6][..], b"kv.get", &[2, 0, 0, 0, 0, 0], b"body"].concat());
+        let mut metadata = Metadata::new();
+        metadata.insert("tenant", "acme").unwrap();
+        let trace = TraceContext::from_bytes(&[7; 25]);
+        let rich = Head {
+            shape: Shape::Bidirectional,
+            encoding: Encoding::Json,
+            metadata: &metadata,
+            trace,
+            ..head("chat")
+        };
+        let bytes = frame(&rich, b"");
+        let expected = [
+            &[1, 3, 1, 4][..],
+            b"chat",
+            &[2, 0, 0, 0, 42, 0],
+            &[1, 25, 0],
+            &[7; 25],
+            &[2, 11, 0, 6],
+            b"tenantacme",
+        ]
+        .concat();
+        assert_eq!(bytes, expected);
+        let back = Request::decode(bytes).unwrap();
+        assert_eq!(back.head.metadata.get_str("tenant"), Some("acme"));
+        assert_eq!((back.head.trace, back.head.shape), (trace, Shape::Bidirectional));
+        assert_eq!(back.head.deadline, Duration::from_millis(2));
+        for cut in 0..expected.len() {
+            assert!(Request::decode(Bytes::copy_from_slice(&expected[..cut])).is_err(), "{cut}");
+        }
     }
 
     #[test]
-    fn responses_survive_the_wire_and_long_messages_are_cut() {
-        let ok = encode_response(Ok(b"fine"));
-        assert_eq!(ok, b"\0fine");
-        assert_eq!(decode_response(ok.into()).unwrap(), &b"fine"[..]);
-        let brief = Status::new(Code::NotFound, "no").with_details(Bytes::from_static(b"why"));
-        assert_eq!(encode_response(Err(&brief)), b"\x05\x02\0nowhy");
-        let status =
-            Status::new(Code::NotFound, "é".repeat(5000)).with_details(Bytes::from(vec![1; 100_000]));
-        let back = decode_response(encode_response(Err(&status)).into()).unwrap_err();
+    fn requests_of_another_release_and_garbage_are_refused() {
+        assert!(head(&"x".repeat(256)).encode(0).is_err());
+        let request = |bytes: &[u8]| Request::decode(Bytes::copy_from_slice(bytes)).map(|r| r.head);
+        let fails = |bytes: &[u8]| request(bytes).unwrap_err().code;
+        assert_eq!(fails(&[9, 0, 0, 0, 0, 0, 0, 0, 0, 0]), Code::Unimplemented);
+        assert_eq!(fails(&[1, 4, 0, 0, 0, 0, 0, 0, 0, 0]), Code::Unimplemented);
+        assert_eq!(fails(&[1, 0, 9, 0, 0, 0, 0, 0, 0, 0]), Code::Unimplemented);
+        assert_eq!(fails(&[1, 0, 0, 1, 0xff, 0, 0, 0, 0, 0, 0]), Code::InvalidArgument);
+        // An extra of a later release is passed over, one that says more than there is is not.
+        assert!(request(&[1, 0, 0, 0, 0, 0, 0, 0, 4, 0, 200, 1, 0, 5]).is_ok());
+        assert_eq!(fails(&[1, 0, 0, 0, 0, 0, 0, 0, 4, 0, 200, 2, 0, 5]), Code::InvalidArgument);
+        // More metadata than there may be.
+        let entry = [2, 3, 0, 1, b'x', b'y'];
+        let many = entry.repeat(65);
+        let mut endless = vec![1, 0, 0, 0, 0, 0, 0, 0];
+        endless.extend((many.len() as u16).to_le_bytes());
+        endless.extend(many);
+        assert_eq!(fails(&endless), Code::InvalidArgument);
+    }
+
+    #[test]
+    fn golden_responses() {
+        assert_eq!(response_head(true, 4).unwrap(), [5, 0, 0, 0, 0]);
+        assert_eq!(response_head(false, 4).unwrap(), [5, 0, 0, 0, 255]);
+        assert_eq!(Response::decode(Bytes::from_static(b"\0fine")), Response::Done("fine".into()));
+        assert_eq!(Response::decode(Bytes::from_static(b"\xfffine")), Response::Item("fine".into()));
+        let brief = Status::new(Code::NotFound, "no")
+            .with_details(Bytes::from_static(b"why"))
+            .with_advice(Advice::After(Duration::from_millis(300)));
+        let bytes = failure_frame(&brief);
+        assert_eq!(bytes, b"\x0d\0\0\0\x05\x02\x2c\x01\0\0\x02\0nowhy"[..]);
+        assert_eq!(Response::decode(bytes.slice(4..)), Response::Failed(brief));
+    }
+
+    #[test]
+    fn long_messages_are_cut_and_garbage_is_an_unknown_outcome() {
+        let status = Status::new(Code::NotFound, "é".repeat(5000))
+            .with_details(Bytes::from(vec![1; 100_000]))
+            .with_advice(Advice::Elsewhere);
+        let bytes = failure_frame(&status).slice(4..);
+        assert!(bytes.len() <= RESPONSE_OVERHEAD);
+        let back = Response::decode(bytes).single().unwrap_err();
         assert_eq!(
-            (back.code, back.message.len(), back.details.len()),
-            (Code::NotFound, MAX_MESSAGE, MAX_DETAILS)
+            (back.code, back.message.len(), back.details.len(), back.advice),
+            (Code::NotFound, MAX_MESSAGE, MAX_DETAILS, Advice::Elsewhere)
         );
-        for hostile in [&[][..], &[5], &[5, 255, 255, 1], &[200, 0, 0]] {
-            assert!(decode_response(Bytes::copy_from_slice(hostile)).is_err());
+        for hostile in [&[][..], &[5], &[5, 0, 0, 0, 0, 0, 255, 255, 1], &[255]] {
+            let response = Response::decode(Bytes::copy_from_slice(hostile)).single();
+            assert_eq!(response.unwrap_err().code, Code::Unknown, "{hostile:?}");
         }
     }
 }

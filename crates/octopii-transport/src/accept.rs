@@ -201,7 +201,7 @@ async fn deliver(shared: Arc<Shared>, mut incoming: Incoming) {
         incoming.send.reset(REFUSED);
         return incoming.recv.stop(REFUSED);
     }
-    incoming.send.set_priority(kind.priority());
+    incoming.send.prioritise(kind);
     if let Err(e) = queue.send_timeout(incoming, shared.limits.stream_header_timeout).await {
         let (mpsc::error::SendTimeoutError::Timeout(mut unwanted)
         | mpsc::error::SendTimeoutError::Closed(mut unwanted)) = e;

@@ -30,12 +30,13 @@ impl StreamKind {
         self as usize - 1
     }
 
-    /// Bulk data yields to everything else on the same connection, and Raft goes first.
+    /// Bulk data yields to everything else on the same connection, and Raft goes first. 0 is what a stream has to begin
+    /// with: most streams are calls, and need not be told.
     pub(crate) fn priority(self) -> i32 {
         match self {
-            Self::Raft => 2,
-            Self::Rpc | Self::Message => 1,
-            Self::Transfer => 0,
+            Self::Raft => 1,
+            Self::Rpc | Self::Message => DEFAULT_PRIORITY,
+            Self::Transfer => -1,
         }
     }
 }
@@ -54,12 +55,23 @@ pub struct SendStream {
 #[derive(Debug)]
 pub struct RecvStream {
     inner: quinn::RecvStream,
-    // Bytes received beyond what the last call asked for.
-    buffered: BytesMut,
+    // Received, not yet asked for, as it came. Empty while `partial` is not.
+    ready: Bytes,
+    // The beginning of a frame that did not come in one piece, and what came behind it.
+    partial: BytesMut,
 }
+
+const DEFAULT_PRIORITY: i32 = 0;
 
 /// The code of a stream that was dropped unfinished.
 const ABANDONED: u32 = 0;
+
+/// Bytes of a frame's length.
+const HEADER: usize = 4;
+
+/// Frames up to this long are copied out of what came from the network, so that keeping a small one does not keep the 64 KiB of
+/// datagrams that it came with.
+const COPIED: usize = 16 << 10;
 
 /// What one read from the network brings at the most.
 const READ_STEP: usize = 64 << 10;
@@ -107,10 +119,18 @@ impl SendStream {
         let _ = self.inner.reset(code.into());
     }
 
-    /// Sets what goes first when the connection is busy: higher before lower, 0 to begin with for bulk.
+    /// Sets what goes first when the connection is busy: higher before lower. Raft begins with 1, calls and messages with
+    /// 0, bulk with -1.
     pub fn set_priority(&self, priority: i32) {
         // An error means that the stream is closed: nothing left to order.
         let _ = self.inner.set_priority(priority);
+    }
+
+    /// Gives the stream the priority of its kind.
+    pub(crate) fn prioritise(&self, kind: StreamKind) {
+        if kind.priority() != DEFAULT_PRIORITY {
+            self.set_priority(kind.priority());
+        }
     }
 
     /// Returns once the peer's transport has received everything after [`finish`](Self::finish), or with the code with
@@ -137,14 +157,18 @@ impl Drop for SendStream {
 
 impl RecvStream {
     pub(crate) fn new(inner: quinn::RecvStream) -> Self {
-        Self { inner, buffered: BytesMut::new() }
+        Self { inner, ready: Bytes::new(), partial: BytesMut::new() }
     }
 
     /// The next bytes in order, at most `max` of them, without copying; `None` at the end of the stream. Cancel-safe.
     pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, StreamError> {
-        if !self.buffered.is_empty() {
-            let n = self.buffered.len().min(max);
-            return Ok(Some(self.buffered.split_to(n).freeze()));
+        if !self.partial.is_empty() {
+            let n = self.partial.len().min(max);
+            return Ok(Some(self.partial.split_to(n).freeze()));
+        }
+        if !self.ready.is_empty() {
+            let n = self.ready.len().min(max);
+            return Ok(Some(self.ready.split_to(n)));
         }
         match self.inner.read_chunk(max, true).await {
             Ok(chunk) => Ok(chunk.map(|c| c.bytes)),
@@ -176,32 +200,82 @@ impl RecvStream {
         Ok(())
     }
 
+    /// The length of the next frame in bytes, of which nothing is taken yet; `None` at the end of the stream. Cancel-safe.
+    ///
+    /// A frame longer than `limit` bytes is [`StreamError::FrameTooLarge`] before any of it is read.
+    pub async fn frame_len(&mut self, limit: usize) -> Result<Option<usize>, StreamError> {
+        loop {
+            let mut received = self.received();
+            if received.len() >= HEADER {
+                let len = received.get_u32_le() as usize;
+                return if len > limit {
+                    Err(StreamError::FrameTooLarge { len: len as u64, limit })
+                } else {
+                    Ok(Some(len))
+                };
+            }
+            if !self.fill().await? {
+                return if self.received().is_empty() { Ok(None) } else { Err(StreamError::UnexpectedEnd) };
+            }
+        }
+    }
+
     /// The next frame, `None` at the end of the stream. Cancel-safe: what has arrived is kept for the next call.
     ///
     /// The announced length is never trusted with memory: the buffer grows with what has arrived, a step at a time. A
     /// frame longer than `limit` bytes is [`StreamError::FrameTooLarge`] before any of it is read.
     pub async fn read_frame(&mut self, limit: usize) -> Result<Option<Bytes>, StreamError> {
-        let mut wanted = 4;
-        let mut known = None;
-        loop {
-            if known.is_none() && self.buffered.len() >= 4 {
-                let len = (&self.buffered[..4]).get_u32_le() as usize;
-                if len > limit {
-                    return Err(StreamError::FrameTooLarge { len: len as u64, limit });
-                }
-                known = Some(len);
-                wanted = 4 + len;
-            }
-            if self.buffered.len() >= wanted && known.is_some() {
-                self.buffered.advance(4);
-                return Ok(Some(self.buffered.split_to(wanted - 4).freeze()));
-            }
-            match self.inner.read_chunk(READ_STEP, true).await.map_err(read_error)? {
-                Some(chunk) => self.buffered.extend_from_slice(&chunk.bytes),
-                None if self.buffered.is_empty() => return Ok(None),
-                None => return Err(StreamError::UnexpectedEnd),
+        let Some(len) = self.frame_len(limit).await? else { return Ok(None) };
+        while self.received().len() < HEADER + len {
+            if !self.fill().await? {
+                return Err(StreamError::UnexpectedEnd);
             }
         }
+        Ok(Some(self.take_frame(len)))
+    }
+
+    /// The next frame, if all of it has been received already: what can be taken without waiting after another frame.
+    ///
+    /// `None` also when it is not there yet, too long, or the stream has ended: [`read_frame`](Self::read_frame) tells.
+    pub fn received_frame(&mut self, limit: usize) -> Option<Bytes> {
+        let mut received = self.received();
+        let len = received.try_get_u32_le().ok()? as usize;
+        if len > limit || received.len() < len {
+            return None;
+        }
+        Some(self.take_frame(len))
+    }
+
+    /// Takes a frame of which everything has been received.
+    fn take_frame(&mut self, len: usize) -> Bytes {
+        let copied = (len <= COPIED).then(|| Bytes::copy_from_slice(&self.received()[HEADER..HEADER + len]));
+        let shared = if self.partial.is_empty() {
+            self.ready.advance(HEADER);
+            self.ready.split_to(len)
+        } else {
+            self.partial.advance(HEADER);
+            self.partial.split_to(len).freeze()
+        };
+        copied.unwrap_or(shared)
+    }
+
+    fn received(&self) -> &[u8] {
+        if self.partial.is_empty() { &self.ready } else { &self.partial }
+    }
+
+    /// Waits for more bytes; false at the end of the stream. A piece that comes while nothing is pending is not copied.
+    async fn fill(&mut self) -> Result<bool, StreamError> {
+        let Some(chunk) = self.inner.read_chunk(READ_STEP, true).await.map_err(read_error)? else {
+            return Ok(false);
+        };
+        if self.received().is_empty() {
+            self.ready = chunk.bytes;
+        } else {
+            let ready = std::mem::take(&mut self.ready);
+            self.partial.extend_from_slice(&ready);
+            self.partial.extend_from_slice(&chunk.bytes);
+        }
+        Ok(true)
     }
 
     /// Tells the peer to send no more; it sees [`StreamError::Stopped`] with this code.

@@ -62,8 +62,9 @@ pub use octopii_raft::{
     QueryError, RaftConfig, Rejected, Role, SnapshotSource, StateMachine, Status as ConsensusStatus,
 };
 pub use octopii_rpc::{
-    Bincode, Client as RpcClient, Code, Codec, CodecError, Context, MessengerOptions, Router, ServerOptions,
-    Status,
+    Advice, Bincode, CallOptions, Client as RpcClient, ClientOptions, Code, Codec, CodecError, Context,
+    Encoding, Json, MessengerOptions, Metadata, Requests, Responses, RetryPolicy, Router, ServerOptions,
+    Status, TraceContext,
 };
 pub use octopii_transfer::{
     AckLevel, ChunkSource, Destination, Digest, FailureCode, InboxPolicy, Location, Offer, Progress,

@@ -5,23 +5,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use octopii_rpc::{Client, Code, Context, Router, Server, ServerOptions, Status};
-use octopii_transport::{Endpoint, Limits, RecvStream, SendStream, StreamError, StreamKind};
+use octopii_rpc::{Client, Code, Context, Server, ServerOptions, Shape, Status};
+use octopii_transport::{Endpoint, Limits, StreamError, StreamKind};
 use serde::{Deserialize, Serialize};
 
-use crate::{pair, pair_with};
-
-const SOON: Duration = Duration::from_secs(5);
+use crate::{SOON, begin_call, pair, pair_with, serve, until};
 
 #[derive(Serialize, Deserialize)]
 struct Sum {
     numbers: Vec<u64>,
-}
-
-fn serve(endpoint: &Endpoint, options: ServerOptions, build: impl FnOnce(&mut Router)) -> Server {
-    let mut router = Router::new();
-    build(&mut router);
-    Server::spawn(endpoint, StreamKind::Rpc, router, options).unwrap()
 }
 
 #[tokio::test]
@@ -82,13 +74,13 @@ async fn failures_carry_a_code_that_says_what_to_do() {
 
 /// Counts handlers that were started, and those that ran to their end.
 #[derive(Default)]
-struct Counts {
-    begun: AtomicUsize,
-    ended: AtomicUsize,
-    dropped: AtomicUsize,
+pub(crate) struct Counts {
+    pub(crate) begun: AtomicUsize,
+    pub(crate) ended: AtomicUsize,
+    pub(crate) dropped: AtomicUsize,
 }
 
-struct CountDrop(Arc<Counts>);
+pub(crate) struct CountDrop(pub(crate) Arc<Counts>);
 
 impl Drop for CountDrop {
     fn drop(&mut self) {
@@ -112,16 +104,6 @@ fn serve_slow(endpoint: &Endpoint, counts: &Arc<Counts>) -> Server {
     })
 }
 
-async fn until(condition: impl Fn() -> bool) {
-    for _ in 0..1000 {
-        if condition() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("did not happen within 5 s");
-}
-
 #[tokio::test]
 async fn a_deadline_ends_the_call_on_both_sides() {
     let (a, b) = pair();
@@ -135,22 +117,6 @@ async fn a_deadline_ends_the_call_on_both_sides() {
     assert_eq!((counts.begun.load(Ordering::SeqCst), counts.ended.load(Ordering::SeqCst)), (1, 0));
 }
 
-/// Begins a call as the wire knows it, without a client that keeps time or reads the answer.
-async fn begin_call(
-    from: &Endpoint,
-    to: &Endpoint,
-    method: &str,
-    deadline_ms: u32,
-) -> (SendStream, RecvStream) {
-    let (mut send, recv) = from.connect(to.local_addr()).await.unwrap().open(StreamKind::Rpc).await.unwrap();
-    let mut request = vec![1, method.len() as u8];
-    request.extend_from_slice(method.as_bytes());
-    request.extend_from_slice(&deadline_ms.to_le_bytes());
-    send.write_frame(&request).await.unwrap();
-    send.finish().unwrap();
-    (send, recv)
-}
-
 #[tokio::test]
 async fn the_server_keeps_the_deadline_by_itself() {
     let (a, b) = pair();
@@ -160,7 +126,7 @@ async fn the_server_keeps_the_deadline_by_itself() {
     });
     // The caller's own, and the longest that is granted.
     for deadline_ms in [100, 60_000] {
-        let (_send, mut recv) = begin_call(&a, &b, "slow", deadline_ms).await;
+        let (_send, mut recv) = begin_call(&a, &b, Shape::Unary, "slow", deadline_ms).await;
         let answer = tokio::time::timeout(SOON, recv.read_frame(1000)).await.expect("no answer");
         assert_eq!(answer.unwrap().unwrap()[0], Code::DeadlineExceeded as u8);
     }
@@ -192,7 +158,7 @@ async fn a_response_that_nobody_reads_is_a_call_under_way_until_its_deadline() {
             .register_raw("big", |_: Context, _: Bytes| async move { Ok(Bytes::from(vec![7; 1 << 20])) })
             .register("echo", |_: Context, n: u64| async move { Ok(n) });
     });
-    let (_send, mut unread) = begin_call(&a, &b, "big", 700).await;
+    let (_send, mut unread) = begin_call(&a, &b, Shape::Unary, "big", 700).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     let client = Client::new(&a, StreamKind::Rpc);
     let status = client.call::<_, u64>(b.local_addr(), "echo", &7u64, SOON).await.unwrap_err();
@@ -231,7 +197,7 @@ async fn a_call_under_way_does_not_keep_the_endpoint() {
     let counts = Arc::new(Counts::default());
     let server = serve_slow(&b, &counts);
     let addr = b.local_addr();
-    let _call = begin_call(&a, &b, "slow", 60_000).await;
+    let _call = begin_call(&a, &b, Shape::Unary, "slow", 60_000).await;
     until(|| counts.begun.load(Ordering::SeqCst) == 1).await;
     drop((server, b));
     until(|| counts.dropped.load(Ordering::SeqCst) == 1).await;

@@ -7,9 +7,7 @@ use octopii_rpc::{Code, Messenger, MessengerOptions};
 
 use octopii_transport::{Limits, StreamKind};
 
-use crate::{pair, pair_with};
-
-const SOON: Duration = Duration::from_secs(5);
+use crate::{SOON, pair, pair_with};
 
 #[tokio::test]
 async fn sending_returns_when_the_application_took_the_message() {

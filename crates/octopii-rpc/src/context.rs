@@ -1,0 +1,119 @@
+//! What a handler knows of its call, and what the calls it makes inherit.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use octopii_transport::PeerIdentity;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::{Encoding, Metadata, Shape, TraceContext};
+
+/// What a handler knows of a call besides its request.
+///
+/// Calls that the handler makes with a [`Client`](crate::Client) inherit deadline and trace by themselves, as long as they are
+/// made by the handler's own future; a task that it spawns gets them with [`Context::scope`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Context {
+    /// Who calls, from the verified certificate.
+    pub peer: PeerIdentity,
+    /// Where the call came from.
+    pub remote_addr: SocketAddr,
+    /// When the caller stops waiting, or this server's own limit, whichever comes first.
+    pub deadline: Instant,
+    /// The method's name.
+    pub method: String,
+    /// Which sides of the call are streams.
+    pub shape: Shape,
+    /// How its bodies are written.
+    pub encoding: Encoding,
+    /// What the caller sent along.
+    pub metadata: Metadata,
+    /// The trace that the call belongs to, with the caller's span id.
+    pub trace: Option<TraceContext>,
+    /// Tells work that outlives the handler's future that nobody waits any more.
+    pub cancellation: Cancellation,
+}
+
+impl Context {
+    /// The time left until the deadline.
+    pub fn time_left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Runs `future` so that calls made in it inherit this call's deadline and trace. For tasks that a handler spawns.
+    pub async fn scope<F: Future>(&self, future: F) -> F::Output {
+        self.inherited().scope(future).await
+    }
+
+    pub(crate) fn inherited(&self) -> Inherited {
+        Inherited { deadline: self.deadline, trace: self.trace }
+    }
+}
+
+/// What calls inherit from the call in whose handler they are made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Inherited {
+    pub(crate) deadline: Instant,
+    pub(crate) trace: Option<TraceContext>,
+}
+
+tokio::task_local! {
+    static CURRENT: Inherited;
+}
+
+impl Inherited {
+    pub(crate) async fn scope<F: Future>(self, future: F) -> F::Output {
+        CURRENT.scope(self, future).await
+    }
+
+    pub(crate) fn current() -> Option<Self> {
+        CURRENT.try_with(|inherited| *inherited).ok()
+    }
+}
+
+/// Whether a call has ended: answered, given up by its caller, or out of time. Cloning is cheap.
+///
+/// The handler's future is dropped by itself when the caller gives up; this is for work that it started elsewhere, such as
+/// on a blocking thread.
+#[derive(Debug, Clone, Default)]
+pub struct Cancellation(Arc<Ended>);
+
+#[derive(Debug, Default)]
+struct Ended {
+    flag: AtomicBool,
+    told: Notify,
+}
+
+impl Cancellation {
+    /// Whether the call has ended.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.flag.load(Ordering::Acquire)
+    }
+
+    /// Waits for the end of the call. Cancel-safe.
+    pub async fn cancelled(&self) {
+        loop {
+            let mut told = std::pin::pin!(self.0.told.notified());
+            told.as_mut().enable();
+            if self.is_cancelled() {
+                return;
+            }
+            told.await;
+        }
+    }
+}
+
+/// Ends its call when dropped.
+pub(crate) struct EndOnDrop(pub(crate) Cancellation);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.0.flag.store(true, Ordering::Release);
+        self.0.0.told.notify_waiters();
+    }
+}

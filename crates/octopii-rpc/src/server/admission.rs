@@ -1,0 +1,245 @@
+//! Who may begin a call, and how much of a request may lie here: bounds for all, bounds for each peer, and fairness between
+//! them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use octopii_transport::NodeId;
+use tokio::sync::Notify;
+
+use crate::{Advice, Code, ServerOptions, Status};
+
+/// Counts calls and bytes by peer. A peer is a node id: more connections give it no more.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    state: Mutex<State>,
+    idle: Notify,
+    calls: Bound,
+    bytes: Bound,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    total: Usage,
+    peers: BTreeMap<NodeId, Usage>,
+    draining: bool,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Usage {
+    calls: usize,
+    bytes: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Bound {
+    all: usize,
+    each: usize,
+}
+
+impl Bound {
+    /// Whether a peer that has `own` of the `total` may have `more`, when `peers` have some, it included.
+    ///
+    /// From three quarters on only who has less than an equal share gets more: whoever took much early cannot keep the
+    /// others out.
+    fn allows(self, own: usize, total: usize, more: usize, peers: usize) -> bool {
+        let (own, total) = (own.saturating_add(more), total.saturating_add(more));
+        let scarce = total > self.all - self.all / 4;
+        own <= self.each && total <= self.all && (!scarce || own <= self.all / peers.max(1))
+    }
+}
+
+/// Until it is dropped, a call under way.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    admission: Arc<Admission>,
+    peer: NodeId,
+}
+
+/// Until it is dropped, bytes that lie here for a peer.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    admission: Arc<Admission>,
+    peer: NodeId,
+    bytes: usize,
+}
+
+/// What a peer that is refused for its share is told to wait.
+const WAIT: Duration = Duration::from_millis(50);
+
+impl Admission {
+    pub(crate) fn new(options: &ServerOptions) -> Self {
+        Self {
+            state: Mutex::default(),
+            idle: Notify::new(),
+            calls: Bound { all: options.concurrent_calls, each: options.concurrent_calls_per_peer },
+            bytes: Bound { all: options.request_memory, each: options.request_memory_per_peer },
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while held")
+    }
+
+    /// Begins a call of `peer`, or says why not.
+    pub(crate) fn begin(self: &Arc<Self>, peer: NodeId) -> Result<Permit, Status> {
+        let mut state = self.state();
+        if state.draining {
+            return Err(Status::new(Code::Unavailable, "this node is shutting down: ask another")
+                .with_advice(Advice::Elsewhere));
+        }
+        let own = state.peers.get(&peer).copied().unwrap_or_default();
+        let peers = state.peers.len() + usize::from(!state.peers.contains_key(&peer));
+        if !self.calls.allows(own.calls, state.total.calls, 1, peers) {
+            return Err(Status::new(
+                Code::ResourceExhausted,
+                format!("too many calls under way here, {} of them this peer's: try again later", own.calls),
+            )
+            .with_advice(Advice::After(WAIT)));
+        }
+        state.peers.entry(peer).or_default().calls += 1;
+        state.total.calls += 1;
+        Ok(Permit { admission: Arc::clone(self), peer })
+    }
+
+    /// Sets memory aside for what `peer` has announced, or says why not.
+    pub(crate) fn reserve(self: &Arc<Self>, peer: NodeId, bytes: usize) -> Result<Memory, Status> {
+        let mut state = self.state();
+        let own = state.peers.get(&peer).copied().unwrap_or_default();
+        let peers = state.peers.len() + usize::from(!state.peers.contains_key(&peer));
+        // A single request is bounded by itself: it must not be larger than can ever be.
+        let first = own.bytes == 0 && state.total.bytes.saturating_add(bytes) <= self.bytes.all;
+        if !first && !self.bytes.allows(own.bytes, state.total.bytes, bytes, peers) {
+            return Err(Status::new(
+                Code::ResourceExhausted,
+                format!("requests of {} bytes of this peer lie here already: try again later", own.bytes),
+            )
+            .with_advice(Advice::After(WAIT)));
+        }
+        state.peers.entry(peer).or_default().bytes += bytes;
+        state.total.bytes += bytes;
+        Ok(Memory { admission: Arc::clone(self), peer, bytes })
+    }
+
+    /// Begins no more calls.
+    pub(crate) fn stop(&self) {
+        self.state().draining = true;
+    }
+
+    /// Calls under way.
+    pub(crate) fn under_way(&self) -> usize {
+        self.state().total.calls
+    }
+
+    /// Waits until no call is under way. Cancel-safe.
+    pub(crate) async fn idle(&self) {
+        loop {
+            let mut idle = std::pin::pin!(self.idle.notified());
+            idle.as_mut().enable();
+            if self.under_way() == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    fn give_back(&self, peer: NodeId, calls: usize, bytes: usize) {
+        let mut state = self.state();
+        state.total.calls -= calls;
+        state.total.bytes -= bytes;
+        if let Some(own) = state.peers.get_mut(&peer) {
+            own.calls -= calls;
+            own.bytes -= bytes;
+            if own.calls == 0 && own.bytes == 0 {
+                state.peers.remove(&peer);
+            }
+        }
+        if state.draining && state.total.calls == 0 {
+            drop(state);
+            self.idle.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.admission.give_back(self.peer, 1, 0);
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.admission.give_back(self.peer, 0, self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admission(calls: usize, each: usize) -> Arc<Admission> {
+        Arc::new(Admission::new(&ServerOptions {
+            concurrent_calls: calls,
+            concurrent_calls_per_peer: each,
+            request_memory: 100,
+            request_memory_per_peer: 60,
+            ..ServerOptions::default()
+        }))
+    }
+
+    #[test]
+    fn one_peer_cannot_take_everything() {
+        let admission = admission(8, 6);
+        let greedy: Vec<_> = std::iter::from_fn(|| admission.begin(1).ok()).collect();
+        assert_eq!(greedy.len(), 6);
+        // Others still get in, up to their share.
+        let others: Vec<_> = (2..).map_while(|peer| admission.begin(peer).ok()).collect();
+        assert_eq!(others.len(), 2);
+        let status = admission.begin(9).unwrap_err();
+        assert!(status.is_retryable_here() && matches!(status.advice, Advice::After(_)), "{status}");
+        drop((greedy, others));
+        assert!(admission.state().peers.is_empty(), "peers are forgotten");
+    }
+
+    #[test]
+    fn when_it_becomes_scarce_shares_are_equal() {
+        let admission = admission(16, 16);
+        let first: Vec<_> = (0..12).map(|_| admission.begin(1).unwrap()).collect();
+        let second = admission.begin(2).unwrap();
+        // Two peers: eight each, and the first has more.
+        assert!(admission.begin(1).is_err());
+        let more: Vec<_> = std::iter::from_fn(|| admission.begin(2).ok()).collect();
+        assert_eq!(more.len(), 3);
+        drop((first, second, more));
+    }
+
+    #[test]
+    fn announced_bytes_are_bounded_by_peer() {
+        let admission = admission(8, 8);
+        let half_sent = admission.reserve(1, 40).unwrap();
+        assert!(admission.reserve(1, 40).is_err());
+        let other = admission.reserve(2, 40).unwrap();
+        assert!(admission.reserve(3, 40).is_err(), "more than all may have");
+        drop(half_sent);
+        assert!(admission.reserve(1, 40).is_ok());
+        drop(other);
+        // A single one that is larger than a peer's share, but not than all.
+        assert!(admission.reserve(1, 90).is_ok());
+        assert!(admission.reserve(1, 101).is_err());
+        assert!(admission.state().peers.is_empty());
+    }
+
+    #[tokio::test]
+    async fn draining_refuses_new_calls_and_waits_for_old_ones() {
+        let admission = admission(8, 8);
+        let running = admission.begin(1).unwrap();
+        admission.stop();
+        let status = admission.begin(2).unwrap_err();
+        assert_eq!((status.code, status.advice), (Code::Unavailable, Advice::Elsewhere));
+        let mut idle = std::pin::pin!(admission.idle());
+        assert!(futures_util::FutureExt::now_or_never(idle.as_mut()).is_none());
+        drop(running);
+        idle.await;
+    }
+}
