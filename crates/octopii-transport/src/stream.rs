@@ -181,8 +181,12 @@ impl RecvStream {
     /// [`read_chunk`](Self::read_chunk), and without its limit. Cancel-safe.
     pub async fn read_chunks(&mut self, parts: &mut [Bytes]) -> Result<Option<usize>, StreamError> {
         match parts.first_mut() {
-            Some(first) if !self.buffered.is_empty() => {
-                *first = self.buffered.split().freeze();
+            Some(first) if !self.received().is_empty() => {
+                *first = if self.partial.is_empty() {
+                    std::mem::take(&mut self.ready)
+                } else {
+                    self.partial.split().freeze()
+                };
                 Ok(Some(1))
             }
             _ => self.inner.read_chunks(parts).await.map_err(read_error),
