@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Kv(Kv),
     /// Look after a cluster
     Cluster(Cluster),
+    /// Make, list and withdraw join tokens
+    Token(Token),
     /// Look into a write-ahead log
     Wal(Wal),
 }
@@ -92,6 +94,13 @@ pub(crate) struct Node {
     /// The node's certificate and key, made by `octopii cluster issue`
     #[arg(long, value_name = "FILE")]
     pub(crate) identity: Option<PathBuf>,
+    /// Join a cluster with the token in this file (- for standard input; or the token itself in $OCTOPII_JOIN). Once joined,
+    /// the node's own identity is used
+    #[arg(long, value_name = "FILE", conflicts_with = "identity")]
+    pub(crate) join: Option<PathBuf>,
+    /// Issue certificates with the authority in this file, made by `octopii cluster init`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) authority: Option<PathBuf>,
     /// An initial member of a new cluster, this node included; repeat for each, the same on every node
     #[arg(long = "member", value_name = "ID=ADDR", value_parser = parse_member)]
     pub(crate) members: Vec<(NodeId, SocketAddr)>,
@@ -199,11 +208,20 @@ pub(crate) enum ClusterCommand {
     Remove { id: NodeId },
     /// Hand leadership to another voter
     TransferLeader { id: NodeId },
-    /// Make the authority of a new cluster, to issue identities with
+    /// Make the authority of a new cluster, to issue identities with, and an operator's identity
     Init {
         /// The file to write (mode 0600). Whoever has it can admit nodes
         #[arg(long, value_name = "FILE", default_value = "octopii-authority.pem")]
         authority: PathBuf,
+        /// The file for the operator's identity (mode 0600)
+        #[arg(long, value_name = "FILE", default_value = "octopii-operator.pem")]
+        operator: PathBuf,
+    },
+    /// Have the nodes named by --node replace their keys and certificates, while they run
+    Rotate {
+        /// The node that issues certificates; none: each node asks itself
+        #[arg(long, value_name = "ADDR", value_parser = parse_address)]
+        issuer: Option<SocketAddr>,
     },
     /// Issue an identity for a node or a client
     Issue {
@@ -219,6 +237,40 @@ pub(crate) enum ClusterCommand {
         /// The file to write (mode 0600)
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Token {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    #[command(subcommand)]
+    pub(crate) command: TokenCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Print a token that lets one node join, once. Whoever has it can join: hand it over as a password
+    Create {
+        /// What its bearer may do: member (a node), operator (who looks after the cluster) or client
+        #[arg(long, default_value_t = PeerRole::Member)]
+        role: PeerRole,
+        /// How long it is good for
+        #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "1h")]
+        ttl: Duration,
+        /// The id that its bearer gets; without, a free one is chosen
+        #[arg(long)]
+        id: Option<NodeId>,
+        /// Where joiners find the issuing node (IP:PORT or HOST:PORT); repeat for several. Default: where it listens
+        #[arg(long = "address", value_name = "ADDR")]
+        addresses: Vec<String>,
+    },
+    /// Show the tokens and what has become of them
+    List,
+    /// Withdraw a token
+    Revoke {
+        /// Its id, as `octopii token list` shows it
+        id: String,
     },
 }
 

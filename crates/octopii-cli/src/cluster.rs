@@ -17,7 +17,8 @@ use crate::output::Output;
 pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Cluster) -> Result<(), Failure> {
     let change = match args.command {
         ClusterCommand::Status => return status(runtime, *output, args.target).await,
-        ClusterCommand::Init { authority } => return init(*output, &authority),
+        ClusterCommand::Init { authority, operator } => return init(*output, &authority, &operator),
+        ClusterCommand::Rotate { issuer } => return rotate(runtime, *output, args.target, issuer).await,
         ClusterCommand::Issue { authority, id, role, out } => {
             return issue(*output, &authority, (id, role), &out);
         }
@@ -96,14 +97,54 @@ async fn ask_everyone(client: &Client) -> BTreeMap<SocketAddr, Result<NodeStatus
     told
 }
 
-fn init(output: Output, path: &Path) -> Result<(), Failure> {
+fn init(output: Output, path: &Path, operator_path: &Path) -> Result<(), Failure> {
     let authority = ClusterAuthority::generate().map_err(Failure::failed)?;
+    let operator = authority.issue_as(OPERATOR, PeerRole::Operator).map_err(Failure::failed)?;
+    if let Some(taken) = [path, operator_path].into_iter().find(|path| path.exists()) {
+        return Err(exists(taken));
+    }
     write_secret(path, &authority.to_pem())?;
+    write_secret(operator_path, &operator.to_pem()).inspect_err(|_| {
+        // Nobody has used it yet, and the next attempt needs the name. If it stays, that attempt says so.
+        let _ = std::fs::remove_file(path);
+    })?;
     output.result(
-        format_args!("cluster {}: authority in {}, keep it secret", authority.cluster(), path.display()),
-        &json!({ "cluster": authority.cluster().to_string(), "authority": path }),
+        format_args!(
+            "cluster {}: authority in {}, an operator's identity in {}, keep both secret",
+            authority.cluster(),
+            path.display(),
+            operator_path.display()
+        ),
+        &json!({ "cluster": authority.cluster().to_string(), "authority": path, "operator": operator_path }),
     );
     Ok(())
+}
+
+/// Far above those that people give to nodes, and below those of this user's local commands.
+const OPERATOR: NodeId = 1 << 61;
+
+async fn rotate(
+    runtime: &OctopiiRuntime,
+    output: Output,
+    target: Target,
+    issuer: Option<SocketAddr>,
+) -> Result<(), Failure> {
+    let client = client(runtime, target)?;
+    let mut failed = None;
+    for node in client.nodes() {
+        match client.rotate_identity_of(*node, issuer).await {
+            Ok(hash) => output.result(
+                format_args!("{node} has a new key; its certificate is {hash}"),
+                &json!({ "addr": node, "certificate": hash }),
+            ),
+            Err(status) => {
+                output.line(format_args!("{node} keeps its key: {}", status.message));
+                failed = Some(status);
+            }
+        }
+    }
+    client.close().await;
+    failed.map_or(Ok(()), |status| Err(status.into()))
 }
 
 fn issue(
@@ -127,6 +168,13 @@ fn issue(
     Ok(())
 }
 
+fn exists(path: &Path) -> Failure {
+    Failure::failed(format!(
+        "{} exists and is not replaced: move it away, or name another file",
+        path.display()
+    ))
+}
+
 /// A new file of mode 0600; an existing one is never replaced, and half of one is never left.
 fn write_secret(path: &Path, text: &str) -> Result<(), Failure> {
     use std::io::Write;
@@ -134,10 +182,7 @@ fn write_secret(path: &Path, text: &str) -> Result<(), Failure> {
     let failed = |e| Failure::failed(format!("{}: {e}", path.display()));
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(
         |e| match e.kind() {
-            std::io::ErrorKind::AlreadyExists => Failure::failed(format!(
-                "{} exists and is not replaced: move it away, or name another file",
-                path.display()
-            )),
+            std::io::ErrorKind::AlreadyExists => exists(path),
             _ => failed(e),
         },
     )?;

@@ -18,6 +18,7 @@ mod progress;
 mod recv;
 mod send;
 mod stop;
+mod token;
 mod up;
 mod wal;
 
@@ -70,6 +71,7 @@ async fn run(runtime: &OctopiiRuntime, output: &Output, args: Args) -> Result<()
         Command::Recv(recv) => Box::pin(recv::run(runtime, output, recv)).await,
         Command::Kv(kv) => Box::pin(kv::run(runtime, output, kv)).await,
         Command::Cluster(cluster) => Box::pin(cluster::run(runtime, output, cluster)).await,
+        Command::Token(token) => Box::pin(token::run(runtime, output, token)).await,
         Command::Wal(wal) => wal::run(output, &wal),
     }
 }

@@ -10,7 +10,8 @@ use crate::args::Node;
 use crate::exit::Failure;
 use crate::output::Output;
 use crate::recv::report;
-use crate::stop::stop_signal;
+use crate::stop::{reload_signal, stop_signal};
+use crate::token::to_join_with;
 
 pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Node) -> Result<(), Failure> {
     let until_eof = args.until_eof;
@@ -39,9 +40,17 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Node) -
     let joined = node.joined();
     tokio::pin!(joined);
     let mut joining = true;
+    let mut reload = reload_signal()?;
     let outcome = loop {
         tokio::select! {
             () = &mut stop => break Ok(()),
+            () = reload.asked() => match node.reload_identity().await {
+                Ok(changed) => output.result(
+                    if changed { "a new identity is in use" } else { "the identity has not changed" },
+                    &json!({ "event": "reloaded", "changed": changed }),
+                ),
+                Err(e) => tracing::error!("the identity was not read again: {e}"),
+            },
             outcome = &mut joined, if joining => {
                 joining = false;
                 match outcome {
@@ -83,7 +92,11 @@ fn config(args: Node) -> Result<Config, Failure> {
     if let Some(bind) = args.bind {
         config.bind = bind;
     }
-    if let Some(path) = args.identity {
+    config.authority = args.authority.or(config.authority);
+    let token = if args.identity.is_some() { None } else { to_join_with(args.join.as_deref())? };
+    if let Some(token) = token {
+        config.identity = IdentitySource::Token(token);
+    } else if let Some(path) = args.identity {
         config.identity = IdentitySource::File(path);
     } else if let Some(dir) = args.authority_dir {
         config.identity = IdentitySource::LocalAuthority(dir);

@@ -6,9 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use octopii_raft::{KvCommand, KvQuery, KvResponse};
 use octopii_rpc::{Bincode, Client as RpcClient, Code, Codec, Status, StreamKind};
-use octopii_transport::{BindError, Endpoint, EndpointOptions, Identity};
+use octopii_transport::{BindError, Endpoint, EndpointOptions, Identity, JoinToken};
 
 use crate::OctopiiRuntime;
+use crate::issuing::{CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN, TokenRequest, TokenSummary};
+use crate::rotation::ROTATE;
 use crate::service::{MEMBER, MembershipChange, NodeStatus, PROPOSE, QUERY, STATUS};
 
 /// A client of a cluster, with an identity that the cluster's authority vouches for. Asks the nodes it was given in turn
@@ -86,6 +88,32 @@ impl Client {
         Bincode::decode(&body).map_err(|e| Status::new(Code::DataLoss, e.to_string()))
     }
 
+    /// Makes a join token, at the first node that issues certificates. For members and operators.
+    pub async fn create_token(&self, request: &TokenRequest) -> Result<JoinToken, Status> {
+        let text: String = self.administer(CREATE_TOKEN, request, Repeat::WhenSurelyNotMade).await?;
+        text.parse().map_err(|e: octopii_transport::TokenError| Status::new(Code::DataLoss, e.to_string()))
+    }
+
+    /// The tokens of the first node that issues certificates.
+    pub async fn tokens(&self) -> Result<Vec<TokenSummary>, Status> {
+        self.administer(LIST_TOKENS, &(), Repeat::Always).await
+    }
+
+    /// Withdraws a token by its short name; whether there was one.
+    pub async fn revoke_token(&self, id: &str) -> Result<bool, Status> {
+        self.administer(REVOKE_TOKEN, &id, Repeat::Always).await
+    }
+
+    /// Has one node replace its key and certificate, asking `issuer` for it (itself, if `None`). Gives the new
+    /// certificate's hash.
+    pub async fn rotate_identity_of(
+        &self,
+        node: SocketAddr,
+        issuer: Option<SocketAddr>,
+    ) -> Result<String, Status> {
+        self.rpc.call(node, ROTATE, &issuer, self.timeout).await
+    }
+
     /// The nodes this client asks, in order.
     pub fn nodes(&self) -> &[SocketAddr] {
         &self.nodes
@@ -94,6 +122,15 @@ impl Client {
     /// Tells the nodes that this client is gone. Idempotent.
     pub async fn close(&self) {
         self.endpoint.close(Duration::from_millis(200)).await;
+    }
+
+    async fn administer<Req, Resp>(&self, method: &str, request: &Req, repeat: Repeat) -> Result<Resp, Status>
+    where
+        Req: serde::Serialize,
+        Resp: serde::de::DeserializeOwned,
+    {
+        let body = self.ask(method, Bincode::encode(request)?.into(), repeat).await?;
+        Bincode::decode(&body).map_err(|e| Status::new(Code::DataLoss, e.to_string()))
     }
 
     async fn change(&self, command: &KvCommand) -> Result<Option<Vec<u8>>, Status> {

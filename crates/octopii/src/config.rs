@@ -8,7 +8,7 @@ use std::time::Duration;
 use octopii_raft::RaftConfig;
 use octopii_rpc::{MessengerOptions, ServerOptions};
 use octopii_transfer::TransferOptions;
-use octopii_transport::{Identity, Limits, NodeId};
+use octopii_transport::{Identity, JoinToken, Limits, NodeId};
 use octopii_wal::Durability;
 use serde::Deserialize;
 
@@ -24,6 +24,10 @@ pub struct Config {
     pub node_id: Option<NodeId>,
     /// Where the certificate comes from. Default [`IdentitySource::Auto`].
     pub identity: IdentitySource,
+    /// The authority's PEM file, made by `octopii cluster init`: with it, this node issues certificates to whoever joins with a
+    /// token, and its own if it has none. Whoever can read the file can admit nodes, so give it to one node, or to a few that
+    /// are well guarded. Default none.
+    pub authority: Option<PathBuf>,
     /// The members that form a new cluster, this node included, the same map on each. Empty (the default): the node waits
     /// to be added to a cluster, or is alone. Ignored once the node belongs to a cluster.
     pub members: BTreeMap<NodeId, SocketAddr>,
@@ -63,6 +67,8 @@ pub enum IdentitySource {
     File(PathBuf),
     /// This one.
     Given(Identity),
+    /// The one in the data directory; if there is none, one is asked for with this token, and kept there.
+    Token(JoinToken),
 }
 
 /// A configuration that cannot be used.
@@ -95,11 +101,11 @@ impl Config {
 
     /// Reads a TOML file, then lets `OCTOPII_*` environment variables override it. `None`: the environment alone.
     ///
-    /// Keys: `data_dir`, `bind`, `node_id`, `identity` (a PEM file), `consensus`, `durability` (`"synced"`, `"none"`, or
+    /// Keys: `data_dir`, `bind`, `node_id`, `identity` (a PEM file), `authority` (a PEM file), `consensus`, `durability` (`"synced"`, `"none"`, or
     /// an interval such as `"200ms"`), `call_timeout`, the table `[members]` (`1 = "127.0.0.1:5001"`), and the table
     /// `[raft]` with `heartbeat_interval`, `election_timeout_min`, `election_timeout_max`, `request_timeout`,
     /// `snapshot_every`. Variables: `OCTOPII_DATA_DIR`, `OCTOPII_BIND`, `OCTOPII_NODE_ID`, `OCTOPII_IDENTITY`,
-    /// `OCTOPII_DURABILITY`. Unknown keys are refused.
+    /// `OCTOPII_AUTHORITY`, `OCTOPII_DURABILITY`. Unknown keys are refused.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
         let mut config = Self::default();
         if let Some(path) = file {
@@ -120,6 +126,7 @@ impl Config {
         set(&mut self.bind, file.bind);
         self.node_id = file.node_id.or(self.node_id);
         set(&mut self.identity, file.identity.map(IdentitySource::File));
+        self.authority = file.authority.or(self.authority.take());
         set(&mut self.consensus, file.consensus);
         for (id, addr) in file.members {
             let id =
@@ -161,6 +168,7 @@ impl Config {
         let invalid = |name: &str, reason: String| ConfigError::Invalid { origin: name.to_owned(), reason };
         set(&mut self.data_dir, var("OCTOPII_DATA_DIR").map(PathBuf::from));
         set(&mut self.identity, var("OCTOPII_IDENTITY").map(|path| IdentitySource::File(path.into())));
+        self.authority = var("OCTOPII_AUTHORITY").map(PathBuf::from).or(self.authority.take());
         if let Some(text) = var("OCTOPII_BIND") {
             self.bind = text.parse().map_err(|_| {
                 invalid("OCTOPII_BIND", format!("{text:?} is not an address such as 127.0.0.1:5001"))
@@ -186,6 +194,7 @@ impl Default for Config {
             bind: SocketAddr::from(([127, 0, 0, 1], 0)),
             node_id: None,
             identity: IdentitySource::Auto,
+            authority: None,
             members: BTreeMap::new(),
             consensus: true,
             durability: Durability::Synced,
@@ -210,6 +219,7 @@ struct File {
     bind: Option<SocketAddr>,
     node_id: Option<NodeId>,
     identity: Option<PathBuf>,
+    authority: Option<PathBuf>,
     consensus: Option<bool>,
     durability: Option<String>,
     call_timeout: Option<String>,

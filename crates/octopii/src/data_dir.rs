@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use octopii_transport::{ClusterAuthority, Identity, IdentityError, NodeId};
+use octopii_transport::{ClusterAuthority, Identity, IdentityError, NodeId, PeerRole};
 use octopii_vfs::{LockGuard, Vfs, create_dir_all_durable, read_file, write_file_durable};
 use serde::{Deserialize, Serialize};
 
@@ -50,8 +50,9 @@ pub enum DataDirError {
     },
     /// No identity for an address that others can reach.
     #[error(
-        "no identity for {0}: only nodes on a loopback address get one by themselves. Make one with `octopii cluster init` \
-         and `octopii cluster issue`, and pass it with --identity"
+        "no identity for {0}: only nodes on a loopback address get one by themselves. Join a cluster with a token of \
+         `octopii token create` (--join), or make an authority with `octopii cluster init` and an identity with \
+         `octopii cluster issue` (--identity)"
     )]
     NoIdentity(std::net::SocketAddr),
     /// An identity or authority cannot be used.
@@ -61,6 +62,12 @@ pub enum DataDirError {
         path: PathBuf,
         /// What is wrong.
         source: IdentityError,
+    },
+    /// The authority is another cluster's.
+    #[error("{} is the authority of another cluster than this node's: give this node's own, or leave it out", path.display())]
+    OtherAuthority {
+        /// The authority's file.
+        path: PathBuf,
     },
     /// A file or directory cannot be read or written.
     #[error("{}: {source}", path.display())]
@@ -112,10 +119,7 @@ impl DataDir {
         create_dir_all_durable(vfs, &dir).map_err(|source| io_error(&dir, source))?;
         // A relative path would follow the application's working directory.
         let dir = vfs.canonicalize(&dir).map_err(|source| io_error(&dir, source))?;
-        let lock = vfs.lock(&dir.join("lock")).map_err(|source| match source.kind() {
-            io::ErrorKind::WouldBlock => DataDirError::Locked { dir: dir.clone() },
-            _ => io_error(&dir.join("lock"), source),
-        })?;
+        let lock = lock_dir(vfs, &dir)?;
         let record = read_record(vfs, &dir)?;
         if let (Some(record), Some(id)) = (&record, config.node_id)
             && record.node_id != id
@@ -135,6 +139,10 @@ impl DataDir {
 impl Unclaimed {
     pub(crate) fn node_id(&self) -> NodeId {
         self.identity.node_id()
+    }
+
+    pub(crate) fn role(&self) -> PeerRole {
+        self.identity.role()
     }
 
     /// Makes it this node's, for ever.
@@ -162,6 +170,13 @@ impl Unclaimed {
         };
         Ok(DataDir { path: dir, identity, incarnation, _lock: lock })
     }
+}
+
+pub(crate) fn lock_dir(vfs: &dyn Vfs, dir: &Path) -> Result<Box<dyn LockGuard>, DataDirError> {
+    vfs.lock(&dir.join("lock")).map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock => DataDirError::Locked { dir: dir.to_owned() },
+        _ => io_error(&dir.join("lock"), source),
+    })
 }
 
 fn read_record(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Record>, DataDirError> {
@@ -209,17 +224,19 @@ fn find_identity(
             let missing = || io_error(path, io::Error::new(io::ErrorKind::NotFound, "no such file"));
             return Ok((read_identity(vfs, path)?.ok_or_else(missing)?, false));
         }
-        IdentitySource::Auto => None,
+        // A token has been exchanged for `identity.pem` by now.
+        IdentitySource::Auto | IdentitySource::Token(_) => None,
         IdentitySource::LocalAuthority(dir) => Some(dir.clone()),
     };
     let own = config.data_dir.join("identity.pem");
     if let Some(identity) = read_identity(vfs, &own)? {
         return Ok((identity, false));
     }
-    if !config.bind.ip().is_loopback() {
-        return Err(DataDirError::NoIdentity(config.bind));
-    }
-    let authority = local_authority(vfs, &authority_dir.unwrap_or_else(state_dir))?;
+    let authority = match &config.authority {
+        Some(path) => authority_at(vfs, path)?,
+        None if !config.bind.ip().is_loopback() => return Err(DataDirError::NoIdentity(config.bind)),
+        None => local_authority(vfs, &authority_dir.unwrap_or_else(state_dir))?,
+    };
     // A short random number: ids are typed and read by people.
     let id =
         record.map(|r| r.node_id).or(config.node_id).unwrap_or_else(|| rand::random_range(1_000..1_000_000));
@@ -275,6 +292,17 @@ pub fn state_dir() -> PathBuf {
     base.join("octopii")
 }
 
+/// The authority that the user has named.
+pub(crate) fn authority_at(vfs: &dyn Vfs, path: &Path) -> Result<ClusterAuthority, DataDirError> {
+    let missing = || {
+        io_error(
+            path,
+            io::Error::new(io::ErrorKind::NotFound, "no such file; `octopii cluster init` makes one"),
+        )
+    };
+    read_authority(vfs, path)?.ok_or_else(missing)
+}
+
 /// Reads an identity from a PEM file; `None` if there is no such file.
 pub fn read_identity(vfs: &dyn Vfs, path: &Path) -> Result<Option<Identity>, DataDirError> {
     let Some(text) = read_text(vfs, path)? else { return Ok(None) };
@@ -291,7 +319,7 @@ pub fn read_authority(vfs: &dyn Vfs, path: &Path) -> Result<Option<ClusterAuthor
     Ok(Some(authority))
 }
 
-fn read_text(vfs: &dyn Vfs, path: &Path) -> Result<Option<String>, DataDirError> {
+pub(crate) fn read_text(vfs: &dyn Vfs, path: &Path) -> Result<Option<String>, DataDirError> {
     match read_file(vfs, path, MAX_FILE) {
         Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| DataDirError::Damaged {
             path: path.to_owned(),
@@ -306,6 +334,6 @@ fn describe(node: NodeId, cluster: &str) -> String {
     format!("node {node} of cluster {}", &cluster[..cluster.len().min(8)])
 }
 
-fn io_error(path: &Path, source: io::Error) -> DataDirError {
+pub(crate) fn io_error(path: &Path, source: io::Error) -> DataDirError {
     DataDirError::Io { path: path.to_owned(), source }
 }

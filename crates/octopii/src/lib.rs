@@ -48,14 +48,19 @@ mod client;
 mod config;
 mod data_dir;
 mod inbox;
+mod issuing;
+mod joining;
 mod node;
 mod peer;
+mod rotation;
 mod runtime;
 mod service;
 
 pub use client::{Client, bind_for};
 pub use config::{Config, ConfigError, IdentitySource, parse_duration};
 pub use data_dir::{DataDirError, local_authority, read_authority, read_identity, state_dir};
+pub use issuing::{TokenRequest, TokenState, TokenSummary};
+pub use joining::JoinClusterError;
 pub use node::{NodeBuilder, OctopiiNode, StartError};
 pub use octopii_raft::{
     BootstrapError, KvCommand, KvQuery, KvResponse, KvStore, MembershipError, PeerProgress, ProposeError,
@@ -73,11 +78,13 @@ pub use octopii_transfer::{
 };
 pub use octopii_transport::{
     BindError, CertificateHash, ClusterAuthority, ClusterId, ConnectError, DatagramSocket, Executor,
-    Identity, IdentityError, Limits, NodeId, PeerIdentity, PeerRole,
+    Identity, IdentityError, JoinError, JoinRefusal, JoinToken, Limits, NodeId, PeerIdentity, PeerRole,
+    TokenError,
 };
 pub use octopii_vfs::{RealVfs, Vfs};
 pub use octopii_wal::{Durability, Topic, WriteAheadLog};
 pub use peer::Peer;
+pub use rotation::RotateError;
 pub use runtime::OctopiiRuntime;
 pub use service::{ECHO, Member, MembershipChange, NodeStatus};
 

@@ -14,16 +14,20 @@ use octopii_raft::{
 use octopii_rpc::{Client as RpcClient, Message, Messenger, Router, Server, StreamKind};
 use octopii_transfer::{ChunkSource, ReceivePolicy, SendOptions, Transfer, TransferResult};
 use octopii_transport::{
-    BindError, ConnectError, DatagramSocket, Endpoint, EndpointOptions, Executor, NodeId,
+    Admission, BindError, CertificateHash, ConnectError, DatagramSocket, Endpoint, EndpointOptions, Executor,
+    NodeId, PeerRole,
 };
 use octopii_vfs::{RealVfs, Vfs};
 use octopii_wal::{Committer, OpenError, Options as WalOptions, WriteAheadLog};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use crate::data_dir::{DataDir, DataDirError};
+use crate::data_dir::{DataDir, DataDirError, authority_at};
 use crate::inbox::{INBOX, Inbox};
-use crate::{Config, OctopiiRuntime, Peer, service};
+use crate::issuing::{Issuer, TokenStore};
+use crate::joining::{JoinClusterError, join_into};
+use crate::rotation::{Home, RotateError, Rotation};
+use crate::{Config, IdentitySource, OctopiiRuntime, Peer, issuing, service};
 
 /// Why a node did not start. Nothing of it is left running.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +36,20 @@ pub enum StartError {
     /// The data directory cannot be used.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
+    /// The node did not get its certificate for the token.
+    #[error(transparent)]
+    Join(#[from] JoinClusterError),
+    /// Consensus is for members only.
+    #[error(
+        "node {id}'s certificate is {role}'s: only a member takes part in consensus. Get a member's (`octopii token create --role \
+         member`), or run without consensus"
+    )]
+    NoMember {
+        /// This node.
+        id: NodeId,
+        /// Its role.
+        role: PeerRole,
+    },
     /// The port cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -104,6 +122,7 @@ pub(crate) struct Parts {
     pub(crate) transfer: Transfer,
     pub(crate) inbox: Arc<Inbox>,
     wal: Option<WriteAheadLog>,
+    rotation: Rotation,
     pub(crate) endpoint: Endpoint,
     _runtime: OctopiiRuntime,
     data_dir: DataDir,
@@ -177,7 +196,10 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
     let NodeBuilder { config, mut router, state_machine, policies, edges } = builder;
     let executor = runtime.executor().clone();
     let Edges { vfs, socket, rng_seed } = edges;
-    let (data_dir, wal) = {
+    if let IdentitySource::Token(token) = &config.identity {
+        join_into(&executor, &vfs, &config.data_dir, token).await?;
+    }
+    let Disk { data_dir, wal, issuer } = {
         let (vfs, config, simulated) = (Arc::clone(&vfs), config.clone(), executor.is_simulated());
         executor.blocking(move || open_disk(&vfs, &config, simulated)).await?
     };
@@ -187,6 +209,7 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
         socket,
         rng_seed,
         limits: config.limits.clone(),
+        admission: issuer.clone().map(|issuer| issuer as Arc<dyn Admission>),
         ..EndpointOptions::default()
     };
     let endpoint = Endpoint::bind(&executor, &data_dir.identity, options)?;
@@ -204,7 +227,7 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
                 endpoint: endpoint.clone(),
                 transfer: transfer.clone(),
                 wal: wal.clone(),
-                vfs,
+                vfs: Arc::clone(&vfs),
                 state_dir: data_dir.path.join("state"),
                 config: config.raft.clone(),
                 state_machine,
@@ -224,11 +247,21 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
         close(&executor, wal.as_ref()).await;
         return Err(StartError::ListensElsewhere { node: node_id, listens, listed: *listed });
     }
+    let rpc = RpcClient::new(&endpoint, StreamKind::Rpc);
+    let home = match &config.identity {
+        IdentitySource::Given(_) => Home::Nowhere,
+        IdentitySource::File(path) => Home::Users(path.clone()),
+        IdentitySource::Auto | IdentitySource::LocalAuthority(_) | IdentitySource::Token(_) => {
+            Home::Own(data_dir.path.join("identity.pem"))
+        }
+    };
     service::register(&mut router, &endpoint, consensus.as_ref());
+    issuing::register(&mut router, &executor, issuer.as_ref());
+    let rotation = Rotation::new(endpoint.clone(), rpc.clone(), vfs, home, issuer);
+    rotation.register(&mut router);
     let server = Server::spawn(&endpoint, StreamKind::Rpc, router, config.rpc.clone()).expect(FRESH);
     let (outcome, joined) = watch::channel(None);
     let joining = executor.spawn(join(consensus.clone(), config.members.clone(), outcome)).abort_handle();
-    let rpc = RpcClient::new(&endpoint, StreamKind::Rpc);
     let parts = Parts {
         config,
         joining,
@@ -240,6 +273,7 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
         transfer,
         inbox,
         wal,
+        rotation,
         endpoint,
         _runtime: runtime,
         data_dir,
@@ -247,19 +281,29 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
     Ok(OctopiiNode { parts: Arc::new(parts) })
 }
 
-fn open_disk(
-    vfs: &Arc<dyn Vfs>,
-    config: &Config,
-    simulated: bool,
-) -> Result<(DataDir, Option<WriteAheadLog>), StartError> {
+/// What a node finds in its directory.
+struct Disk {
+    data_dir: DataDir,
+    wal: Option<WriteAheadLog>,
+    issuer: Option<Arc<Issuer>>,
+}
+
+fn open_disk(vfs: &Arc<dyn Vfs>, config: &Config, simulated: bool) -> Result<Disk, StartError> {
     let data_dir = DataDir::open(vfs, config)?;
     // A mistake that is made again differently must find the directory as it was.
     if !config.members.is_empty() && !config.members.contains_key(&data_dir.node_id()) {
         return Err(StartError::NotAMember(data_dir.node_id()));
     }
+    if config.consensus && data_dir.role() != PeerRole::Member {
+        return Err(StartError::NoMember { id: data_dir.node_id(), role: data_dir.role() });
+    }
     let data_dir = data_dir.claim(vfs)?;
+    let issuer = match &config.authority {
+        Some(path) => Some(issuer(vfs, config, path, &data_dir)?),
+        None => None,
+    };
     if !config.consensus {
-        return Ok((data_dir, None));
+        return Ok(Disk { data_dir, wal: None, issuer });
     }
     let options = WalOptions {
         vfs: Arc::clone(vfs),
@@ -268,7 +312,29 @@ fn open_disk(
         ..WalOptions::default()
     };
     let wal = WriteAheadLog::open(data_dir.path.join("wal"), options)?;
-    Ok((data_dir, Some(wal)))
+    Ok(Disk { data_dir, wal: Some(wal), issuer })
+}
+
+fn issuer(
+    vfs: &Arc<dyn Vfs>,
+    config: &Config,
+    path: &Path,
+    data_dir: &DataDir,
+) -> Result<Arc<Issuer>, DataDirError> {
+    let authority = authority_at(&**vfs, path)?;
+    let identity = &data_dir.identity;
+    if authority.cluster() != identity.cluster() {
+        return Err(DataDirError::OtherAuthority { path: path.to_owned() });
+    }
+    let store = TokenStore::open(vfs, data_dir.path.join("tokens.toml"))?;
+    let mut reserved: Vec<_> = config.members.keys().copied().collect();
+    reserved.push(identity.node_id());
+    let addresses = match config.members.get(&identity.node_id()) {
+        Some(addr) => vec![addr.to_string()],
+        None if config.bind.ip().is_unspecified() || config.bind.port() == 0 => Vec::new(),
+        None => vec![config.bind.to_string()],
+    };
+    Ok(Issuer::new(authority, identity.authority_hash(), store, reserved, addresses))
 }
 
 /// Forms the cluster with the other initial members, however long they take to come up.
@@ -341,6 +407,18 @@ impl OctopiiNode {
     /// Where received files go.
     pub fn inbox_dir(&self) -> PathBuf {
         self.data_dir().join("inbox")
+    }
+
+    /// Replaces this node's key and certificate by fresh ones from an issuing node (this one, if `None` and it issues): kept
+    /// durably, then used for every new connection; live ones go on. Gives the new certificate's hash. The old certificate
+    /// stays valid until it is revoked.
+    pub async fn rotate_identity(&self, issuer: Option<SocketAddr>) -> Result<CertificateHash, RotateError> {
+        self.parts.rotation.rotate(issuer).await
+    }
+
+    /// Reads this node's identity from its file again and uses it for every new connection; whether it has changed.
+    pub async fn reload_identity(&self) -> Result<bool, RotateError> {
+        self.parts.rotation.reload().await
     }
 
     /// The peer at an address. Nothing is sent yet.

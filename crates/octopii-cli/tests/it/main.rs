@@ -7,6 +7,7 @@
 
 mod cluster;
 mod demo;
+mod joining;
 mod mistakes;
 mod shipping;
 mod strangers;
@@ -34,7 +35,15 @@ impl Home {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_octopii"));
         command.current_dir(self.path()).args(args).env("OCTOPII_STATE_DIR", self.path().join("state"));
-        for name in ["OCTOPII_NODES", "OCTOPII_IDENTITY", "OCTOPII_DATA_DIR", "OCTOPII_BIND", "OCTOPII_LOG"] {
+        for name in [
+            "OCTOPII_NODES",
+            "OCTOPII_IDENTITY",
+            "OCTOPII_DATA_DIR",
+            "OCTOPII_BIND",
+            "OCTOPII_LOG",
+            "OCTOPII_JOIN",
+            "OCTOPII_AUTHORITY",
+        ] {
             command.env_remove(name);
         }
         command

@@ -43,6 +43,11 @@ impl Identity {
         self.peer.cluster
     }
 
+    /// What peers learn from the certificate.
+    pub fn peer(&self) -> PeerIdentity {
+        self.peer
+    }
+
     /// The role on the certificate.
     pub fn role(&self) -> PeerRole {
         self.peer.role

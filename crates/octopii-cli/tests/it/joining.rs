@@ -1,0 +1,179 @@
+//! A cluster with an authority of its own, made as its operator makes it.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::{Home, Running, failed, free_addresses, stderr, succeeded};
+
+struct Cluster {
+    home: Home,
+    first: String,
+    node: Running,
+}
+
+impl Cluster {
+    /// One node that issues certificates.
+    fn new() -> Self {
+        let home = Home::new();
+        succeeded(&home.run(&["cluster", "init"]));
+        let first = free_addresses(1)[0].to_string();
+        let node = Self::start_first(&home, &first);
+        Self { home, first, node }
+    }
+
+    fn start_first(home: &Home, first: &str) -> Running {
+        let member = format!("1={first}");
+        let authority = "octopii-authority.pem";
+        let args = [
+            "node",
+            "--authority",
+            authority,
+            "--id",
+            "1",
+            "--bind",
+            first,
+            "--data-dir",
+            "one",
+            "--member",
+            &member,
+        ];
+        let mut node = home.start(&args);
+        assert_eq!(node.line()["event"], "ready");
+        node
+    }
+
+    /// A command that an operator gives to the first node.
+    fn operator(&self, args: &[&str]) -> std::process::Output {
+        let to = ["--node", &self.first, "--identity", "octopii-operator.pem"];
+        self.home.run(&[args, &to].concat())
+    }
+
+    fn token(&self, args: &[&str]) -> String {
+        let token = succeeded(&self.operator(&[&["token", "create"], args].concat())).trim().to_owned();
+        assert!(token.starts_with("octopii-join-"), "{token}");
+        token
+    }
+
+    fn tokens(&self) -> Vec<Value> {
+        let shown = succeeded(&self.operator(&["--json", "token", "list"]));
+        shown.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.home.path().join(name), text).unwrap();
+    }
+}
+
+#[test]
+fn a_node_joins_with_a_token_once_and_rotates_its_key_while_it_runs() {
+    let mut cluster = Cluster::new();
+    cluster.write("token", &cluster.token(&[]));
+    let second = free_addresses(1)[0].to_string();
+    let join = ["node", "--join", "token", "--bind", &second, "--data-dir", "two"];
+    let mut node = cluster.home.start(&join);
+    let identity = cluster.home.path().join("two/identity.pem");
+    assert_eq!(identity.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    let id = cluster.tokens()[0]["node_id"].to_string();
+    succeeded(&cluster.operator(&["cluster", "add", &id, &second]));
+    succeeded(&cluster.operator(&["cluster", "promote", &id]));
+    succeeded(&cluster.operator(&["kv", "put", "key", "value"]));
+
+    // Spent: for others, and also after the issuing node was killed. The joined node itself starts with the same command.
+    node.kill();
+    cluster.node.kill();
+    cluster.node = Cluster::start_first(&cluster.home, &cluster.first);
+    node = cluster.home.start(&join);
+    let third = ["node", "--join", "token", "--bind", "127.0.0.1:0", "--data-dir", "three"];
+    failed(&cluster.home.run(&third), 1, "has been used");
+    assert_eq!(cluster.tokens()[0]["state"], "used");
+
+    // A new key while it runs; and one that the user puts there.
+    let before = std::fs::read(&identity).unwrap();
+    let operator = cluster.home.path().join("octopii-operator.pem");
+    let rotated = ["cluster", "rotate", "--node", &second, "--issuer", &cluster.first, "--identity"];
+    succeeded(&cluster.home.run(&[&rotated[..], &[operator.to_str().unwrap()]].concat()));
+    let after = std::fs::read(&identity).unwrap();
+    assert_ne!(before, after);
+    assert_eq!(identity.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(node.line()["event"], "ready");
+    std::fs::write(&identity, before).unwrap();
+    let pid = node.child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+    let told = node.line();
+    assert_eq!((&told["event"], &told["changed"]), (&"reloaded".into(), &true.into()), "{told}");
+    let get = ["kv", "get", "key", "--node", &second, "--identity", "octopii-operator.pem"];
+    assert_eq!(succeeded(&cluster.home.run(&get)), "value\n");
+}
+
+#[test]
+fn tokens_are_listed_withdrawn_and_bound_to_a_role() {
+    let cluster = Cluster::new();
+    let (client, withdrawn) =
+        (cluster.token(&["--role", "client", "--id", "50"]), cluster.token(&["--ttl", "5m"]));
+    let ids: Vec<_> = cluster.tokens().iter().map(|t| t["id"].as_str().unwrap().to_owned()).collect();
+    succeeded(&cluster.operator(&["token", "revoke", &ids[1]]));
+    failed(&cluster.operator(&["token", "revoke", &ids[1]]), 1, "no token");
+    cluster.write("withdrawn", &withdrawn);
+    let join = |file, dir| ["node", "--join", file, "--bind", "127.0.0.1:0", "--data-dir", dir];
+    failed(&cluster.home.run(&join("withdrawn", "w")), 1, "not known there");
+
+    // A client's certificate makes no member, and commands nothing.
+    cluster.write("client", &client);
+    failed(&cluster.home.run(&join("client", "c")), 1, "only a member takes part in consensus");
+    let as_client = ["--node", &cluster.first, "--identity", "c/identity.pem"];
+    succeeded(&cluster.home.run(&[&["kv", "put", "k", "v"], &as_client[..]].concat()));
+    for refused in
+        [&["token", "create"][..], &["token", "list"], &["cluster", "remove", "1"], &["cluster", "rotate"]]
+    {
+        failed(&cluster.home.run(&[refused, &as_client[..]].concat()), 1, "operator");
+    }
+    failed(&cluster.operator(&["token", "create", "--id", "50"]), 1, "has been given out");
+    failed(&cluster.operator(&["token", "create", "--id", "1"]), 1, "has been given out");
+    failed(&cluster.operator(&["token", "create", "--ttl", "100000h"]), 1, "a year");
+    failed(&cluster.operator(&["token", "create", "--address", "here"]), 1, "not an address");
+}
+
+#[test]
+fn a_token_is_never_on_the_command_line_nor_in_a_log() {
+    let cluster = Cluster::new();
+    let token = cluster.token(&[]);
+    let output = cluster.home.run(&["node", "--join", &token, "--data-dir", "two"]);
+    failed(&output, 1, "can be read by every user");
+    assert!(!stderr(&output).contains(&token[..40]));
+    for wrong in ["octopii", &token[..token.len() - 1], ""] {
+        cluster.write("wrong", wrong);
+        let output = cluster.home.run(&["node", "--join", "wrong", "--data-dir", "two"]);
+        failed(&output, 1, "token");
+        assert!(wrong.len() < 40 || !stderr(&output).contains(&token[..40]));
+    }
+    // By standard input, with everything logged.
+    let mut node = cluster
+        .home
+        .command(&["--json", "node", "--join", "-", "--bind", "127.0.0.1:0", "--data-dir", "two"])
+        .env("OCTOPII_LOG", "trace")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = node.stderr.take().unwrap();
+    let logged = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        std::io::Read::read_to_end(&mut log, &mut text).unwrap();
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    node.stdin.take().unwrap().write_all(token.as_bytes()).unwrap();
+    let mut line = String::new();
+    BufReader::new(node.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("listening"), "{line}");
+    let typed = std::fs::read_to_string(format!("/proc/{}/cmdline", node.id())).unwrap();
+    assert!(!typed.contains("octopii-join"), "{typed}");
+    node.kill().unwrap();
+    node.wait().unwrap();
+    let logged = logged.join().unwrap();
+    assert!(logged.len() > 1000, "nothing was logged");
+    assert!(!logged.contains(&token[13..50]), "the token is in the log");
+}

@@ -1,0 +1,123 @@
+//! What an issuing node answers over RPC.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use octopii_rpc::{Code, Context, Router, Status};
+use octopii_transport::{Certified, Executor, NodeId};
+use serde::{Deserialize, Serialize};
+
+use super::Issuer;
+use super::tokens::TokenStoreError;
+use crate::service::administering;
+
+pub(crate) const CREATE_TOKEN: &str = "octopii.token.create";
+pub(crate) const LIST_TOKENS: &str = "octopii.token.list";
+pub(crate) const REVOKE_TOKEN: &str = "octopii.token.revoke";
+pub(crate) const RENEW: &str = "octopii.renew";
+
+/// What a join token is to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRequest {
+    /// `member`, `operator` or `client`.
+    pub role: String,
+    /// Seconds until it expires: at most a year.
+    pub lifetime_secs: u64,
+    /// The id that its bearer gets; none: the issuing node chooses one.
+    pub node_id: Option<NodeId>,
+    /// Where joiners find the issuing node, `IP:PORT` or `HOST:PORT`; empty: the address that it listens on.
+    pub addresses: Vec<String>,
+}
+
+/// What an issuing node tells of a token. There is no way to get the token itself again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenSummary {
+    /// Its short name.
+    pub id: String,
+    /// The role that its bearer gets.
+    pub role: String,
+    /// The id that its bearer gets or got, if it has been decided.
+    pub node_id: Option<NodeId>,
+    /// When it was made, in seconds since 1970.
+    pub created: u64,
+    /// When it expires, in seconds since 1970.
+    pub expires: u64,
+    /// What has become of it.
+    pub state: TokenState,
+}
+
+/// What has become of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenState {
+    /// It can be used.
+    Waiting,
+    /// A node has joined with it.
+    Used,
+    /// Its time was over before anybody used it.
+    Expired,
+}
+
+/// A node with a certificate asks for one for another key.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Renewal {
+    pub(crate) public_key: [u8; 32],
+}
+
+pub(crate) fn register(router: &mut Router, executor: &Executor, issuer: Option<&Arc<Issuer>>) {
+    let Some(issuer) = issuer else {
+        for method in [CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN, RENEW] {
+            router.register_raw(method, |_: Context, _| async { Err(not_issuing()) });
+        }
+        return;
+    };
+    let (creating, on) = (Arc::clone(issuer), executor.clone());
+    router.register(CREATE_TOKEN, move |context: Context, request: TokenRequest| {
+        let (issuer, executor) = (Arc::clone(&creating), on.clone());
+        async move {
+            administering(&context)?;
+            let made = executor.blocking(move || issuer.create(&request, SystemTime::now())).await;
+            Ok(made.map_err(store_status)?.expose())
+        }
+    });
+    let (listing, on) = (Arc::clone(issuer), executor.clone());
+    router.register(LIST_TOKENS, move |context: Context, (): ()| {
+        let (issuer, executor) = (Arc::clone(&listing), on.clone());
+        async move {
+            administering(&context)?;
+            Ok(executor.blocking(move || issuer.list(SystemTime::now())).await)
+        }
+    });
+    let (revoking, on) = (Arc::clone(issuer), executor.clone());
+    router.register(REVOKE_TOKEN, move |context: Context, id: String| {
+        let (issuer, executor) = (Arc::clone(&revoking), on.clone());
+        async move {
+            administering(&context)?;
+            executor.blocking(move || issuer.revoke_token(&id)).await.map_err(store_status)
+        }
+    });
+    let renewing = Arc::clone(issuer);
+    router.register(RENEW, move |context: Context, Renewal { public_key }: Renewal| {
+        let renewed =
+            renewing.renew(&context.peer, &public_key).map(|certified: Certified| certified.to_bytes());
+        async move { renewed.map_err(|e| Status::new(Code::Internal, e.to_string())) }
+    });
+}
+
+// `Unavailable`, so that a client goes on to the next node: surely nothing was done here.
+fn not_issuing() -> Status {
+    Status::new(
+        Code::Unavailable,
+        "this node issues no certificates: ask the one that runs with the authority's key (--authority)",
+    )
+}
+
+fn store_status(e: TokenStoreError) -> Status {
+    let code = match &e {
+        TokenStoreError::Full => Code::ResourceExhausted,
+        TokenStoreError::IdTaken(_) | TokenStoreError::NoAddress => Code::FailedPrecondition,
+        TokenStoreError::Io(_) => Code::Internal,
+        _ => Code::InvalidArgument,
+    };
+    Status::new(code, e.to_string())
+}

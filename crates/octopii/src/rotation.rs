@@ -1,0 +1,156 @@
+//! A running node's identity, replaced without a restart.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use octopii_rpc::{Client as RpcClient, Code, Context, Router, Status};
+use octopii_transport::{CertificateHash, Certified, Endpoint, Identity, IdentityError, NodeKey};
+use octopii_vfs::Vfs;
+use tokio::sync::Mutex;
+
+use crate::data_dir::{DataDirError, read_identity};
+use crate::issuing::{Issuer, RENEW, Renewal};
+use crate::joining::keep;
+use crate::service::administering;
+
+/// Why an identity was not replaced. The old one goes on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RotateError {
+    /// The identity was given in code or by a file that somebody else looks after.
+    #[error(
+        "this node's identity comes from {0}: replace it there, and have it read again (`OctopiiNode::reload_identity`, SIGHUP)"
+    )]
+    NotOurs(String),
+    /// There is no file to read.
+    #[error("this node's identity was given in code: there is no file to read it from")]
+    NoFile,
+    /// Nobody was named to ask, and this node issues no certificates.
+    #[error("this node issues no certificates: say which node to ask (--issuer)")]
+    NoIssuer,
+    /// The issuing node did not issue.
+    #[error("no new certificate: {0}")]
+    NotIssued(Status),
+    /// The new identity cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// It cannot be read or kept.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+}
+
+/// Where a node's identity lies.
+#[derive(Debug, Clone)]
+pub(crate) enum Home {
+    /// In the data directory.
+    Own(PathBuf),
+    /// In a file that the user looks after.
+    Users(PathBuf),
+    /// Given in code.
+    Nowhere,
+}
+
+/// Replaces a node's identity, one change at a time.
+#[derive(Debug, Clone)]
+pub(crate) struct Rotation(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    endpoint: Endpoint,
+    rpc: RpcClient,
+    vfs: Arc<dyn Vfs>,
+    home: Home,
+    issuer: Option<Arc<Issuer>>,
+    changing: Mutex<()>,
+}
+
+pub(crate) const ROTATE: &str = "octopii.rotate";
+
+/// The issuing node has this long to answer.
+const RENEW_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Rotation {
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        rpc: RpcClient,
+        vfs: Arc<dyn Vfs>,
+        home: Home,
+        issuer: Option<Arc<Issuer>>,
+    ) -> Self {
+        Self(Arc::new(Inner { endpoint, rpc, vfs, home, issuer, changing: Mutex::new(()) }))
+    }
+
+    /// A fresh key and a certificate for it: kept first, then used.
+    pub(crate) async fn rotate(&self, issuer: Option<SocketAddr>) -> Result<CertificateHash, RotateError> {
+        let inner = &*self.0;
+        let path = match &inner.home {
+            Home::Own(path) => path.clone(),
+            Home::Users(path) => return Err(RotateError::NotOurs(path.display().to_string())),
+            Home::Nowhere => return Err(RotateError::NotOurs("the program that runs it".to_owned())),
+        };
+        let _one_at_a_time = inner.changing.lock().await;
+        let key = NodeKey::generate()?;
+        let certified = inner.certified(&key, issuer).await?;
+        let identity = key.into_identity(certified)?;
+        let vfs = Arc::clone(&inner.vfs);
+        let kept = identity.clone();
+        inner.endpoint.executor().blocking(move || keep(&vfs, &path, &kept)).await?;
+        inner.endpoint.set_identity(&identity)?;
+        Ok(identity.hash())
+    }
+
+    /// Reads the identity's file again; whether it has changed.
+    pub(crate) async fn reload(&self) -> Result<bool, RotateError> {
+        let inner = &*self.0;
+        let (Home::Own(path) | Home::Users(path)) = inner.home.clone() else {
+            return Err(RotateError::NoFile);
+        };
+        let _one_at_a_time = inner.changing.lock().await;
+        let vfs = Arc::clone(&inner.vfs);
+        let missing = DataDirError::Io { path: path.clone(), source: std::io::ErrorKind::NotFound.into() };
+        let read = inner.endpoint.executor().blocking(move || read_identity(&*vfs, &path)).await?;
+        let identity: Identity = read.ok_or(missing)?;
+        let changed = identity.to_pem() != inner.endpoint.identity().to_pem();
+        if changed {
+            inner.endpoint.set_identity(&identity)?;
+        }
+        Ok(changed)
+    }
+
+    pub(crate) fn register(&self, router: &mut Router) {
+        let own = self.clone();
+        router.register(ROTATE, move |context: Context, issuer: Option<SocketAddr>| {
+            let rotation = own.clone();
+            async move {
+                administering(&context)?;
+                let hash = rotation.rotate(issuer).await.map_err(status)?;
+                Ok(hash.to_string())
+            }
+        });
+    }
+}
+
+impl Inner {
+    async fn certified(&self, key: &NodeKey, issuer: Option<SocketAddr>) -> Result<Certified, RotateError> {
+        let Some(addr) = issuer else {
+            let own = self.issuer.as_ref().ok_or(RotateError::NoIssuer)?;
+            let identity = self.endpoint.identity();
+            return Ok(own.renew(&identity.peer(), &key.public())?);
+        };
+        let request = Renewal { public_key: key.public() };
+        let bytes: Vec<u8> =
+            self.rpc.call(addr, RENEW, &request, RENEW_TIMEOUT).await.map_err(RotateError::NotIssued)?;
+        Ok(Certified::from_bytes(&bytes)?)
+    }
+}
+
+fn status(e: RotateError) -> Status {
+    let code = match &e {
+        RotateError::NotIssued(status) => status.code,
+        RotateError::DataDir(_) | RotateError::Identity(_) => Code::Internal,
+        _ => Code::FailedPrecondition,
+    };
+    Status::new(code, e.to_string())
+}
