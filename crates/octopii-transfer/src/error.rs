@@ -29,6 +29,9 @@ pub enum SourceError {
     /// A directory cannot be sent as one chunk.
     #[error("{} is a directory: send the files in it, or an archive of it", .0.display())]
     Directory(PathBuf),
+    /// Only a directory can be sent as a tree.
+    #[error("{} is not a directory: send it as a file", .0.display())]
+    NotADirectory(PathBuf),
     /// A device, a pipe or a socket has no length and no end.
     #[error("{} is not a regular file: copy its content to a file first", .0.display())]
     NotAFile(PathBuf),

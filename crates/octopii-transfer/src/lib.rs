@@ -13,8 +13,12 @@
 //! - Memory is bounded on both sides, whatever the size of the chunk and whatever a peer claims.
 //! - Every wait ends: by the transfer's own time limit, or when nothing moves any more.
 //!
-//! What is *not* here: choosing who may send what beyond the policy's word, directories, compression, and resuming a
-//! transfer that was cut off. The bytes are described in `docs/formats/transfer.md`.
+//! Whole directories travel as trees ([`Transfer::send_tree`], [`Transfer::receive_trees`]): the same promises for every file in
+//! them, at the cost of a few syncs for thousands.
+//!
+//! What is *not* here: choosing who may send what beyond the policy's word, compression, and resuming a
+//! transfer that was cut off. The bytes are described in `docs/formats/transfer.md` and
+//! `docs/formats/tree.md`.
 
 mod activity;
 mod budget;
@@ -36,6 +40,7 @@ mod service;
 mod sink;
 mod source;
 mod temporary;
+mod tree;
 mod wire;
 
 pub use digest::Digest;
@@ -50,4 +55,9 @@ pub use progress::{Progress, ProgressFn};
 pub use send::{Receipt, SendOptions};
 pub use service::{Transfer, TransferOptions};
 pub use source::ChunkSource;
+pub use tree::{
+    EntryFailure, EntryFn, EntryOutcome, ExistingTree, Links, NotDone, ReceivedTree, TreeDestination,
+    TreeInbox, TreeLimits, TreeOffer, TreeOptions, TreePolicy, TreeProgress, TreeProgressFn, TreeReport,
+    UndoneEntry, shown_path,
+};
 pub use wire::{AckLevel, Acknowledgement, TransferStatus};

@@ -37,7 +37,7 @@ pub fn check_file_name(name: &str) -> Result<(), &'static str> {
 }
 
 /// Bidirectional overrides and isolates, and line breaks that `is_control` does not count.
-fn is_reordering(c: char) -> bool {
+pub(crate) fn is_reordering(c: char) -> bool {
     matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 

@@ -18,6 +18,7 @@ use crate::registry::Registry;
 use crate::send::{self, Receipt, SendOptions};
 use crate::sink::Resources;
 use crate::temporary::sweep;
+use crate::tree::{self, LargeFiles, TreeOptions, TreePolicy, TreeReport, Trees};
 use crate::{ChunkSource, ReceivePolicy, StartError, TransferError, TransferId, TransferStatus, receive};
 
 /// Options of [`Transfer::start`].
@@ -77,6 +78,7 @@ pub(crate) struct Shared {
     phase: watch::Sender<Phase>,
     policies: RwLock<BTreeMap<String, Arc<dyn ReceivePolicy>>>,
     swept: Mutex<BTreeSet<PathBuf>>,
+    pub(crate) trees: Trees,
 }
 
 /// How far the service is from its end.
@@ -99,7 +101,8 @@ impl Transfer {
         vfs: Arc<dyn Vfs>,
         options: TransferOptions,
     ) -> Result<Self, StartError> {
-        let acceptor = endpoint.acceptor(StreamKind::Transfer)?;
+        let chunks = endpoint.acceptor(StreamKind::Transfer)?;
+        let trees = endpoint.acceptor(StreamKind::Tree)?;
         let executor = endpoint.executor().clone();
         let memory = MemoryBudget::new(options.max_memory);
         let shared = Arc::new(Shared {
@@ -111,10 +114,14 @@ impl Transfer {
             phase: watch::Sender::new(Phase::Serving),
             policies: RwLock::default(),
             swept: Mutex::default(),
+            trees: Trees::default(),
             options,
         });
-        let accepting = AbortOnDrop(executor.spawn(accept_streams(Arc::clone(&shared), acceptor)));
-        Ok(Self { service: Arc::new(Service { shared, accepting }) })
+        let accepting = AbortOnDrop(executor.spawn(accept_streams(Arc::clone(&shared), chunks, trees)));
+        let large = LargeFiles(Arc::clone(&shared.trees.sessions));
+        let transfer = Self { service: Arc::new(Service { shared, accepting }) };
+        transfer.receive(tree::LARGE, large);
+        Ok(transfer)
     }
 
     /// Lets `policy` decide about offers of this purpose; it takes the place of an earlier one. Offers of a purpose without
@@ -149,6 +156,37 @@ impl Transfer {
         let shared = Arc::clone(&self.service.shared);
         let executor = shared.executor.clone();
         let sending = send::send(shared, addr, source.clone(), options);
+        executor.run(sending).await.unwrap_or(Err(TransferError::ShuttingDown))
+    }
+
+    /// Lets `policy` decide about trees of this purpose; it takes the place of an earlier one. Trees of a purpose without a
+    /// policy are refused. What a crashed process has left in the policy's directories is removed in the background.
+    pub fn receive_trees(&self, purpose: &str, policy: impl TreePolicy) {
+        let shared = Arc::clone(&self.service.shared);
+        let policy: Arc<dyn TreePolicy> = Arc::new(policy);
+        shared.trees.install(purpose, Arc::clone(&policy));
+        self.executor().spawn(async move {
+            let vfs = Arc::clone(&shared.resources.vfs);
+            let sweeping = move || policy.directories().iter().for_each(|dir| tree::sweep(&vfs, dir));
+            shared.executor.blocking(sweeping).await;
+        });
+    }
+
+    /// Sends the directory at `path`, with all that is in it, to the node at `addr`. When this returns `Ok`, everything that
+    /// the report counts as stored or unchanged is durable there, and the report names all that was not done: look at
+    /// [`TreeReport::is_complete`].
+    ///
+    /// An error means that the tree ended early. What is complete of it stays at the receiver: send it again, and only the rest
+    /// travels. Dropping the future cancels it in the same way. May be awaited from any executor.
+    pub async fn send_tree(
+        &self,
+        addr: SocketAddr,
+        path: impl Into<PathBuf>,
+        options: TreeOptions,
+    ) -> Result<TreeReport, TransferError> {
+        let shared = Arc::clone(&self.service.shared);
+        let executor = shared.executor.clone();
+        let sending = Box::pin(tree::send(shared, addr, path.into(), options));
         executor.run(sending).await.unwrap_or(Err(TransferError::ShuttingDown))
     }
 
@@ -219,7 +257,7 @@ impl fmt::Debug for Shared {
 }
 
 /// Serves every incoming stream in a task of its own. The tasks live in this one, so they end with it.
-async fn accept_streams(shared: Arc<Shared>, mut acceptor: Acceptor) {
+async fn accept_streams(shared: Arc<Shared>, mut chunks: Acceptor, mut trees: Acceptor) {
     let pending = shared.options.max_incoming.saturating_mul(PENDING_PER_SLOT);
     let mut phase = shared.phase.subscribe();
     let mut draining = false;
@@ -234,9 +272,13 @@ async fn accept_streams(shared: Arc<Shared>, mut acceptor: Acceptor) {
                 }
             }
             // Beyond this many, streams wait in the transport's bounded queue.
-            incoming = acceptor.accept(), if !draining && tasks.len() < pending => {
+            incoming = chunks.accept(), if !draining && tasks.len() < pending => {
                 let Some(incoming) = incoming else { break };
                 tasks.spawn_on(receive::serve(Arc::clone(&shared), incoming), shared.executor.handle());
+            }
+            incoming = trees.accept(), if !draining && tasks.len() < pending => {
+                let Some(incoming) = incoming else { break };
+                tasks.spawn_on(tree::serve(Arc::clone(&shared), incoming), shared.executor.handle());
             }
         }
     }

@@ -16,11 +16,13 @@ pub enum StreamKind {
     Transfer = 3,
     /// Consensus, apart from the application's RPC so that neither starves the other.
     Raft = 4,
+    /// Directories, with many files on one stream.
+    Tree = 5,
 }
 
 impl StreamKind {
     /// Every kind, in the order of its byte.
-    pub const ALL: [Self; 4] = [Self::Message, Self::Rpc, Self::Transfer, Self::Raft];
+    pub const ALL: [Self; 5] = [Self::Message, Self::Rpc, Self::Transfer, Self::Raft, Self::Tree];
 
     pub(crate) fn from_byte(byte: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|k| *k as u8 == byte)
@@ -36,7 +38,7 @@ impl StreamKind {
         match self {
             Self::Raft => 1,
             Self::Rpc | Self::Message => DEFAULT_PRIORITY,
-            Self::Transfer => -1,
+            Self::Transfer | Self::Tree => -1,
         }
     }
 }

@@ -54,7 +54,7 @@ pub enum EntryKind {
 /// without following a single symbolic link, and never lead out of it, whatever anyone renames or plants meanwhile; such a
 /// path fails instead. The empty path is the directory itself. What was opened stays what it is when its name moves.
 ///
-/// Errors are [`io::Error`] with the kind the operating system would give; a link on the way is `FilesystemLoop` or
+/// Errors are [`io::Error`] with the kind the operating system would give; a link on the way is
 /// `NotADirectory`.
 pub trait VfsDir: Send + Sync + fmt::Debug {
     /// What a name stands for, without following it.

@@ -62,6 +62,7 @@ impl RealDir {
             match rustix::fs::openat2(&self.fd, path, DIRECTORY | flags, Mode::empty(), resolve) {
                 Ok(fd) => return Ok(fd),
                 Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(Errno::LOOP) => return Err(Errno::NOTDIR.into()),
                 Err(Errno::NOSYS | Errno::PERM) => self.by_component.store(true, Ordering::Relaxed),
                 Err(e) => return Err(e.into()),
             }

@@ -12,3 +12,4 @@ mod nodes;
 mod raw;
 mod recording;
 mod status;
+mod tree;

@@ -1,0 +1,371 @@
+//! The receiver's view of a manifest: every entry is checked against the rules and against the disk.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use octopii_vfs::{EntryKind, Timestamp, Vfs};
+
+use super::commit::Closing;
+use super::name::{check_entry_name, stays_inside};
+use super::outcome::{EntryFailure, EntryOutcome, NotDone};
+use super::policy::TreeDestination;
+use super::root::Root;
+use super::walk::{MAX_DEPTH, hash};
+use super::wire::{Entry, SMALL, Verdict};
+use crate::wire::Malformed;
+use crate::{Digest, TransferError};
+
+/// Longest path beneath the destination in bytes: the kernel takes 4,095.
+const MAX_PATH: usize = 3500;
+
+/// A file that the receiver wants.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    /// Beneath the destination's base.
+    pub(crate) path: PathBuf,
+    pub(crate) size: u64,
+    pub(crate) mode: u32,
+    pub(crate) modified: Timestamp,
+    pub(crate) digest: Option<Digest>,
+}
+
+/// Files that were asked for and have not arrived. Shared with the policy that takes large ones.
+#[derive(Debug, Default)]
+pub(crate) struct Awaited {
+    files: Mutex<BTreeMap<u64, Wanted>>,
+    /// Bytes of disk that they will take.
+    promised: AtomicU64,
+}
+
+impl Awaited {
+    fn files(&self) -> MutexGuard<'_, BTreeMap<u64, Wanted>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn get(&self, entry: u64) -> Option<Wanted> {
+        self.files().get(&entry).cloned()
+    }
+
+    pub(crate) fn take(&self, entry: u64) -> Option<Wanted> {
+        let wanted = self.files().remove(&entry)?;
+        self.promised.fetch_sub(wanted.size, Ordering::Relaxed);
+        Some(wanted)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.files().is_empty()
+    }
+
+    fn add(&self, entry: u64, wanted: Wanted) {
+        self.promised.fetch_add(wanted.size, Ordering::Relaxed);
+        self.files().insert(entry, wanted);
+    }
+}
+
+/// A directory whose entries are being told.
+#[derive(Debug)]
+struct Level {
+    path: PathBuf,
+    /// The latest name in it.
+    last: Vec<u8>,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nothing can be in it but what this transfer has put there.
+    Fresh,
+    Existing,
+    Refused,
+}
+
+/// What an entry needs beside its verdict.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// A link to be made.
+    Link { entry: u64, path: PathBuf, target: Vec<u8> },
+    /// A directory that is complete as soon as everything told before it is settled.
+    Close(Closing),
+}
+
+/// What was found out about one page.
+#[derive(Debug, Default)]
+pub(crate) struct Checked {
+    pub(crate) first: u64,
+    pub(crate) verdicts: Vec<Verdict>,
+    pub(crate) tasks: Vec<Task>,
+    /// The numbers of the ends among them.
+    pub(crate) closing: Vec<u64>,
+    /// Entries that are settled by their verdict.
+    pub(crate) settled: Vec<(PathBuf, EntryOutcome)>,
+}
+
+/// Checks pages one after the other. Every call blocks.
+#[derive(Debug)]
+pub(crate) struct Checker {
+    to: TreeDestination,
+    levels: Vec<Level>,
+    next: u64,
+    wanted_bytes: u64,
+    awaited: Arc<Awaited>,
+    leave_free: u64,
+    vfs: Arc<dyn Vfs>,
+}
+
+impl Checker {
+    pub(crate) fn new(
+        root: &Root,
+        to: TreeDestination,
+        awaited: Arc<Awaited>,
+        vfs: Arc<dyn Vfs>,
+        leave_free: u64,
+    ) -> Self {
+        let state = if root.fresh { State::Fresh } else { State::Existing };
+        let levels = vec![Level { path: root.path.clone(), last: Vec::new(), state }];
+        Self { to, levels, next: 0, wanted_bytes: 0, awaited, leave_free, vfs }
+    }
+
+    /// Entries told so far.
+    pub(crate) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Whether the root has been closed.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.levels.is_empty()
+    }
+
+    pub(crate) fn page(&mut self, root: &Root, entries: Vec<Entry>) -> Result<Checked, TransferError> {
+        let mut checked = Checked { first: self.next, ..Checked::default() };
+        let mut free = None;
+        for entry in entries {
+            let verdict = self.entry(root, entry, &mut free, &mut checked)?;
+            checked.verdicts.push(verdict);
+            self.next += 1;
+        }
+        Ok(checked)
+    }
+
+    fn entry(
+        &mut self,
+        root: &Root,
+        entry: Entry,
+        free: &mut Option<u64>,
+        checked: &mut Checked,
+    ) -> Result<Verdict, TransferError> {
+        let number = self.next;
+        let Some(level) = self.levels.last_mut() else {
+            return Err(Malformed("entries follow the end of the tree").into());
+        };
+        let name = match &entry {
+            Entry::End { mode, modified } => {
+                let level = self.levels.pop().ok_or(Malformed("more ends than directories"))?;
+                if level.state == State::Refused {
+                    return Ok(Verdict::Noted);
+                }
+                let mode = u32::from(*mode) & self.to.mode_mask;
+                let closing = Closing { entry: number, path: level.path, mode, modified: *modified };
+                checked.tasks.push(Task::Close(closing));
+                return Ok(Verdict::Wanted);
+            }
+            Entry::File { name, .. }
+            | Entry::Directory { name }
+            | Entry::Link { name, .. }
+            | Entry::LeftOut { name, .. } => name,
+        };
+        // Strictly ascending: no name comes twice, and all that must be remembered is the last.
+        if *name <= level.last {
+            return Err(Malformed("names in a directory are not in order").into());
+        }
+        level.last.clone_from(name);
+        let path = level.path.join(OsStr::from_bytes(&name.clone()));
+        let (parent, is_directory) = (level.state, matches!(entry, Entry::Directory { .. }));
+        let outcome = self.allowed(parent, name, &path).and_then(|()| match entry {
+            Entry::File { name: _, size, mode, modified, digest } => {
+                let mode = u32::from(mode) & self.to.mode_mask;
+                let wanted = Wanted { path: path.clone(), size, mode, modified, digest };
+                self.file(root, parent, wanted, free)
+            }
+            Entry::Directory { .. } => self.directory(root, &path),
+            Entry::Link { target, .. } => self.link(root, parent, &path, target, checked),
+            Entry::LeftOut { why, .. } => Err(NotDone::new(why, "left out by the sender")),
+            Entry::End { .. } => Ok(Verdict::Noted),
+        });
+        match outcome {
+            Ok(Verdict::Unchanged) => {
+                checked.settled.push((self.shown(root, &path), EntryOutcome::Unchanged));
+                Ok(Verdict::Unchanged)
+            }
+            Ok(verdict) => Ok(verdict),
+            Err(why) => {
+                if is_directory {
+                    self.levels.push(Level { path: path.clone(), last: Vec::new(), state: State::Refused });
+                }
+                checked.settled.push((self.shown(root, &path), EntryOutcome::NotDone(why.clone())));
+                Ok(Verdict::Refused(why))
+            }
+        }
+    }
+
+    /// The path within the tree, for reports.
+    fn shown(&self, root: &Root, path: &Path) -> PathBuf {
+        path.strip_prefix(&root.path).unwrap_or(path).to_owned()
+    }
+
+    fn allowed(&self, parent: State, name: &[u8], path: &Path) -> Result<(), NotDone> {
+        check_entry_name(name).map_err(|why| NotDone::new(EntryFailure::BadName, why))?;
+        if parent == State::Refused {
+            return Err(NotDone::new(EntryFailure::InRefusedDirectory, "its directory was not taken"));
+        }
+        if self.next >= self.to.limits.entries {
+            let why = format!("at most {} entries are taken here", self.to.limits.entries);
+            return Err(NotDone::new(EntryFailure::Limit, why));
+        }
+        if path.as_os_str().len() > MAX_PATH {
+            return Err(NotDone::new(EntryFailure::Limit, "the path is too long"));
+        }
+        Ok(())
+    }
+
+    fn directory(&mut self, root: &Root, path: &Path) -> Result<Verdict, NotDone> {
+        let depth = self.to.limits.depth.min(MAX_DEPTH);
+        if self.levels.len() > depth {
+            return Err(NotDone::new(EntryFailure::Limit, format!("at most {depth} directories deep here")));
+        }
+        let state = match root.base.create_dir(path) {
+            Ok(()) => State::Fresh,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                let found = root.base.attributes(path).map_err(failed("looking at it"))?;
+                if found.kind != EntryKind::Directory {
+                    return Err(NotDone::new(EntryFailure::Clash, "something that is no directory is there"));
+                }
+                if found.mode & 0o700 != 0o700 {
+                    let mode = (found.mode | 0o700) & 0o777;
+                    root.base.set_attributes(path, mode, None).map_err(failed("changing its mode"))?;
+                }
+                State::Existing
+            }
+            Err(e) => return Err(failed("creating the directory")(e)),
+        };
+        self.levels.push(Level { path: path.to_owned(), last: Vec::new(), state });
+        Ok(Verdict::Noted)
+    }
+
+    fn file(
+        &mut self,
+        root: &Root,
+        parent: State,
+        wanted: Wanted,
+        free: &mut Option<u64>,
+    ) -> Result<Verdict, NotDone> {
+        if parent == State::Existing && self.is_unchanged(root, &wanted)? {
+            return Ok(Verdict::Unchanged);
+        }
+        let total = self.wanted_bytes.checked_add(wanted.size).filter(|sum| *sum <= self.to.limits.bytes);
+        let Some(total) = total else {
+            let why = format!("at most {} bytes are taken here", self.to.limits.bytes);
+            return Err(NotDone::new(EntryFailure::Limit, why));
+        };
+        let free = match *free {
+            Some(free) => free,
+            None => {
+                let now = self.vfs.free_space(&root.base_path).map_err(failed("asking the free space"))?;
+                *free.insert(now)
+            }
+        };
+        let promised = self.awaited.promised.load(Ordering::Relaxed);
+        let room = free.saturating_sub(self.leave_free).saturating_sub(promised);
+        if wanted.size > room {
+            let why = format!("{} bytes do not fit, {free} are free: make room there", wanted.size);
+            return Err(NotDone::new(EntryFailure::StorageFull, why));
+        }
+        self.wanted_bytes = total;
+        self.awaited.add(self.next, wanted);
+        Ok(Verdict::Wanted)
+    }
+
+    /// Whether the file is there already. Its mode (and its time, where content decides) is put right.
+    fn is_unchanged(&self, root: &Root, wanted: &Wanted) -> Result<bool, NotDone> {
+        let found = match root.base.attributes(&wanted.path) {
+            Ok(found) => found,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(failed("looking at it")(e)),
+        };
+        match found.kind {
+            EntryKind::File => {}
+            // Replaced, as a file would be; never followed.
+            EntryKind::Link => return Ok(false),
+            EntryKind::Directory => {
+                return Err(NotDone::new(EntryFailure::Clash, "a directory is there"));
+            }
+            EntryKind::Special => {
+                return Err(NotDone::new(EntryFailure::Clash, "a device, a pipe or a socket is there"));
+            }
+        }
+        let same = found.len == wanted.size
+            && match wanted.digest {
+                Some(digest) => hash(&root.base, &wanted.path, wanted.size).is_ok_and(|own| own == digest),
+                None => found.modified == wanted.modified,
+            };
+        if same && (found.mode != wanted.mode || found.modified != wanted.modified) {
+            let set = root.base.set_attributes(&wanted.path, wanted.mode, Some(wanted.modified));
+            set.map_err(failed("setting its mode and time"))?;
+        }
+        Ok(same)
+    }
+
+    fn link(
+        &self,
+        root: &Root,
+        parent: State,
+        path: &Path,
+        target: Vec<u8>,
+        checked: &mut Checked,
+    ) -> Result<Verdict, NotDone> {
+        if !self.to.links {
+            return Err(NotDone::new(EntryFailure::Link, "no symbolic links are taken here"));
+        }
+        if !stays_inside(&target, self.levels.len() - 1) {
+            return Err(NotDone::new(EntryFailure::Link, "the link may lead out of the tree"));
+        }
+        if parent == State::Existing {
+            match root.base.attributes(path).map(|found| found.kind) {
+                Ok(EntryKind::Link) => {
+                    let found = root.base.read_link(path).map_err(failed("reading the link"))?;
+                    if found.as_bytes() == target {
+                        return Ok(Verdict::Unchanged);
+                    }
+                }
+                Ok(EntryKind::File) => {}
+                Ok(_) => return Err(NotDone::new(EntryFailure::Clash, "something else is there")),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(failed("looking at it")(e)),
+            }
+        }
+        checked.tasks.push(Task::Link { entry: self.next, path: path.to_owned(), target });
+        Ok(Verdict::Wanted)
+    }
+}
+
+/// Whether a file travels in a pack.
+pub(crate) fn is_small(size: u64) -> bool {
+    size <= SMALL
+}
+
+/// A failed call on the receiver's disk, as the sender may know it: without paths.
+pub(crate) fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> NotDone {
+    move |e| {
+        use io::ErrorKind::{FileTooLarge, IsADirectory, NotADirectory, QuotaExceeded, StorageFull};
+        let failure = match e.kind() {
+            StorageFull | QuotaExceeded | FileTooLarge => EntryFailure::StorageFull,
+            NotADirectory | IsADirectory => EntryFailure::Clash,
+            _ => EntryFailure::Io,
+        };
+        NotDone::new(failure, format!("{doing} failed at the receiver: {}", e.kind()))
+    }
+}

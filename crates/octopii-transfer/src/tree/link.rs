@@ -1,0 +1,109 @@
+//! Messages of a tree on their stream.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use octopii_transport::{RecvStream, SendStream, StreamError};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::wire::{self, HEADER_LEN, Header, Open, Tag};
+use crate::activity::Activity;
+use crate::{FailureCode, Refusal, TransferError};
+
+/// Whoever has nothing to say for this long says so.
+const ALIVE: Duration = Duration::from_secs(1);
+
+/// A body is given this much memory before any of it has arrived.
+const BODY_STEP: usize = 256 << 10;
+
+/// A message as it came from the network.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) tag: Tag,
+    pub(crate) body: Bytes,
+}
+
+/// Reads the version and the opening message. Not cancel-safe.
+pub(crate) async fn read_opening(recv: &mut RecvStream) -> Result<Open, TransferError> {
+    let mut version = [0];
+    recv.read_exact(&mut version).await?;
+    if version[0] != wire::VERSION {
+        let message = format!("this node speaks version {} of the tree protocol", wire::VERSION);
+        return Err(TransferError::Unacceptable(Refusal::new(FailureCode::UnsupportedVersion, message)));
+    }
+    let Message { tag, body } = read_message(recv).await?;
+    match tag {
+        Tag::Open => Ok(wire::decode_open(&body)?),
+        _ => Err(TransferError::Protocol("a tree begins with its opening")),
+    }
+}
+
+/// Reads one message; its length has been checked against the limit of its tag. Not cancel-safe.
+pub(crate) async fn read_message(recv: &mut RecvStream) -> Result<Message, TransferError> {
+    read_ticking(recv, &Activity::default()).await
+}
+
+async fn read_ticking(recv: &mut RecvStream, activity: &Activity) -> Result<Message, TransferError> {
+    let mut header = [0; HEADER_LEN];
+    recv.read_exact(&mut header).await?;
+    let Header { tag, len } = Header::decode(header)?;
+    let mut body = BytesMut::with_capacity(len.min(BODY_STEP));
+    while body.len() < len {
+        let part = recv.read_chunk(len - body.len()).await?.ok_or(StreamError::UnexpectedEnd)?;
+        activity.tick();
+        body.extend_from_slice(&part);
+    }
+    activity.tick();
+    Ok(Message { tag, body: body.freeze() })
+}
+
+/// Reads messages until that fails, which it returns. Ends as well when nobody takes them.
+pub(crate) async fn read_messages(
+    recv: &mut RecvStream,
+    messages: mpsc::Sender<Message>,
+    activity: &Activity,
+) -> TransferError {
+    loop {
+        match read_ticking(recv, activity).await {
+            Ok(message) if message.tag == Tag::Alive => {}
+            Ok(message) => {
+                if messages.send(message).await.is_err() {
+                    return TransferError::Cancelled;
+                }
+            }
+            // The other side's stream was dropped, or reset on purpose, before it was done.
+            Err(TransferError::Lost(StreamError::Reset(_))) => return TransferError::Cancelled,
+            Err(error) => return error,
+        }
+    }
+}
+
+/// Writes what is queued, and signs of life in between. Finishes the stream when the queue has ended, and returns when the
+/// other side has it all; if this is dropped before, the stream is reset.
+pub(crate) async fn write_messages(
+    mut send: SendStream,
+    mut queue: mpsc::Receiver<Bytes>,
+) -> Result<(), StreamError> {
+    loop {
+        match timeout(ALIVE, queue.recv()).await {
+            Ok(Some(message)) => send.write_chunk(message).await?,
+            Ok(None) => return finish(&mut send).await,
+            Err(_) => send.write_chunk(wire::alive()).await?,
+        }
+    }
+}
+
+/// Finishes the stream and waits until the other side's transport has everything.
+pub(crate) async fn finish(send: &mut SendStream) -> Result<(), StreamError> {
+    send.finish()?;
+    send.stopped().await.map(|_| ())
+}
+
+/// Queues a message. The queue ends with the stream, whose reader tells why.
+pub(crate) async fn enqueue(queue: &mpsc::Sender<Bytes>, message: Bytes) -> Result<(), TransferError> {
+    match queue.send(message).await {
+        Ok(()) => Ok(()),
+        Err(_) => Err(TransferError::Lost(StreamError::Finished)),
+    }
+}

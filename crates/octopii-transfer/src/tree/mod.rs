@@ -1,0 +1,65 @@
+//! Directories: trees of many files, sent over one stream.
+//!
+//! The sender walks its directory and tells what is there, page by page; the receiver answers which files it lacks; small
+//! files come in packs, large ones as chunk transfers of their own; thousands are made durable together; and at the end both
+//! sides know of every path what became of it. A tree that is sent again costs only what has changed, so an interrupted one
+//! is continued by sending it again. `docs/formats/tree.md` describes the bytes.
+//!
+//! What is *not* here: removing at the receiver what the source no longer has, owners, extended attributes, hard links.
+
+mod check;
+mod commit;
+mod link;
+mod name;
+mod options;
+mod outcome;
+mod policy;
+mod receive;
+mod root;
+mod send;
+mod sessions;
+mod walk;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use octopii_vfs::Vfs;
+
+pub use name::shown_path;
+pub use options::{Links, TreeOptions};
+pub use outcome::{
+    EntryFailure, EntryFn, EntryOutcome, NotDone, TreeProgress, TreeProgressFn, TreeReport, UndoneEntry,
+};
+pub use policy::{ExistingTree, ReceivedTree, TreeDestination, TreeInbox, TreeLimits, TreeOffer, TreePolicy};
+pub(crate) use receive::serve;
+pub(crate) use send::send;
+pub(crate) use sessions::{LARGE, LargeFiles, Sessions};
+
+/// What a service knows of trees.
+#[derive(Default)]
+pub(crate) struct Trees {
+    policies: RwLock<BTreeMap<String, Arc<dyn TreePolicy>>>,
+    pub(crate) sessions: Arc<Sessions>,
+}
+
+impl Trees {
+    pub(crate) fn policy(&self, purpose: &str) -> Option<Arc<dyn TreePolicy>> {
+        self.policies.read().unwrap_or_else(PoisonError::into_inner).get(purpose).cloned()
+    }
+
+    pub(crate) fn install(&self, purpose: &str, policy: Arc<dyn TreePolicy>) {
+        self.policies.write().unwrap_or_else(PoisonError::into_inner).insert(purpose.to_owned(), policy);
+    }
+}
+
+/// Removes what a crashed process has left of trees in `dir`. Blocks.
+pub(crate) fn sweep(vfs: &Arc<dyn Vfs>, dir: &Path) {
+    match root::sweep(vfs, dir) {
+        Ok(_) => {}
+        // File systems without directory handles receive no trees.
+        Err(e) if e.kind() == std::io::ErrorKind::Unsupported => {}
+        Err(e) => tracing::warn!(dir = %dir.display(), "cannot clean up unfinished trees: {e}"),
+    }
+}

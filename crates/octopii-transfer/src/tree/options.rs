@@ -1,0 +1,103 @@
+//! How to send a tree.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::outcome::{EntryFn, TreeProgressFn};
+use super::wire::MAX_NAME;
+use crate::{TransferError, TransferId};
+
+/// What happens to symbolic links in a tree.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Links {
+    /// They are left out and reported.
+    #[default]
+    Skip,
+    /// Those that cannot lead out of the tree are sent as links, the others left out and reported. The receiver's policy must
+    /// allow it too.
+    Inside,
+}
+
+/// How to send a tree.
+#[derive(Clone)]
+pub struct TreeOptions {
+    /// Which of the receiver's policies decides; 1 to 64 bytes.
+    pub purpose: String,
+    /// The directory's name at the receiver. Default: its own.
+    pub name: Option<String>,
+    /// Told to the receiver's policy; at most 64 KiB.
+    pub meta: Bytes,
+    /// Names the source, so that a tree that is sent again continues or updates what was sent before, and nothing else.
+    /// Default: this node's id and the directory's path.
+    pub source: Option<String>,
+    /// Tells files apart by their SHA-256 instead of by size and time of the last change. Reads every file of the tree on
+    /// both sides, even those that are unchanged. Default: no.
+    pub checksum: bool,
+    /// What happens to symbolic links. Default: left out and reported.
+    pub links: Links,
+    /// Fails at the first entry that cannot be read, instead of reporting it and going on. Default: no.
+    pub strict: bool,
+    /// Called from Octopii's threads as the tree advances; must return quickly.
+    pub progress: Option<TreeProgressFn>,
+    /// Called from Octopii's threads with every entry that is settled; must return quickly.
+    pub on_entry: Option<EntryFn>,
+    /// For the whole tree, from connecting to the last acknowledgement. Default: no limit but the idle one.
+    pub timeout: Option<Duration>,
+    /// The tree is given up when nothing moves for this long. Default 30 s.
+    pub idle_timeout: Duration,
+    /// The id to use. Default: a random one.
+    pub id: Option<TransferId>,
+}
+
+impl TreeOptions {
+    /// Options for a purpose, with the defaults for everything else.
+    pub fn new(purpose: impl Into<String>) -> Self {
+        Self {
+            purpose: purpose.into(),
+            name: None,
+            meta: Bytes::new(),
+            source: None,
+            checksum: false,
+            links: Links::Skip,
+            strict: false,
+            progress: None,
+            on_entry: None,
+            timeout: None,
+            idle_timeout: Duration::from_secs(30),
+            id: None,
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), TransferError> {
+        if self.purpose.is_empty() || self.purpose.len() > crate::wire::MAX_PURPOSE {
+            return Err(TransferError::InvalidOptions("the purpose must be 1 to 64 bytes long"));
+        }
+        if self.name.as_ref().is_some_and(|name| name.is_empty() || name.len() > MAX_NAME) {
+            return Err(TransferError::InvalidOptions("the name must be 1 to 255 bytes long"));
+        }
+        if self.meta.len() > crate::wire::MAX_META {
+            return Err(TransferError::InvalidOptions("meta must not be longer than 64 KiB"));
+        }
+        if self.idle_timeout.is_zero() {
+            return Err(TransferError::InvalidOptions("the idle timeout must not be zero"));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for TreeOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TreeOptions")
+            .field("purpose", &self.purpose)
+            .field("name", &self.name)
+            .field("source", &self.source)
+            .field("checksum", &self.checksum)
+            .field("links", &self.links)
+            .field("strict", &self.strict)
+            .field("timeout", &self.timeout)
+            .field("idle_timeout", &self.idle_timeout)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,266 @@
+//! What became of a tree and of each thing in it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::name::shown;
+use crate::tree::wire::Tally;
+use crate::{Digest, TransferId};
+
+/// Why one entry of a tree was not done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum EntryFailure {
+    /// The name cannot be used safely: control characters, or like Octopii's own files.
+    BadName,
+    /// Something of another kind has the name at the receiver.
+    Clash,
+    /// A limit of the receiver: depth, number of entries, bytes.
+    Limit,
+    /// The receiver's disk is full, or would be.
+    StorageFull,
+    /// Reading or writing failed.
+    Io,
+    /// The bytes that arrived are not those that were hashed at the source.
+    DigestMismatch,
+    /// The source changed while it was being sent.
+    Changed,
+    /// The sender may not read it.
+    Unreadable,
+    /// A symbolic link: not asked for, leading out of the tree, or not wanted by the receiver.
+    Link,
+    /// A device, a pipe or a socket.
+    Special,
+    /// The directory it is in was not taken.
+    InRefusedDirectory,
+    /// A reason this version does not know.
+    Other(u16),
+}
+
+impl EntryFailure {
+    const KNOWN: [Self; 11] = [
+        Self::BadName,
+        Self::Clash,
+        Self::Limit,
+        Self::StorageFull,
+        Self::Io,
+        Self::DigestMismatch,
+        Self::Changed,
+        Self::Unreadable,
+        Self::Link,
+        Self::Special,
+        Self::InRefusedDirectory,
+    ];
+
+    /// The number on the wire (see `docs/formats/tree.md`).
+    pub fn to_u16(self) -> u16 {
+        match self {
+            Self::Other(code) => code,
+            known => Self::KNOWN.iter().position(|k| *k == known).map_or(0, |at| at as u16 + 1),
+        }
+    }
+
+    /// The meaning of a number from the wire.
+    pub fn from_u16(code: u16) -> Self {
+        let known = (code as usize).checked_sub(1).and_then(|at| Self::KNOWN.get(at));
+        known.copied().unwrap_or(Self::Other(code))
+    }
+}
+
+impl fmt::Display for EntryFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BadName => "bad name",
+            Self::Clash => "something else has this name",
+            Self::Limit => "limit exceeded",
+            Self::StorageFull => "disk full",
+            Self::Io => "input/output error",
+            Self::DigestMismatch => "digest mismatch",
+            Self::Changed => "changed meanwhile",
+            Self::Unreadable => "unreadable",
+            Self::Link => "symbolic link",
+            Self::Special => "not a regular file",
+            Self::InRefusedDirectory => "its directory was not taken",
+            Self::Other(code) => return write!(f, "failure code {code}"),
+        })
+    }
+}
+
+/// Why an entry was not done, in a word and in a sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotDone {
+    /// What kind of reason, for programs.
+    pub failure: EntryFailure,
+    /// What happened, for people; at most 160 bytes of it travel, control characters do not.
+    pub message: String,
+}
+
+impl NotDone {
+    /// A reason.
+    pub fn new(failure: EntryFailure, message: impl Into<String>) -> Self {
+        Self { failure, message: message.into() }
+    }
+}
+
+impl fmt::Display for NotDone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.message, self.failure)
+    }
+}
+
+/// What became of one entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EntryOutcome {
+    /// A directory is there, with its mode and time.
+    Directory,
+    /// The file (or link) was sent and is durable.
+    Stored {
+        /// Its bytes.
+        bytes: u64,
+    },
+    /// The receiver had it: same size and time, or same digest if that was asked for.
+    Unchanged,
+    /// It was not done.
+    NotDone(NotDone),
+}
+
+/// An entry that was not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UndoneEntry {
+    /// Where in the tree. May hold any bytes but `/` and NUL: show it with [`shown_path`](crate::shown_path).
+    pub path: PathBuf,
+    /// Why.
+    pub why: NotDone,
+}
+
+impl fmt::Display for UndoneEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", shown(&self.path), self.why)
+    }
+}
+
+/// What became of a tree: exact counts, and every entry that was not done (the first [`TreeReport::LISTED`] by name).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TreeReport {
+    /// The transfer's id.
+    pub id: TransferId,
+    /// The directory's name at the receiver; numbered if the wanted one was taken.
+    pub name: PathBuf,
+    /// Files and links that were sent and are durable.
+    pub stored: u64,
+    /// Their bytes.
+    pub stored_bytes: u64,
+    /// Files that the receiver had already.
+    pub unchanged: u64,
+    /// Directories, the tree's own included.
+    pub directories: u64,
+    /// Entries that were not done, on either side.
+    pub not_done: u64,
+    /// The first of them.
+    pub undone: Vec<UndoneEntry>,
+    /// SHA-256 of the manifest as both sides know it: every name, kind, size, mode and time in order, and every file's
+    /// digest if checksums were asked for.
+    pub manifest: Digest,
+    /// From the call to the last acknowledgement.
+    pub duration: Duration,
+}
+
+impl TreeReport {
+    /// Entries that were not done are listed up to this many; [`TreeReport::not_done`] counts all.
+    pub const LISTED: usize = 10_000;
+
+    /// Whether everything of the source is at the receiver.
+    pub fn is_complete(&self) -> bool {
+        self.not_done == 0
+    }
+}
+
+/// How far a tree has got.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TreeProgress {
+    /// Files found so far; more may come until [`TreeProgress::complete`].
+    pub found: u64,
+    /// Their bytes.
+    pub found_bytes: u64,
+    /// Files that are settled: durable at the receiver, unchanged, or not done.
+    pub settled: u64,
+    /// Their bytes.
+    pub settled_bytes: u64,
+    /// Whether everything has been found.
+    pub complete: bool,
+}
+
+/// Called as a tree advances.
+pub type TreeProgressFn = Arc<dyn Fn(TreeProgress) + Send + Sync>;
+
+/// Called with every entry that is settled, in no particular order.
+pub type EntryFn = Arc<dyn Fn(&std::path::Path, &EntryOutcome) + Send + Sync>;
+
+/// Counts outcomes and keeps the list.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    pub(crate) tally: Tally,
+    pub(crate) undone: Vec<UndoneEntry>,
+}
+
+impl Ledger {
+    pub(crate) fn settle(&mut self, path: &std::path::Path, outcome: &EntryOutcome) {
+        match outcome {
+            EntryOutcome::Directory => self.tally.directories += 1,
+            EntryOutcome::Stored { bytes } => {
+                self.tally.stored += 1;
+                self.tally.stored_bytes += bytes;
+            }
+            EntryOutcome::Unchanged => self.tally.unchanged += 1,
+            EntryOutcome::NotDone(why) => {
+                self.tally.not_done += 1;
+                if self.undone.len() < TreeReport::LISTED {
+                    self.undone.push(UndoneEntry { path: path.to_owned(), why: why.clone() });
+                }
+            }
+        }
+    }
+
+    pub(crate) fn report(
+        self,
+        id: TransferId,
+        name: PathBuf,
+        manifest: Digest,
+        duration: Duration,
+    ) -> TreeReport {
+        let Tally { stored, stored_bytes, unchanged, directories, not_done } = self.tally;
+        let mut undone = self.undone;
+        undone.sort_by(|a, b| a.path.cmp(&b.path));
+        TreeReport {
+            id,
+            name,
+            stored,
+            stored_bytes,
+            unchanged,
+            directories,
+            not_done,
+            undone,
+            manifest,
+            duration,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_survives_the_wire() {
+        for (i, failure) in EntryFailure::KNOWN.into_iter().enumerate() {
+            assert_eq!(failure.to_u16() as usize, i + 1, "{failure:?} must stay at its place");
+            assert_eq!(EntryFailure::from_u16(failure.to_u16()), failure);
+        }
+        for n in [0, 12, u16::MAX] {
+            assert_eq!(EntryFailure::from_u16(n), EntryFailure::Other(n));
+            assert_eq!(EntryFailure::Other(n).to_u16(), n);
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! The receiving side of one tree.
+//!
+//! One future reads messages, one writes answers, and the third checks pages, writes files and commits them, on blocking
+//! threads. Files are committed while the next ones are being written.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use octopii_transport::{Connection, Incoming, RecvStream, SendStream};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::check::{Awaited, Checked, Checker, Task, Wanted};
+use super::commit::{self, Closing, Settled, Staged};
+use super::link::{Message, enqueue, finish, read_messages, read_opening, write_messages};
+use super::outcome::{EntryFailure, Ledger, NotDone};
+use super::policy::{ReceivedTree, TreeOffer, TreePolicy};
+use super::root::Root;
+use super::sessions::{Registered, Session};
+use super::wire::{self, Entry, Open, Packed, RECORDS, Tag, Verdict, WINDOW};
+use crate::activity::Activity;
+use crate::service::{AbortOnDrop, Shared};
+use crate::{Digest, FailureCode, Refusal, TransferError};
+
+/// Files and bytes that are committed together.
+const COMMIT_FILES: usize = 8192;
+const COMMIT_BYTES: u64 = 64 << 20;
+
+/// What is written is committed when nothing has arrived for this long.
+const COMMIT_IDLE: Duration = Duration::from_millis(100);
+
+/// Messages between network and disk.
+const QUEUE: usize = 2;
+
+/// A tree that was taken.
+struct Accepted {
+    work: Work,
+    checksum: bool,
+    arrivals: mpsc::UnboundedReceiver<(u64, Digest)>,
+    session: Registered,
+}
+
+/// What is only touched on blocking threads, or for a moment.
+struct Work {
+    offer: TreeOffer,
+    policy: Arc<dyn TreePolicy>,
+    root: Root,
+    checker: Checker,
+    awaited: Arc<Awaited>,
+    ledger: Ledger,
+    staged: Vec<Staged>,
+    staged_bytes: u64,
+    /// In the order of their numbers.
+    closing: VecDeque<Closing>,
+}
+
+/// Serves a stream that a peer opened for a tree.
+pub(crate) async fn serve(shared: Arc<Shared>, incoming: Incoming) {
+    let Incoming { mut send, mut recv, connection } = incoming;
+    let limit = shared.options.offer_timeout;
+    let opened = timeout(limit, read_opening(&mut recv)).await;
+    let accepted = match opened.unwrap_or(Err(TransferError::Stalled { idle: limit })) {
+        Ok(open) => accept(&shared, &connection, open).await,
+        Err(e) => Err(e.to_peer()),
+    };
+    match accepted {
+        Ok((accepted, slot)) => {
+            receive(&shared, accepted, send, recv).await;
+            drop(slot);
+        }
+        Err(refusal) => {
+            // A peer that does not read its answer is not waited for longer than one that makes no offer.
+            let answering = async {
+                send.write_chunk(wire::refuse(&refusal)).await?;
+                finish(&mut send).await
+            };
+            if let Ok(Err(e)) = timeout(limit, answering).await {
+                tracing::debug!(peer = %connection.remote_addr(), "the answer did not get through: {e}");
+            }
+        }
+    }
+}
+
+async fn accept(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    open: Open,
+) -> Result<(Accepted, OwnedSemaphorePermit), Refusal> {
+    let Open { id, source, checksum, purpose, name, meta } = open;
+    let Some(policy) = shared.trees.policy(&purpose) else {
+        return Err(Refusal::new(FailureCode::UnknownPurpose, "nothing here takes trees of this purpose"));
+    };
+    let Ok(slot) = Arc::clone(&shared.slots).try_acquire_owned() else {
+        let message =
+            format!("{} transfers are being received; try again later", shared.options.max_incoming);
+        return Err(Refusal::new(FailureCode::Busy, message));
+    };
+    let (peer, remote_addr) = (*connection.peer(), connection.remote_addr());
+    let name = PathBuf::from(OsString::from_vec(name));
+    let offer = TreeOffer { id, purpose, name, meta, peer, remote_addr };
+    let service = Arc::clone(shared);
+    let opening = shared.executor.blocking(move || {
+        let mut to = policy.accept(&offer)?;
+        // Set-id and sticky bits never come from outside.
+        to.mode_mask &= 0o777;
+        let vfs = &service.resources.vfs;
+        let root = Root::open(vfs, &to, source).map_err(|e| {
+            tracing::debug!(id = %offer.id, "cannot receive a tree: {e}");
+            e.to_peer()
+        })?;
+        let awaited = Arc::new(Awaited::default());
+        let leave_free = service.resources.leave_free;
+        let checker = Checker::new(&root, to, Arc::clone(&awaited), Arc::clone(vfs), leave_free);
+        let (arrived, arrivals) = mpsc::unbounded_channel();
+        let session = Session { awaited: Arc::clone(&awaited), dir: root.staging_dir(), arrived };
+        let session = service.trees.sessions.register(peer.node_id, offer.id, session);
+        let session = session
+            .ok_or_else(|| Refusal::new(FailureCode::DuplicateId, "a tree of this id is under way"))?;
+        let work = Work {
+            offer,
+            policy,
+            root,
+            checker,
+            awaited,
+            ledger: Ledger::default(),
+            staged: Vec::new(),
+            staged_bytes: 0,
+            closing: VecDeque::new(),
+        };
+        Ok(Accepted { work, checksum, arrivals, session })
+    });
+    Ok((opening.await?, slot))
+}
+
+/// Receives the tree, tells the policy and then the sender what came of it.
+async fn receive(shared: &Arc<Shared>, accepted: Accepted, send: SendStream, mut recv: RecvStream) {
+    let (out, queued) = mpsc::channel(QUEUE);
+    let activity = Activity::default();
+    let idle = shared.options.idle_timeout;
+    let mut writing = AbortOnDrop(shared.executor.spawn(write_messages(send, queued)));
+    let (messages, incoming) = mpsc::channel(QUEUE);
+    let Accepted { work, checksum, arrivals, session } = accepted;
+    let ready = wire::ready(work.root.path.as_os_str().as_bytes());
+    let work = Arc::new(Mutex::new(work));
+    let receiving = Receiving {
+        shared,
+        work: Arc::clone(&work),
+        out: &out,
+        checksum,
+        started: Instant::now(),
+        manifest: Sha256::new(),
+        open: BTreeSet::new(),
+        unclosed: BTreeSet::new(),
+        committing: None,
+        ended: None,
+    };
+    let outcome = tokio::select! {
+        biased;
+        outcome = receiving.run(ready, incoming, arrivals) => outcome,
+        error = read_messages(&mut recv, messages, &activity) => Err(error),
+        () = activity.stalled(idle) => Err(TransferError::Stalled { idle }),
+    };
+    let last = match outcome {
+        Ok(done) => done,
+        Err(error) => {
+            let refusal = error.to_peer();
+            recv.stop(u32::from(refusal.code.to_u16()));
+            let ending = shared.executor.blocking(move || {
+                let work = lock(&work);
+                tracing::debug!(id = %work.offer.id, "tree failed: {error}");
+                work.policy.failed(&work.offer, &error);
+            });
+            ending.await;
+            wire::fail(&refusal)
+        }
+    };
+    drop(session);
+    let ending = async {
+        // Errors mean that the stream is gone: nobody is left to be told.
+        let _ = out.send(last).await;
+        drop(out);
+        let _ = (&mut writing.0).await;
+    };
+    let _ = timeout(idle, ending).await;
+}
+
+/// The part between the messages and the disk.
+struct Receiving<'a> {
+    shared: &'a Arc<Shared>,
+    work: Arc<Mutex<Work>>,
+    out: &'a mpsc::Sender<Bytes>,
+    checksum: bool,
+    started: Instant,
+    manifest: Sha256,
+    /// Files and links that are wanted and not settled.
+    open: BTreeSet<u64>,
+    /// Directories that are not closed, by the numbers of their ends.
+    unclosed: BTreeSet<u64>,
+    committing: Option<AbortOnDrop<Result<Vec<Settled>, TransferError>>>,
+    /// The digest of the manifest, once it has ended.
+    ended: Option<Digest>,
+}
+
+impl Receiving<'_> {
+    /// Gives back the last message.
+    async fn run(
+        mut self,
+        ready: Bytes,
+        mut incoming: mpsc::Receiver<Message>,
+        mut arrivals: mpsc::UnboundedReceiver<(u64, Digest)>,
+    ) -> Result<Bytes, TransferError> {
+        enqueue(self.out, ready).await?;
+        loop {
+            if let Some(manifest) = self.ended
+                && self.open.is_empty()
+                && self.unclosed.is_empty()
+            {
+                return self.end(manifest).await;
+            }
+            let (full, has_work, nothing_awaited) = {
+                let work = lock(&self.work);
+                let full = work.staged.len() >= COMMIT_FILES || work.staged_bytes >= COMMIT_BYTES;
+                let earliest = self.open.first().copied().unwrap_or(u64::MAX);
+                let closable = work.closing.front().is_some_and(|first| first.entry < earliest);
+                (full, closable || !work.staged.is_empty(), self.ended.is_some() && work.awaited.is_empty())
+            };
+            if self.committing.is_none() && has_work && (full || nothing_awaited) {
+                self.start_commit();
+            }
+            let idle = has_work && self.committing.is_none();
+            tokio::select! {
+                biased;
+                settled = finished(&mut self.committing), if self.committing.is_some() => {
+                    self.committing = None;
+                    self.settle(settled?).await?;
+                }
+                Some((entry, digest)) = arrivals.recv() => self.arrived(entry, digest).await?,
+                message = incoming.recv(), if !full => match message {
+                    Some(message) => self.take(message).await?,
+                    // The reader has failed, and is about to say so.
+                    None => std::future::pending().await,
+                },
+                () = sleep(COMMIT_IDLE), if idle => self.start_commit(),
+            }
+        }
+    }
+
+    async fn take(&mut self, Message { tag, body }: Message) -> Result<(), TransferError> {
+        match tag {
+            Tag::Page if self.ended.is_none() => self.page(&body).await,
+            Tag::Pack => {
+                let pack = wire::decode_pack(&body)?;
+                let settled = self.with_disk(move |work| work.stage(pack)).await?;
+                self.settle(settled).await
+            }
+            Tag::End if self.ended.is_none() => {
+                let (entries, manifest) = wire::decode_end(&body)?;
+                let work = lock(&self.work);
+                if !work.checker.is_complete() || entries != work.checker.next() {
+                    return Err(TransferError::Protocol("the manifest ended early"));
+                }
+                let own = Digest(self.manifest.clone().finalize().into());
+                if manifest != own {
+                    let message =
+                        format!("the sender's SHA-256 of the manifest is {manifest}, the receiver's {own}");
+                    return Err(TransferError::DigestMismatch(message));
+                }
+                self.ended = Some(manifest);
+                Ok(())
+            }
+            _ => Err(TransferError::Protocol("unexpected message in a tree")),
+        }
+    }
+
+    async fn page(&mut self, body: &Bytes) -> Result<(), TransferError> {
+        let entries = wire::decode_page(body, self.checksum)?;
+        // The entries as they travelled; how they were cut into pages does not count.
+        self.manifest.update(&body[2..]);
+        let next = lock(&self.work).checker.next();
+        let oldest =
+            self.open.first().into_iter().chain(self.unclosed.first()).min().copied().unwrap_or(next);
+        if next + entries.len() as u64 - oldest > WINDOW {
+            return Err(TransferError::Protocol("too many entries are under way"));
+        }
+        let (checked, settled) = self.with_disk(move |work| work.check(entries)).await?;
+        let Checked { first, verdicts, closing, .. } = checked;
+        let wanted = verdicts.iter().enumerate().filter(|(_, verdict)| **verdict == Verdict::Wanted);
+        self.open.extend(wanted.map(|(at, _)| first + at as u64));
+        for end in closing {
+            self.open.remove(&end);
+            self.unclosed.insert(end);
+        }
+        enqueue(self.out, wire::verdicts(first, &verdicts)).await?;
+        self.settle(settled).await
+    }
+
+    /// A large file lies under its hidden name, verified and durable.
+    async fn arrived(&mut self, entry: u64, digest: Digest) -> Result<(), TransferError> {
+        let settled = self.with_disk(move |work| work.arrived(entry, digest)).await;
+        self.settle(settled.into_iter().collect()).await
+    }
+
+    /// Begins to make durable what waits for it, in the background.
+    fn start_commit(&mut self) {
+        let mut work = lock(&self.work);
+        let staged = std::mem::take(&mut work.staged);
+        work.staged_bytes = 0;
+        // A directory is closed when every file before its end has its name or will have none, which this commit sees to
+        // first for those it is about.
+        let own: BTreeSet<u64> = staged.iter().map(|file| file.entry).collect();
+        let earliest = self.open.iter().find(|entry| !own.contains(entry)).copied().unwrap_or(u64::MAX);
+        let mut closing = Vec::new();
+        while let Some(first) = work.closing.pop_front_if(|first| first.entry < earliest) {
+            closing.push(first);
+        }
+        let (base, base_path) = (Arc::clone(&work.root.base), work.root.base_path.clone());
+        let executor = self.shared.executor.clone();
+        self.committing = Some(AbortOnDrop(self.shared.executor.spawn(async move {
+            executor.blocking(move || commit::commit(&base, &base_path, staged, closing)).await
+        })));
+    }
+
+    /// Tells everyone what became of entries.
+    async fn settle(&mut self, settled: Vec<Settled>) -> Result<(), TransferError> {
+        if settled.is_empty() {
+            return Ok(());
+        }
+        let settled = self.with_disk(move |work| work.settle(settled)).await;
+        for entry in &settled {
+            self.open.remove(&entry.entry);
+            self.unclosed.remove(&entry.entry);
+        }
+        for some in settled.chunks(RECORDS) {
+            enqueue(self.out, wire::results(some)).await?;
+        }
+        Ok(())
+    }
+
+    /// Everything is settled: remembers that, tells the policy, and gives back the last word.
+    async fn end(self, manifest: Digest) -> Result<Bytes, TransferError> {
+        let duration = self.started.elapsed();
+        self.with_disk(move |work| {
+            let Work { root, offer, policy, ledger, .. } = work;
+            root.complete().map_err(|e| TransferError::store("remembering", &root.base_path, e))?;
+            let tally = ledger.tally;
+            let report = std::mem::take(ledger).report(offer.id, root.path.clone(), manifest, duration);
+            let path = root.base_path.join(&root.path);
+            policy.received(ReceivedTree { offer: offer.clone(), path, report });
+            Ok(wire::done(&tally, manifest))
+        })
+        .await
+    }
+
+    async fn with_disk<T: Send + 'static>(&self, f: impl FnOnce(&mut Work) -> T + Send + 'static) -> T {
+        let work = Arc::clone(&self.work);
+        self.shared.executor.blocking(move || f(&mut lock(&work))).await
+    }
+}
+
+impl Work {
+    /// Checks a page. Gives back as well what has failed already although a result was promised.
+    fn check(&mut self, entries: Vec<Entry>) -> Result<(Checked, Vec<Settled>), TransferError> {
+        let mut checked = self.checker.page(&self.root, entries)?;
+        for (path, outcome) in &checked.settled {
+            self.policy.entry(&self.offer, path, outcome);
+            self.ledger.settle(path, outcome);
+        }
+        let mut failed = Vec::new();
+        for task in std::mem::take(&mut checked.tasks) {
+            match task {
+                Task::Link { entry, path, target } => match commit::stage_link(&mut self.root, &target) {
+                    Ok(at) => self.staged.push(Staged { entry, at, path, bytes: 0, attributes: None }),
+                    Err(why) => failed.push(Settled::not_done(entry, path, why)),
+                },
+                Task::Close(closing) => {
+                    checked.closing.push(closing.entry);
+                    self.closing.push_back(closing);
+                }
+            }
+        }
+        Ok((checked, failed))
+    }
+
+    fn stage(&mut self, pack: Vec<Packed>) -> Result<Vec<Settled>, TransferError> {
+        let before = self.staged.len();
+        let settled = commit::stage(&mut self.root, &self.awaited, pack, &mut self.staged)?;
+        self.staged_bytes += self.staged[before..].iter().map(|file| file.bytes).sum::<u64>();
+        Ok(settled)
+    }
+
+    fn arrived(&mut self, entry: u64, digest: Digest) -> Option<Settled> {
+        let Wanted { path, size, mode, modified, digest: told } = self.awaited.take(entry)?;
+        let at = self.root.staged_large(&path);
+        if told.is_some_and(|told| told != digest) {
+            // Cleaned up with the next transfer of this tree, if it cannot be now.
+            let _ = self.root.base.remove_file(&at);
+            let why = NotDone::new(EntryFailure::Changed, "is not what was announced");
+            return Some(Settled::not_done(entry, path, why));
+        }
+        self.staged_bytes += size;
+        self.staged.push(Staged { entry, at, path, bytes: size, attributes: Some((mode, modified)) });
+        None
+    }
+
+    /// Writes down what became of entries, with their paths from the tree's directory.
+    fn settle(&mut self, mut settled: Vec<Settled>) -> Vec<Settled> {
+        for Settled { path, outcome, .. } in &mut settled {
+            if let Ok(within) = path.strip_prefix(&self.root.path) {
+                *path = within.to_owned();
+            }
+            self.policy.entry(&self.offer, path, outcome);
+            self.ledger.settle(path, outcome);
+        }
+        settled
+    }
+}
+
+async fn finished(
+    committing: &mut Option<AbortOnDrop<Result<Vec<Settled>, TransferError>>>,
+) -> Result<Vec<Settled>, TransferError> {
+    match committing {
+        Some(task) => (&mut task.0).await.unwrap_or(Err(TransferError::ShuttingDown)),
+        None => std::future::pending().await,
+    }
+}
+
+fn lock(work: &Mutex<Work>) -> MutexGuard<'_, Work> {
+    work.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,306 @@
+//! The directory that a tree goes into: chosen, locked, and remembered as whose it is.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use octopii_vfs::{
+    Attributes, DirHandle, EntryKind, LockGuard, Vfs, create_dir_all_durable, read_file, write_file_durable,
+};
+
+use super::name::check_entry_name;
+use super::policy::{ExistingTree, TreeDestination};
+use crate::{Digest, FailureCode, Refusal, TransferError};
+
+/// Where Octopii keeps, beside the trees, what is not complete yet: a directory for each tree's name.
+const HIDDEN: &str = ".octopii-trees";
+/// In each of them: held by whoever receives the tree.
+const LOCK: &str = "lock";
+/// In each of them: which directory it is about, and which source made that.
+const OWNER: &str = "owner";
+const OWNER_VERSION: u8 = 1;
+const OWNER_LEN: usize = 1 + 1 + 8 + 32;
+
+/// Longest name for a tree in bytes: a taken name needs room for its ` (n)`.
+const MAX_ROOT_NAME: usize = 240;
+/// How many names are tried.
+const MAX_NUMBER: u32 = 999;
+
+/// What is remembered of a tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Owner {
+    /// The inode of its directory: one of the same name that somebody else has made is another.
+    inode: u64,
+    source: [u8; 32],
+    complete: bool,
+}
+
+/// An open destination. Its lock keeps other transfers, of any process, from the same tree.
+#[derive(Debug)]
+pub(crate) struct Root {
+    pub(crate) base: DirHandle,
+    /// Where `base` is, for what takes paths. Trusted by the policy's word.
+    pub(crate) base_path: PathBuf,
+    /// The tree's directory, beneath `base`.
+    pub(crate) path: PathBuf,
+    /// Whether it was made a moment ago.
+    pub(crate) fresh: bool,
+    vfs: Arc<dyn Vfs>,
+    hidden: PathBuf,
+    owner: Owner,
+    staged: u64,
+    _lock: Box<dyn LockGuard>,
+}
+
+impl Root {
+    /// Chooses, makes and locks the tree's directory. Blocks.
+    pub(crate) fn open(
+        vfs: &Arc<dyn Vfs>,
+        to: &TreeDestination,
+        source: [u8; 32],
+    ) -> Result<Self, TransferError> {
+        let wanted = to.name.as_os_str();
+        if let Err(why) = check_entry_name(wanted.as_bytes()) {
+            let message = format!("the tree's name cannot be used: {why}; send it under another name");
+            return Err(refused(FailureCode::BadName, message));
+        }
+        if wanted.len() > MAX_ROOT_NAME {
+            return Err(refused(FailureCode::BadName, "the tree's name is longer than 240 bytes"));
+        }
+        let store = |doing, e| TransferError::store(doing, &to.dir, e);
+        create_dir_all_durable(&**vfs, &to.dir).map_err(|e| store("creating directory", e))?;
+        let base = vfs.open_dir(&to.dir).map_err(|e| store("opening directory", e))?;
+        make_dir(&base, Path::new(HIDDEN)).map_err(|e| store("creating a directory in", e))?;
+        for n in 0..=MAX_NUMBER {
+            let name = numbered(wanted, n);
+            match Self::try_name(vfs, &base, to, Path::new(&name), source)? {
+                Tried::Taken => {}
+                Tried::Ours(root) => return Ok(*root),
+            }
+        }
+        Err(refused(
+            FailureCode::Rejected,
+            "every numbered name for the tree is taken; send it under another",
+        ))
+    }
+
+    fn try_name(
+        vfs: &Arc<dyn Vfs>,
+        base: &DirHandle,
+        to: &TreeDestination,
+        path: &Path,
+        source: [u8; 32],
+    ) -> Result<Tried, TransferError> {
+        let store = |doing, e| TransferError::store(doing, to.dir.join(path), e);
+        let found = present(base, path).map_err(|e| store("looking at", e))?;
+        match found.map(|attributes| attributes.kind) {
+            None | Some(EntryKind::Directory) => {}
+            Some(_) if to.existing == ExistingTree::Refuse || to.existing == ExistingTree::Update => {
+                return Err(refused(
+                    FailureCode::Rejected,
+                    "something else than a directory has the name there",
+                ));
+            }
+            Some(_) => return Ok(Tried::Taken),
+        }
+        let hidden = hidden(path);
+        let known = present(base, &hidden).map_err(|e| store("looking beside", e))?.is_some();
+        if found.is_some() && !known {
+            match to.existing {
+                ExistingTree::Update => {}
+                ExistingTree::Refuse => return Err(exists()),
+                ExistingTree::UpdateOwn | ExistingTree::Fresh => return Ok(Tried::Taken),
+            }
+        }
+        make_dir(base, &hidden).map_err(|e| store("creating a directory beside", e))?;
+        let lock = match vfs.lock(&to.dir.join(hidden.join(LOCK))) {
+            Ok(lock) => lock,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                // Whose it is can be told without the lock.
+                let theirs = read_owner(&**vfs, &to.dir.join(&hidden)).is_some_and(|o| o.source != source);
+                if theirs && matches!(to.existing, ExistingTree::UpdateOwn | ExistingTree::Fresh) {
+                    return Ok(Tried::Taken);
+                }
+                let message = "this tree is being received by another transfer; try again later";
+                return Err(refused(FailureCode::Busy, message));
+            }
+            Err(e) => return Err(store("locking", e)),
+        };
+        // It may have changed until the lock was there.
+        let found = present(base, path).map_err(|e| store("looking at", e))?;
+        let owner = read_owner(&**vfs, &to.dir.join(&hidden));
+        if let Some(found) = found {
+            let ours = owner.filter(|owner| owner.inode == found.id.1 && owner.source == source);
+            match (to.existing, ours) {
+                (ExistingTree::Update, _) | (ExistingTree::UpdateOwn, Some(_)) => {}
+                (_, Some(owner)) if !owner.complete => {}
+                (ExistingTree::Refuse, _) => return Err(exists()),
+                _ => return Ok(Tried::Taken),
+            }
+        }
+        let fresh = found.is_none();
+        if fresh {
+            base.create_dir(path).map_err(|e| store("creating", e))?;
+        }
+        let inode = base.attributes(path).map_err(|e| store("looking at", e))?.id.1;
+        let owner = Owner { inode, source, complete: false };
+        let root = Self {
+            base: Arc::clone(base),
+            base_path: to.dir.clone(),
+            path: path.to_owned(),
+            fresh,
+            vfs: Arc::clone(vfs),
+            hidden,
+            owner,
+            staged: 0,
+            _lock: lock,
+        };
+        // From here on it is known whose it is, or it is not there.
+        root.remember().map_err(|e| store("remembering the owner of", e))?;
+        root.clear().map_err(|e| store("cleaning up beside", e))?;
+        Ok(Tried::Ours(Box::new(root)))
+    }
+
+    /// Where the next small file grows, beneath `base`.
+    pub(crate) fn next_staged(&mut self) -> PathBuf {
+        self.staged += 1;
+        self.hidden.join(format!("s{}", self.staged))
+    }
+
+    /// Where the large file for `path` grows, beneath `base`.
+    pub(crate) fn staged_large(&self, path: &Path) -> PathBuf {
+        self.hidden.join(large_name(path))
+    }
+
+    /// The directory in which large files grow.
+    pub(crate) fn staging_dir(&self) -> PathBuf {
+        self.base_path.join(&self.hidden)
+    }
+
+    /// The tree's name was given all that could be given to it.
+    pub(crate) fn complete(&mut self) -> io::Result<()> {
+        self.owner.complete = true;
+        self.remember()
+    }
+
+    fn remember(&self) -> io::Result<()> {
+        let Owner { inode, source, complete } = self.owner;
+        let mut out = vec![OWNER_VERSION, u8::from(complete)];
+        out.extend_from_slice(&inode.to_le_bytes());
+        out.extend_from_slice(&source);
+        let dir = self.base_path.join(&self.hidden);
+        write_file_durable(&*self.vfs, &dir.join(OWNER), &out)?;
+        // The names above it: made a moment ago, or not; a sync of what is synced costs little.
+        for path in [Path::new(HIDDEN), Path::new("")] {
+            self.base.sync_dir(path)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what an earlier transfer of this tree has left, but for large files that can be resumed.
+    fn clear(&self) -> io::Result<()> {
+        clear(&self.base, &self.hidden, |name| !name.starts_with(b"s") && !name.starts_with(b"l"))
+    }
+}
+
+enum Tried {
+    Taken,
+    Ours(Box<Root>),
+}
+
+/// Removes what dead transfers have left in `dir`, and what is remembered of trees that are gone. Returns how many trees
+/// were looked at. Blocks.
+pub(crate) fn sweep(vfs: &Arc<dyn Vfs>, dir: &Path) -> io::Result<usize> {
+    let base = match vfs.open_dir(dir) {
+        Ok(base) => base,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(e) => return Err(e),
+    };
+    let names = match base.names(Path::new(HIDDEN)) {
+        Ok(names) => names,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(e) => return Err(e),
+    };
+    let mut swept = 0;
+    for name in names {
+        let hidden = Path::new(HIDDEN).join(name);
+        let lock = match vfs.lock(&dir.join(hidden.join(LOCK))) {
+            Ok(lock) => lock,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(e) => return Err(e),
+        };
+        clear(&base, &hidden, |name| !name.starts_with(b"s") && !name.starts_with(b"l"))?;
+        drop(lock);
+        swept += 1;
+    }
+    Ok(swept)
+}
+
+fn clear(base: &DirHandle, hidden: &Path, keep: impl Fn(&[u8]) -> bool) -> io::Result<()> {
+    for name in base.names(hidden)? {
+        if !keep(name.as_bytes()) && name != LOCK {
+            base.remove_file(&hidden.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+fn hidden(path: &Path) -> PathBuf {
+    let digest = Digest::of(path.as_os_str().as_bytes()).to_string();
+    Path::new(HIDDEN).join(&digest[..32])
+}
+
+/// What was remembered; nothing if it is not there or not to be understood.
+fn read_owner(vfs: &dyn Vfs, hidden: &Path) -> Option<Owner> {
+    let bytes = read_file(vfs, &hidden.join(OWNER), OWNER_LEN as u64).ok()?;
+    let (version, rest) = bytes.split_first()?;
+    let (complete, rest) = rest.split_first()?;
+    let (inode, source) = rest.split_first_chunk()?;
+    if *version != OWNER_VERSION || *complete > 1 {
+        return None;
+    }
+    Some(Owner {
+        inode: u64::from_le_bytes(*inode),
+        source: source.try_into().ok()?,
+        complete: *complete == 1,
+    })
+}
+
+/// The hidden name of the large file for `path`: the same for each attempt, so that it can be resumed.
+pub(crate) fn large_name(path: &Path) -> String {
+    let digest = Digest::of(path.as_os_str().as_bytes()).to_string();
+    format!("l{}", &digest[..32])
+}
+
+fn numbered(name: &std::ffi::OsStr, n: u32) -> OsString {
+    let mut name = name.to_owned();
+    if n > 0 {
+        name.push(format!(" ({n})"));
+    }
+    name
+}
+
+fn present(base: &DirHandle, path: &Path) -> io::Result<Option<Attributes>> {
+    match base.attributes(path) {
+        Ok(attributes) => Ok(Some(attributes)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn make_dir(base: &DirHandle, path: &Path) -> io::Result<()> {
+    match base.create_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+fn exists() -> TransferError {
+    refused(FailureCode::Rejected, "a directory of this name exists there; send it under another name")
+}
+
+fn refused(code: FailureCode, message: impl Into<String>) -> TransferError {
+    TransferError::Unacceptable(Refusal::new(code, message))
+}

@@ -1,0 +1,579 @@
+//! The sending side of one tree.
+//!
+//! Four futures in one task: the walk writes the manifest, a page at a time, as far ahead of what is settled as the window
+//! allows; the packer reads what the receiver asked for; the writer writes both to the stream; the reader hears verdicts and
+//! results. Nothing is remembered of an entry once it is settled.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use octopii_transport::{RecvStream, SendStream, StreamError, StreamKind};
+use octopii_vfs::{DirHandle, Timestamp};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::check::is_small;
+use super::link::{Message, enqueue, read_message, read_messages, write_messages};
+use super::options::TreeOptions;
+use super::outcome::{EntryFailure, EntryOutcome, Ledger, NotDone, TreeProgress, TreeReport};
+use super::sessions::{LARGE, large_meta};
+use super::walk::{Step, Walk, read_small};
+use super::wire::{self, Entry, Open, PAGE_BYTES, PAGE_ENTRIES, RECORDS, SMALL, Tag, Verdict, WINDOW};
+use crate::activity::Activity;
+use crate::service::{AbortOnDrop, Shared};
+use crate::{ChunkSource, Digest, FailureCode, Refusal, SendOptions, SourceError, TransferError, TransferId};
+
+/// Messages between the walk, the packer and the network.
+const QUEUE: usize = 2;
+
+/// Large files of one tree that travel at the same time.
+const LARGE_AT_ONCE: usize = 2;
+
+/// A large file for which the receiver has no place is offered again, this often at most.
+const BUSY_TRIES: u32 = 50;
+const BUSY_PAUSE: Duration = Duration::from_millis(200);
+
+/// An entry that is not settled.
+#[derive(Debug)]
+struct Unsettled {
+    path: PathBuf,
+    what: What,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum What {
+    File {
+        size: u64,
+        modified: Timestamp,
+        digest: Option<Digest>,
+    },
+    Link,
+    Directory,
+    /// A directory's beginning, or something left out: its verdict settles it.
+    Line,
+}
+
+/// A file the receiver asked for.
+#[derive(Debug)]
+struct Job {
+    entry: u64,
+    path: PathBuf,
+    size: u64,
+    modified: Timestamp,
+    digest: Option<Digest>,
+}
+
+/// What all parts of a sending share.
+#[derive(Debug, Default)]
+struct State {
+    unsettled: BTreeMap<u64, Unsettled>,
+    next: u64,
+    jobs: VecDeque<Job>,
+    /// Why entries were left out here: more exact than what travels.
+    left_out: BTreeMap<u64, NotDone>,
+    ledger: Ledger,
+    progress: TreeProgress,
+    /// Entries and digest of the whole manifest, once it is told.
+    manifest: Option<Digest>,
+}
+
+struct Sending {
+    shared: Arc<Shared>,
+    addr: SocketAddr,
+    id: TransferId,
+    root: DirHandle,
+    root_path: PathBuf,
+    options: TreeOptions,
+    state: Mutex<State>,
+    /// The state has changed.
+    changed: Notify,
+    activity: Activity,
+}
+
+/// Sends the tree at `path` to `addr` and waits until all of it is settled. Runs on the service's executor.
+pub(crate) async fn send(
+    shared: Arc<Shared>,
+    addr: SocketAddr,
+    path: PathBuf,
+    options: TreeOptions,
+) -> Result<TreeReport, TransferError> {
+    let started = Instant::now();
+    options.check()?;
+    let id = options.id.unwrap_or_else(TransferId::random);
+    let vfs = Arc::clone(&shared.resources.vfs);
+    let (links, checksum, strict) = (options.links, options.checksum, options.strict);
+    let opened = shared.executor.blocking(move || {
+        let unreadable = |e: std::io::Error| match e.kind() {
+            std::io::ErrorKind::NotFound => SourceError::NotFound(path.clone()),
+            std::io::ErrorKind::NotADirectory => SourceError::NotADirectory(path.clone()),
+            _ => SourceError::Unreadable { path: path.clone(), error: Arc::new(e) },
+        };
+        // A link to the tree itself is followed; none in it is.
+        let target = vfs.canonicalize(&path).map_err(unreadable)?;
+        let root = vfs.open_dir(&target).map_err(unreadable)?;
+        let strict = strict.then(|| target.clone());
+        let walk = Walk::new(Arc::clone(&root), links, checksum, strict).map_err(unreadable)?;
+        Ok::<_, SourceError>((target, root, walk))
+    });
+    let (root_path, root, walk) = opened.await?;
+    let after = options.timeout;
+    let sending = Sending {
+        shared,
+        addr,
+        id,
+        root,
+        root_path,
+        options,
+        state: Mutex::default(),
+        changed: Notify::new(),
+        activity: Activity::default(),
+    };
+    let (name, manifest) = match after {
+        None => sending.run(walk).await?,
+        Some(after) => match timeout(after.saturating_sub(started.elapsed()), sending.run(walk)).await {
+            Ok(result) => result?,
+            Err(_) => {
+                let bytes = sending.lock().progress.settled_bytes;
+                return Err(TransferError::Timeout { after, bytes });
+            }
+        },
+    };
+    sending.report_progress();
+    let ledger = std::mem::take(&mut sending.lock().ledger);
+    Ok(ledger.report(id, name, manifest, started.elapsed()))
+}
+
+impl Sending {
+    async fn run(&self, walk: Walk) -> Result<(PathBuf, Digest), TransferError> {
+        let connection = self.shared.endpoint.connect(self.addr).await?;
+        let (send, recv) = connection.open(StreamKind::Tree).await?;
+        let idle = self.options.idle_timeout;
+        tokio::select! {
+            biased;
+            result = self.talk(send, recv, walk) => result,
+            () = self.activity.stalled(idle) => Err(TransferError::Stalled { idle }),
+        }
+    }
+
+    async fn talk(
+        &self,
+        mut send: SendStream,
+        mut recv: RecvStream,
+        walk: Walk,
+    ) -> Result<(PathBuf, Digest), TransferError> {
+        let sent = send.write_chunk(wire::opening(&self.opening()?)).await;
+        let Message { tag, body } = match read_message(&mut recv).await {
+            Ok(message) => message,
+            // The transport turns away streams of a kind that nobody accepts.
+            Err(TransferError::Lost(StreamError::Reset(1))) => {
+                let refusal = Refusal::new(FailureCode::UnknownPurpose, "no trees are received there");
+                return Err(TransferError::Refused { peer: self.addr, refusal });
+            }
+            Err(error) => return Err(sent.map_err(TransferError::Lost).err().unwrap_or(error)),
+        };
+        let name = match tag {
+            Tag::Ready => PathBuf::from(OsString::from_vec(wire::decode_ready(&body)?)),
+            Tag::Refuse => {
+                return Err(TransferError::from_peer(self.addr, wire::decode_refusal(&body)?, false));
+            }
+            Tag::Fail => return Err(TransferError::from_peer(self.addr, wire::decode_refusal(&body)?, true)),
+            _ => return Err(TransferError::Protocol("a tree is taken or refused, nothing else")),
+        };
+        let (out, queued) = mpsc::channel(QUEUE);
+        let mut writing = AbortOnDrop(self.shared.executor.spawn(write_messages(send, queued)));
+        let (messages, incoming) = mpsc::channel(QUEUE);
+        let listening = self.listen(incoming);
+        tokio::pin!(listening);
+        let (pages, packs) = (out.clone(), out.clone());
+        let working = async move {
+            tokio::try_join!(self.tell(walk, pages), self.serve(packs))?;
+            Ok::<_, TransferError>(())
+        };
+        let reading = read_messages(&mut recv, messages, &self.activity);
+        tokio::pin!(reading, working);
+        let (mut lost, mut worked) = (None, false);
+        let digest = loop {
+            tokio::select! {
+                biased;
+                // What has arrived is heard even if nothing can arrive any more.
+                heard = &mut listening => match heard? {
+                    Some(digest) => break digest,
+                    None => return Err(lost.unwrap_or(TransferError::Cancelled)),
+                },
+                error = &mut reading, if lost.is_none() => lost = Some(error),
+                ended = &mut working, if !worked => match ended {
+                    // It no longer reads because it has something to say.
+                    Ok(()) | Err(TransferError::Lost(StreamError::Finished)) => worked = true,
+                    Err(error) => return Err(error),
+                },
+            }
+        };
+        drop(out);
+        // The receiver has everything: whether it hears the stream's end changes nothing.
+        let _ = timeout(Duration::from_secs(1), &mut writing.0).await;
+        Ok((name, digest))
+    }
+
+    fn opening(&self) -> Result<Open, TransferError> {
+        let name = match &self.options.name {
+            Some(name) => name.as_bytes().to_vec(),
+            None => match self.root_path.file_name() {
+                Some(name) => name.as_bytes().to_vec(),
+                None => {
+                    return Err(TransferError::InvalidOptions(
+                        "this directory has no name: give the tree one",
+                    ));
+                }
+            },
+        };
+        let mut source = Sha256::new();
+        match &self.options.source {
+            Some(own) => source.update([b"octopii tree of ", own.as_bytes()].concat()),
+            None => {
+                source.update(b"octopii tree at ");
+                source.update(self.shared.endpoint.node_id().to_le_bytes());
+                source.update(self.root_path.as_os_str().as_bytes());
+            }
+        }
+        Ok(Open {
+            id: self.id,
+            source: source.finalize().into(),
+            checksum: self.options.checksum,
+            purpose: self.options.purpose.clone(),
+            name,
+            meta: self.options.meta.clone(),
+        })
+    }
+
+    /// Tells the manifest.
+    async fn tell(&self, mut walk: Walk, out: mpsc::Sender<Bytes>) -> Result<(), TransferError> {
+        let mut manifest = Sha256::new();
+        loop {
+            loop {
+                let changed = self.changed.notified();
+                {
+                    let state = self.lock();
+                    let oldest = state.unsettled.first_key_value().map_or(state.next, |(oldest, _)| *oldest);
+                    if state.next + PAGE_ENTRIES as u64 - oldest <= WINDOW {
+                        break;
+                    }
+                }
+                changed.await;
+            }
+            let (rest, steps, body) = self
+                .shared
+                .executor
+                .blocking(move || next_page(&mut walk).map(|(steps, body)| (walk, steps, body)))
+                .await?;
+            walk = rest;
+            if steps.is_empty() {
+                let manifest = Digest(manifest.finalize().into());
+                let entries = {
+                    let mut state = self.lock();
+                    state.manifest = Some(manifest);
+                    state.progress.complete = true;
+                    state.next
+                };
+                self.changed.notify_waiters();
+                return enqueue(&out, wire::end(entries, manifest)).await;
+            }
+            manifest.update(&body);
+            let page = wire::page(steps.len(), &body);
+            self.lock().add(steps);
+            enqueue(&out, page).await?;
+        }
+    }
+
+    /// Sends the files that were asked for, until all is settled.
+    async fn serve(&self, out: mpsc::Sender<Bytes>) -> Result<(), TransferError> {
+        let places = Arc::new(Semaphore::new(LARGE_AT_ONCE));
+        let mut large: JoinSet<(u64, Result<(), NotDone>)> = JoinSet::new();
+        loop {
+            let changed = self.changed.notified();
+            let (small, big, at_end) = self.lock().take_jobs();
+            if !small.is_empty() {
+                let root = Arc::clone(&self.root);
+                let pack = self.shared.executor.blocking(move || pack(&root, &small)).await;
+                enqueue(&out, pack).await?;
+                continue;
+            }
+            if let Some(job) = big {
+                // Fails only if it is closed, which it never is.
+                if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+                    let sending =
+                        send_large(Arc::clone(&self.shared), self.addr, self.id, &self.root_path, job);
+                    let handle = self.shared.executor.handle();
+                    large.spawn_on(
+                        async move {
+                            let outcome = sending.await;
+                            drop(place);
+                            outcome
+                        },
+                        handle,
+                    );
+                    continue;
+                }
+                self.lock().jobs.push_front(job);
+            }
+            if at_end && large.is_empty() {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                Some(ended) = large.join_next(), if !large.is_empty() => {
+                    let (entry, outcome) = ended.map_err(|_| TransferError::ShuttingDown)?;
+                    self.activity.tick();
+                    // A success is told by the receiver.
+                    if let Err(why) = outcome {
+                        let mut pack = wire::begin_pack();
+                        wire::put_packed(&mut pack, entry, Err(&why));
+                        enqueue(&out, wire::finish_pack(pack, 1)).await?;
+                    }
+                }
+                () = changed => {}
+            }
+        }
+    }
+
+    /// Hears what the receiver says, until it is done; `None` if it falls silent before.
+    async fn listen(&self, mut incoming: mpsc::Receiver<Message>) -> Result<Option<Digest>, TransferError> {
+        loop {
+            let Some(Message { tag, body }) = incoming.recv().await else { return Ok(None) };
+            let settled = match tag {
+                Tag::Verdicts => {
+                    let (first, verdicts) = wire::decode_verdicts(&body)?;
+                    self.lock().verdicts(first, verdicts)?
+                }
+                Tag::Results => {
+                    let outcomes = wire::decode_results(&body)?;
+                    self.lock().results(outcomes)?
+                }
+                Tag::Done => {
+                    let (tally, manifest) = wire::decode_done(&body)?;
+                    let state = self.lock();
+                    if state.manifest != Some(manifest) || !state.unsettled.is_empty() {
+                        return Err(TransferError::Protocol("the receiver is done, but not with everything"));
+                    }
+                    if state.ledger.tally != tally {
+                        return Err(TransferError::Protocol("the receiver counts another number of entries"));
+                    }
+                    return Ok(Some(manifest));
+                }
+                Tag::Fail => {
+                    return Err(TransferError::from_peer(self.addr, wire::decode_refusal(&body)?, true));
+                }
+                _ => return Err(TransferError::Protocol("unexpected message from the receiver")),
+            };
+            self.changed.notify_waiters();
+            if let Some(on_entry) = &self.options.on_entry {
+                settled.iter().for_each(|(path, outcome)| on_entry(path, outcome));
+            }
+            self.report_progress();
+        }
+    }
+
+    fn report_progress(&self) {
+        if let Some(progress) = &self.options.progress {
+            let now = self.lock().progress;
+            progress(now);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn add(&mut self, steps: Vec<Step>) {
+        for Step { entry, path, left_out } in steps {
+            let what = match entry {
+                Entry::File { size, modified, digest, .. } => {
+                    self.progress.found += 1;
+                    self.progress.found_bytes += size;
+                    What::File { size, modified, digest }
+                }
+                Entry::Link { .. } => What::Link,
+                Entry::End { .. } => What::Directory,
+                Entry::Directory { .. } => What::Line,
+                Entry::LeftOut { .. } => {
+                    if let Some(why) = left_out {
+                        self.left_out.insert(self.next, why);
+                    }
+                    What::Line
+                }
+            };
+            self.unsettled.insert(self.next, Unsettled { path, what });
+            self.next += 1;
+        }
+    }
+
+    fn verdicts(
+        &mut self,
+        first: u64,
+        verdicts: Vec<Verdict>,
+    ) -> Result<Vec<(PathBuf, EntryOutcome)>, TransferError> {
+        let mut settled = Vec::new();
+        for (entry, verdict) in (first..).zip(verdicts) {
+            let Some(Unsettled { what, path }) = self.unsettled.get(&entry) else {
+                return Err(TransferError::Protocol("a verdict on what was not told"));
+            };
+            match (verdict, *what) {
+                (Verdict::Wanted, What::File { size, modified, digest }) => {
+                    self.jobs.push_back(Job { entry, path: path.clone(), size, modified, digest });
+                }
+                (Verdict::Wanted, What::Link | What::Directory) => {}
+                (Verdict::Noted, What::Line | What::Directory) => {
+                    self.unsettled.remove(&entry);
+                }
+                (Verdict::Unchanged, What::File { .. } | What::Link) => {
+                    settled.extend(self.settle(entry, EntryOutcome::Unchanged));
+                }
+                (Verdict::Refused(why), _) => {
+                    let why = self.left_out.remove(&entry).unwrap_or(why);
+                    settled.extend(self.settle(entry, EntryOutcome::NotDone(why)));
+                }
+                _ => return Err(TransferError::Protocol("a verdict that does not fit its entry")),
+            }
+        }
+        Ok(settled)
+    }
+
+    fn results(
+        &mut self,
+        outcomes: Vec<wire::Outcome>,
+    ) -> Result<Vec<(PathBuf, EntryOutcome)>, TransferError> {
+        let mut settled = Vec::new();
+        for wire::Outcome { entry, result } in outcomes {
+            let Some(unsettled) = self.unsettled.get(&entry) else {
+                return Err(TransferError::Protocol("a result of what was settled, or never told"));
+            };
+            let outcome = match (result, unsettled.what) {
+                (Err(why), _) => EntryOutcome::NotDone(why),
+                (Ok(()), What::File { size, .. }) => EntryOutcome::Stored { bytes: size },
+                (Ok(()), What::Link) => EntryOutcome::Stored { bytes: 0 },
+                (Ok(()), What::Directory) => EntryOutcome::Directory,
+                (Ok(()), What::Line) => {
+                    return Err(TransferError::Protocol("a result of what has none"));
+                }
+            };
+            settled.extend(self.settle(entry, outcome));
+        }
+        Ok(settled)
+    }
+
+    fn settle(&mut self, entry: u64, outcome: EntryOutcome) -> Option<(PathBuf, EntryOutcome)> {
+        let Unsettled { path, what } = self.unsettled.remove(&entry)?;
+        if let What::File { size, .. } = what {
+            self.progress.settled += 1;
+            self.progress.settled_bytes += size;
+        }
+        self.ledger.settle(&path, &outcome);
+        Some((path, outcome))
+    }
+
+    /// Small files for one pack, or one large file; and whether there will be no more.
+    fn take_jobs(&mut self) -> (Vec<Job>, Option<Job>, bool) {
+        let mut small = Vec::new();
+        let mut bytes = 0;
+        while let Some(job) = self.jobs.pop_front_if(|job| is_small(job.size)) {
+            bytes += job.size + RECORD_COST;
+            small.push(job);
+            if bytes >= SMALL || small.len() == RECORDS {
+                return (small, None, false);
+            }
+        }
+        if !small.is_empty() {
+            return (small, None, false);
+        }
+        // Only files can still be asked for; what else is unsettled needs nothing from here.
+        let at_end = self.manifest.is_some()
+            && self.jobs.is_empty()
+            && !self.unsettled.values().any(|unsettled| matches!(unsettled.what, What::File { .. }));
+        (small, self.jobs.pop_front(), at_end)
+    }
+}
+
+/// What a file in a pack costs beside its content, in bytes.
+const RECORD_COST: u64 = 64;
+
+/// Entries for one page with their encoding; none at the end. Blocks.
+fn next_page(walk: &mut Walk) -> Result<(Vec<Step>, Vec<u8>), TransferError> {
+    let (mut steps, mut body) = (Vec::new(), Vec::new());
+    while steps.len() < PAGE_ENTRIES && body.len() < PAGE_BYTES {
+        let Some(step) = walk.next()? else { break };
+        wire::put_entry(&mut body, &step.entry);
+        steps.push(step);
+    }
+    Ok((steps, body))
+}
+
+/// Reads small files into one message. Blocks.
+fn pack(root: &DirHandle, jobs: &[Job]) -> Bytes {
+    let mut pack = wire::begin_pack();
+    let mut content = Vec::new();
+    for Job { entry, path, size, modified, digest } in jobs {
+        content.clear();
+        let read = read_small(root, path, *size, *modified, &mut content);
+        match read {
+            Ok(own) if digest.is_none_or(|told| told == own) => {
+                wire::put_packed(&mut pack, *entry, Ok((own, &content)));
+            }
+            Ok(_) => wire::put_packed(&mut pack, *entry, Err(&changed())),
+            Err(why) => wire::put_packed(&mut pack, *entry, Err(&why)),
+        }
+    }
+    wire::finish_pack(pack, jobs.len())
+}
+
+fn changed() -> NotDone {
+    NotDone::new(EntryFailure::Changed, "changed while the tree was being sent")
+}
+
+/// Sends a large file as a chunk of its own.
+fn send_large(
+    shared: Arc<Shared>,
+    addr: SocketAddr,
+    tree: TransferId,
+    root: &Path,
+    job: Job,
+) -> impl Future<Output = (u64, Result<(), NotDone>)> + Send + use<> {
+    let source = ChunkSource::File(root.join(&job.path));
+    async move {
+        let options = SendOptions { meta: large_meta(tree, job.entry), ..SendOptions::new(LARGE) };
+        let mut tries = 0;
+        let sent = loop {
+            let sending = crate::send::send(Arc::clone(&shared), addr, source.clone(), options.clone());
+            match Box::pin(sending).await {
+                Err(TransferError::Refused { refusal, .. })
+                    if refusal.code == FailureCode::Busy && tries < BUSY_TRIES =>
+                {
+                    tries += 1;
+                    sleep(BUSY_PAUSE).await;
+                }
+                other => break other,
+            }
+        };
+        let outcome = match sent {
+            Ok(_) => Ok(()),
+            Err(TransferError::SourceChanged(_)) => Err(changed()),
+            Err(TransferError::Refused { refusal, .. } | TransferError::PeerFailed { refusal, .. }) => {
+                Err(NotDone::new(EntryFailure::Io, refusal.to_string()))
+            }
+            Err(TransferError::StorageFull(why)) => Err(NotDone::new(EntryFailure::StorageFull, why)),
+            Err(TransferError::Source(_)) => {
+                Err(NotDone::new(EntryFailure::Unreadable, "cannot be read any more"))
+            }
+            Err(error) => Err(NotDone::new(EntryFailure::Io, error.to_string())),
+        };
+        (job.entry, outcome)
+    }
+}

@@ -1,0 +1,112 @@
+//! Trees being received, for the large files of theirs that travel as chunk transfers.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use octopii_transport::NodeId;
+use tokio::sync::mpsc;
+
+use super::check::{Awaited, is_small};
+use super::root::large_name;
+use crate::{Destination, Digest, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refusal, TransferId};
+
+/// The purpose of the chunks that are large files of trees.
+pub(crate) const LARGE: &str = "octopii.tree";
+
+const META_LEN: usize = 16 + 8;
+
+/// What a large file's offer says about itself.
+pub(crate) fn large_meta(tree: TransferId, entry: u64) -> Bytes {
+    let mut meta = Vec::with_capacity(META_LEN);
+    meta.extend_from_slice(&tree.0.to_le_bytes());
+    meta.extend_from_slice(&entry.to_le_bytes());
+    meta.into()
+}
+
+fn parse(meta: &[u8]) -> Option<(TransferId, u64)> {
+    let (tree, rest) = meta.split_first_chunk()?;
+    Some((TransferId(u128::from_le_bytes(*tree)), u64::from_le_bytes(rest.try_into().ok()?)))
+}
+
+/// What the chunk policy knows of a tree.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) awaited: Arc<Awaited>,
+    /// Where its large files grow.
+    pub(crate) dir: PathBuf,
+    /// Told of each that has.
+    pub(crate) arrived: mpsc::UnboundedSender<(u64, Digest)>,
+}
+
+type Key = (NodeId, TransferId);
+
+/// Every tree that is being received.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions(Mutex<BTreeMap<Key, Arc<Session>>>);
+
+/// Ends the session when dropped.
+#[derive(Debug)]
+pub(crate) struct Registered {
+    sessions: Arc<Sessions>,
+    key: Key,
+}
+
+impl Sessions {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Session>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None` if this sender has a tree of this id under way.
+    pub(crate) fn register(
+        self: &Arc<Self>,
+        peer: NodeId,
+        id: TransferId,
+        session: Session,
+    ) -> Option<Registered> {
+        let key = (peer, id);
+        let mut sessions = self.lock();
+        if sessions.contains_key(&key) {
+            return None;
+        }
+        sessions.insert(key, Arc::new(session));
+        Some(Registered { sessions: Arc::clone(self), key })
+    }
+
+    /// The session and the entry that an offer is about.
+    fn find(&self, offer: &Offer) -> Option<(Arc<Session>, u64)> {
+        let (id, entry) = parse(&offer.meta)?;
+        let session = self.lock().get(&(offer.peer.node_id, id)).cloned()?;
+        Some((session, entry))
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.sessions.lock().remove(&self.key);
+    }
+}
+
+/// Takes the large files of trees under way, and nothing else.
+#[derive(Debug)]
+pub(crate) struct LargeFiles(pub(crate) Arc<Sessions>);
+
+impl ReceivePolicy for LargeFiles {
+    fn accept(&self, offer: &Offer) -> Result<Destination, Refusal> {
+        let unknown = || Refusal::new(FailureCode::Rejected, "this file was not asked for");
+        let (session, entry) = self.0.find(offer).ok_or_else(unknown)?;
+        let wanted = session.awaited.get(entry).ok_or_else(unknown)?;
+        if is_small(wanted.size) || offer.size != Some(wanted.size) {
+            return Err(Refusal::new(FailureCode::SizeMismatch, "the file is not as long as was announced"));
+        }
+        let (dir, name) = (session.dir.clone(), large_name(&wanted.path));
+        Ok(Destination::File { dir, name, replace: true })
+    }
+
+    fn received(&self, received: ReceivedChunk) {
+        let Some((session, entry)) = self.0.find(&received.offer) else { return };
+        // An error means that the tree has ended; what it leaves is cleaned up with the rest of it.
+        let _ = session.arrived.send((entry, received.digest));
+    }
+}

@@ -1,0 +1,253 @@
+//! The sender's walk: every directory's names in the order of their bytes, each directory followed by what is in it.
+//!
+//! What is held at a time are the names, not yet visited, of the directories between the root and the present place: about
+//! 60 bytes each and their length. Nothing is held of what has been visited.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+use std::vec;
+
+use octopii_vfs::{Attributes, DirHandle, EntryKind, OpenMode, Timestamp};
+
+use super::name::{check_entry_name, stays_inside};
+use super::options::Links;
+use super::outcome::{EntryFailure, NotDone};
+use super::wire::Entry;
+use crate::digest::PrefixHasher;
+use crate::{Digest, SourceError, TransferError};
+
+/// Directories within directories, at most.
+pub(crate) const MAX_DEPTH: usize = 128;
+
+/// Bytes read at once when a file is hashed before it is sent.
+const HASH_STEP: usize = 1 << 20;
+
+/// A line of the manifest and where it is.
+#[derive(Debug)]
+pub(crate) struct Step {
+    pub(crate) entry: Entry,
+    /// From the root.
+    pub(crate) path: PathBuf,
+    /// Why it is left out, if it is.
+    pub(crate) left_out: Option<NotDone>,
+}
+
+/// A walk under way. Every call blocks.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    root: DirHandle,
+    levels: Vec<Level>,
+    /// What is in the present directory and above.
+    path: PathBuf,
+    links: Links,
+    checksum: bool,
+    /// An entry that cannot be read ends the walk.
+    strict: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+struct Level {
+    names: vec::IntoIter<OsString>,
+    attributes: Attributes,
+}
+
+impl Walk {
+    /// `strict`: the root's path, for errors, if whatever cannot be read is to end the walk.
+    pub(crate) fn new(
+        root: DirHandle,
+        links: Links,
+        checksum: bool,
+        strict: Option<PathBuf>,
+    ) -> io::Result<Self> {
+        let path = PathBuf::new();
+        let level = Level { attributes: root.attributes(&path)?, names: root.names(&path)?.into_iter() };
+        Ok(Self { root, levels: vec![level], path, links, checksum, strict })
+    }
+
+    /// The next line, or `None` behind the root's end.
+    pub(crate) fn next(&mut self) -> Result<Option<Step>, TransferError> {
+        loop {
+            let Some(level) = self.levels.last_mut() else { return Ok(None) };
+            let Some(name) = level.names.next() else {
+                let Attributes { mode, modified, .. } = level.attributes;
+                let step = Step {
+                    entry: Entry::End { mode: permissions(mode), modified },
+                    path: self.path.clone(),
+                    left_out: None,
+                };
+                self.levels.pop();
+                self.path.pop();
+                return Ok(Some(step));
+            };
+            let path = self.path.join(&name);
+            match self.entry(&path, name) {
+                Ok(entry) => return Ok(Some(Step { entry, path, left_out: None })),
+                Err(Failed::Vanished) => {}
+                Err(Failed::Unreadable(_, error)) if self.strict.is_some() => {
+                    let path = self.strict.as_deref().unwrap_or(Path::new("")).join(&path);
+                    return Err(SourceError::Unreadable { path, error: Arc::new(error) }.into());
+                }
+                Err(Failed::Unreadable(name, error)) => {
+                    let why = NotDone::new(EntryFailure::Unreadable, format!("cannot be read: {error}"));
+                    return Ok(Some(left_out(name, path, why)));
+                }
+                Err(Failed::LeftOut(name, why)) => return Ok(Some(left_out(name, path, why))),
+            }
+        }
+    }
+
+    fn entry(&mut self, path: &Path, name: OsString) -> Result<Entry, Failed> {
+        let name = name.into_vec();
+        if let Err(why) = check_entry_name(&name) {
+            return Err(Failed::LeftOut(name, NotDone::new(EntryFailure::BadName, why)));
+        }
+        let attributes = self.root.attributes(path).map_err(|e| failed(&name, e))?;
+        match attributes.kind {
+            EntryKind::File => {
+                let digest = match self.checksum {
+                    true => Some(hash(&self.root, path, attributes.len).map_err(|e| failed(&name, e))?),
+                    false => None,
+                };
+                Ok(Entry::File {
+                    name,
+                    size: attributes.len,
+                    mode: permissions(attributes.mode),
+                    modified: attributes.modified,
+                    digest,
+                })
+            }
+            EntryKind::Directory if self.levels.len() > MAX_DEPTH => {
+                let why = format!("more than {MAX_DEPTH} directories deep");
+                Err(Failed::LeftOut(name, NotDone::new(EntryFailure::Limit, why)))
+            }
+            EntryKind::Directory => {
+                let names = self.root.names(path).map_err(|e| failed(&name, e))?;
+                self.levels.push(Level { names: names.into_iter(), attributes });
+                self.path = path.to_owned();
+                Ok(Entry::Directory { name })
+            }
+            EntryKind::Link if self.links == Links::Skip => {
+                let why = "symbolic links are not sent unless asked for";
+                Err(Failed::LeftOut(name, NotDone::new(EntryFailure::Link, why)))
+            }
+            EntryKind::Link => {
+                let target = self.root.read_link(path).map_err(|e| failed(&name, e))?;
+                if !stays_inside(target.as_bytes(), self.levels.len() - 1) {
+                    let why = "a symbolic link that may lead out of the tree";
+                    return Err(Failed::LeftOut(name, NotDone::new(EntryFailure::Link, why)));
+                }
+                Ok(Entry::Link { name, target: target.into_vec() })
+            }
+            EntryKind::Special => {
+                let why = "a device, a pipe or a socket";
+                Err(Failed::LeftOut(name, NotDone::new(EntryFailure::Special, why)))
+            }
+        }
+    }
+}
+
+enum Failed {
+    /// Removed between listing and looking.
+    Vanished,
+    Unreadable(Vec<u8>, io::Error),
+    LeftOut(Vec<u8>, NotDone),
+}
+
+fn failed(name: &[u8], error: io::Error) -> Failed {
+    match error.kind() {
+        io::ErrorKind::NotFound => Failed::Vanished,
+        _ => Failed::Unreadable(name.to_owned(), error),
+    }
+}
+
+fn left_out(name: Vec<u8>, path: PathBuf, why: NotDone) -> Step {
+    Step { entry: Entry::LeftOut { name, why: why.failure }, path, left_out: Some(why) }
+}
+
+/// Set-id and sticky bits do not travel.
+fn permissions(mode: u32) -> u16 {
+    (mode & 0o777) as u16
+}
+
+/// The digest of a file that should have `len` bytes.
+pub(crate) fn hash(root: &DirHandle, path: &Path, len: u64) -> io::Result<Digest> {
+    let file = root.open(path, OpenMode::Read)?;
+    let mut hasher = PrefixHasher::default();
+    let mut buffer = vec![0; HASH_STEP.min(len as usize + 1)];
+    let mut at = 0;
+    loop {
+        match file.read_at(&mut buffer, at)? {
+            0 => return Ok(hasher.prefix()),
+            n => {
+                hasher.update(&buffer[..n]);
+                at += n as u64;
+            }
+        }
+        if at > len {
+            // It grows as fast as it is read: what it has become is found out when it is sent.
+            return Ok(hasher.prefix());
+        }
+    }
+}
+
+/// A small file's content and digest, if it still is what the manifest says.
+pub(crate) fn read_small(
+    root: &DirHandle,
+    path: &Path,
+    size: u64,
+    modified: Timestamp,
+    buffer: &mut Vec<u8>,
+) -> Result<Digest, NotDone> {
+    let unreadable = |e: io::Error| match e.kind() {
+        io::ErrorKind::NotFound => NotDone::new(EntryFailure::Changed, "was removed before it was sent"),
+        _ => NotDone::new(EntryFailure::Unreadable, format!("cannot be read: {e}")),
+    };
+    let file = root.open(path, OpenMode::Read).map_err(unreadable)?;
+    let (start, size) = (buffer.len(), size as usize);
+    // One byte more, to see whether it has grown.
+    buffer.resize(start + size + 1, 0);
+    let mut done = 0;
+    while done <= size {
+        match file.read_at(&mut buffer[start + done..], done as u64).map_err(unreadable)? {
+            0 => break,
+            n => done += n,
+        }
+    }
+    let seen = file.modified().map_err(unreadable)?;
+    if done != size || seen.is_some_and(|seen| timestamp(seen) != modified) {
+        return Err(NotDone::new(EntryFailure::Changed, "changed while the tree was being sent"));
+    }
+    buffer.truncate(start + size);
+    Ok(Digest::of(&buffer[start..]))
+}
+
+pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => Timestamp { seconds: since.as_secs() as i64, nanoseconds: since.subsec_nanos() },
+        Err(before) => {
+            let before = before.duration();
+            match before.subsec_nanos() {
+                0 => Timestamp { seconds: -(before.as_secs() as i64), nanoseconds: 0 },
+                n => Timestamp { seconds: -(before.as_secs() as i64) - 1, nanoseconds: 1_000_000_000 - n },
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn times_before_1970_keep_their_nanoseconds() {
+        let early = SystemTime::UNIX_EPOCH - Duration::new(5, 1);
+        assert_eq!(timestamp(early), Timestamp { seconds: -6, nanoseconds: 999_999_999 });
+        let early = SystemTime::UNIX_EPOCH - Duration::new(5, 0);
+        assert_eq!(timestamp(early), Timestamp { seconds: -5, nanoseconds: 0 });
+    }
+}

@@ -1,0 +1,610 @@
+//! The bytes of the tree protocol, as `docs/formats/tree.md` describes them.
+//!
+//! Pure encoding and decoding: nothing here reads a stream, and no decoder allocates more than a small multiple of what its
+//! input is long.
+
+use std::ops::RangeInclusive;
+
+use bytes::Bytes;
+use octopii_vfs::Timestamp;
+
+use super::commit::Settled;
+use super::outcome::{EntryFailure, EntryOutcome, NotDone};
+use crate::wire::Malformed;
+use crate::{Digest, FailureCode, Refusal, TransferId};
+
+/// First byte of every tree stream.
+pub(crate) const VERSION: u8 = 1;
+/// Tag and body length.
+pub(crate) const HEADER_LEN: usize = 5;
+/// Files of at most this many bytes travel in packs; larger ones as chunk transfers of their own.
+pub(crate) const SMALL: u64 = 1 << 20;
+/// Entries in a page, at most.
+pub(crate) const PAGE_ENTRIES: usize = 1024;
+/// Bytes of a page from which on no further entry is added to it.
+pub(crate) const PAGE_BYTES: usize = 128 << 10;
+/// Records in a pack or among results, at most.
+pub(crate) const RECORDS: usize = 4096;
+/// Entries between the first that is not settled and the last that was told, at most.
+pub(crate) const WINDOW: u64 = 32 << 10;
+/// Longest name of an entry in bytes; file systems end there too.
+pub(crate) const MAX_NAME: usize = 255;
+/// Longest target of a symbolic link in bytes.
+pub(crate) const MAX_TARGET: usize = 4095;
+/// Longest reason for an entry that was not done, in bytes.
+pub(crate) const MAX_REASON: usize = 160;
+
+const MAX_PURPOSE: usize = crate::wire::MAX_PURPOSE;
+const MAX_META: usize = crate::wire::MAX_META;
+const MAX_MESSAGE: usize = 1024;
+/// The longest entry: a link.
+const MAX_ENTRY: usize = 1 + 1 + MAX_NAME + 12 + 2 + MAX_TARGET;
+const MAX_NOT_DONE: usize = 2 + 1 + MAX_REASON;
+const OPEN_FIXED: usize = 1 + 16 + 32 + 1 + 1 + 4;
+const DONE_LEN: usize = 5 * 8 + 32;
+
+const FLAG_CHECKSUM: u8 = 1;
+
+/// The kinds of message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tag {
+    Open = 1,
+    Ready = 2,
+    Refuse = 3,
+    Page = 4,
+    Verdicts = 5,
+    Pack = 6,
+    Results = 7,
+    End = 8,
+    Done = 9,
+    Fail = 10,
+    Alive = 11,
+}
+
+/// What precedes every body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) tag: Tag,
+    /// Body length in bytes, within the tag's limit.
+    pub(crate) len: usize,
+}
+
+/// The sender's first message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Open {
+    pub(crate) id: TransferId,
+    /// Names the source: what it made at a receiver, it may update there.
+    pub(crate) source: [u8; 32],
+    /// Every file's digest is told with its entry.
+    pub(crate) checksum: bool,
+    pub(crate) purpose: String,
+    pub(crate) name: Vec<u8>,
+    pub(crate) meta: Bytes,
+}
+
+/// One line of the manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Entry {
+    File {
+        name: Vec<u8>,
+        size: u64,
+        mode: u16,
+        modified: Timestamp,
+        digest: Option<Digest>,
+    },
+    /// What follows, up to the matching `End`, is in it.
+    Directory {
+        name: Vec<u8>,
+    },
+    /// The directory that was begun last is complete; the last one of all is the root's.
+    End {
+        mode: u16,
+        modified: Timestamp,
+    },
+    Link {
+        name: Vec<u8>,
+        target: Vec<u8>,
+    },
+    /// Something is there that the sender does not send.
+    LeftOut {
+        name: Vec<u8>,
+        why: EntryFailure,
+    },
+}
+
+/// What the receiver makes of an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Taken, and nothing more is needed: a directory, a line without content.
+    Noted,
+    /// A file that is there already.
+    Unchanged,
+    /// Content is needed; a result follows.
+    Wanted,
+    /// Not taken.
+    Refused(NotDone),
+}
+
+/// What became of an entry that was wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) entry: u64,
+    /// Durable, or why not.
+    pub(crate) result: Result<(), NotDone>,
+}
+
+/// A file in a pack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Packed {
+    pub(crate) entry: u64,
+    /// The content and its digest, or why there is none.
+    pub(crate) content: Result<(Digest, Bytes), NotDone>,
+}
+
+/// How many entries met which end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) stored: u64,
+    pub(crate) stored_bytes: u64,
+    pub(crate) unchanged: u64,
+    pub(crate) directories: u64,
+    pub(crate) not_done: u64,
+}
+
+impl Header {
+    pub(crate) fn decode(bytes: [u8; HEADER_LEN]) -> Result<Self, Malformed> {
+        let (tag, limit): (Tag, RangeInclusive<usize>) = match bytes[0] {
+            1 => (Tag::Open, OPEN_FIXED..=OPEN_FIXED + MAX_PURPOSE + MAX_NAME + MAX_META),
+            2 => (Tag::Ready, 1..=1 + MAX_NAME),
+            3 => (Tag::Refuse, 4..=4 + MAX_MESSAGE),
+            4 => (Tag::Page, 3..=2 + PAGE_BYTES + MAX_ENTRY),
+            5 => (Tag::Verdicts, 11..=10 + PAGE_ENTRIES * (1 + MAX_NOT_DONE)),
+            6 => (Tag::Pack, 2..=2 + RECORDS * (8 + 1 + 32 + 4) + 2 * SMALL as usize),
+            7 => (Tag::Results, 2..=2 + RECORDS * (8 + 1 + MAX_NOT_DONE)),
+            8 => (Tag::End, 40..=40),
+            9 => (Tag::Done, DONE_LEN..=DONE_LEN),
+            10 => (Tag::Fail, 4..=4 + MAX_MESSAGE),
+            11 => (Tag::Alive, 0..=0),
+            _ => return Err(Malformed("unknown message tag in a tree")),
+        };
+        let len = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
+        if limit.contains(&len) {
+            Ok(Self { tag, len })
+        } else {
+            Err(Malformed("message length out of range"))
+        }
+    }
+}
+
+fn message(tag: Tag, body: impl FnOnce(&mut Vec<u8>)) -> Bytes {
+    let mut out = vec![tag as u8, 0, 0, 0, 0];
+    body(&mut out);
+    let len = (out.len() - HEADER_LEN) as u32;
+    out[1..HEADER_LEN].copy_from_slice(&len.to_le_bytes());
+    out.into()
+}
+
+/// The version and the opening message. The caller has checked the lengths of purpose, name and meta.
+pub(crate) fn opening(open: &Open) -> Bytes {
+    let opening = message(Tag::Open, |out| {
+        out.push(if open.checksum { FLAG_CHECKSUM } else { 0 });
+        out.extend_from_slice(&open.id.0.to_le_bytes());
+        out.extend_from_slice(&open.source);
+        out.push(open.purpose.len() as u8);
+        out.push(open.name.len() as u8);
+        out.extend_from_slice(&(open.meta.len() as u32).to_le_bytes());
+        out.extend_from_slice(open.purpose.as_bytes());
+        out.extend_from_slice(&open.name);
+        out.extend_from_slice(&open.meta);
+    });
+    [&[VERSION][..], &opening].concat().into()
+}
+
+pub(crate) fn ready(name: &[u8]) -> Bytes {
+    message(Tag::Ready, |out| put_name(out, name))
+}
+
+pub(crate) fn refuse(refusal: &Refusal) -> Bytes {
+    message(Tag::Refuse, |out| put_refusal(out, refusal))
+}
+
+pub(crate) fn fail(refusal: &Refusal) -> Bytes {
+    message(Tag::Fail, |out| put_refusal(out, refusal))
+}
+
+/// Appends an entry to the body of a page; names and targets have been checked against their limits.
+pub(crate) fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
+    match entry {
+        Entry::File { name, size, mode, modified, digest } => {
+            out.push(1);
+            put_name(out, name);
+            out.extend_from_slice(&mode.to_le_bytes());
+            put_time(out, *modified);
+            out.extend_from_slice(&size.to_le_bytes());
+            if let Some(digest) = digest {
+                out.extend_from_slice(&digest.0);
+            }
+        }
+        Entry::Directory { name } => {
+            out.push(2);
+            put_name(out, name);
+        }
+        Entry::End { mode, modified } => {
+            out.push(3);
+            out.extend_from_slice(&mode.to_le_bytes());
+            put_time(out, *modified);
+        }
+        Entry::Link { name, target } => {
+            out.push(4);
+            put_name(out, name);
+            out.extend_from_slice(&(target.len() as u16).to_le_bytes());
+            out.extend_from_slice(target);
+        }
+        Entry::LeftOut { name, why } => {
+            out.push(5);
+            put_name(out, name);
+            out.extend_from_slice(&why.to_u16().to_le_bytes());
+        }
+    }
+}
+
+/// A page of `count` entries that [`put_entry`] has written into `entries`.
+pub(crate) fn page(count: usize, entries: &[u8]) -> Bytes {
+    message(Tag::Page, |out| {
+        out.extend_from_slice(&(count as u16).to_le_bytes());
+        out.extend_from_slice(entries);
+    })
+}
+
+/// Verdicts on the entries of one page, the first of which is entry `first`.
+pub(crate) fn verdicts(first: u64, verdicts: &[Verdict]) -> Bytes {
+    message(Tag::Verdicts, |out| {
+        out.extend_from_slice(&first.to_le_bytes());
+        out.extend_from_slice(&(verdicts.len() as u16).to_le_bytes());
+        for verdict in verdicts {
+            match verdict {
+                Verdict::Noted => out.push(0),
+                Verdict::Unchanged => out.push(1),
+                Verdict::Wanted => out.push(2),
+                Verdict::Refused(why) => {
+                    out.push(3);
+                    put_not_done(out, why);
+                }
+            }
+        }
+    })
+}
+
+/// Appends a record to the body of a pack.
+pub(crate) fn put_packed(out: &mut Vec<u8>, entry: u64, content: Result<(Digest, &[u8]), &NotDone>) {
+    out.extend_from_slice(&entry.to_le_bytes());
+    match content {
+        Ok((digest, bytes)) => {
+            out.push(0);
+            out.extend_from_slice(&digest.0);
+            out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+            out.extend_from_slice(bytes);
+        }
+        Err(why) => {
+            out.push(1);
+            put_not_done(out, why);
+        }
+    }
+}
+
+/// The start of a pack's message: header and count, filled in by [`finish_pack`].
+pub(crate) fn begin_pack() -> Vec<u8> {
+    vec![Tag::Pack as u8, 0, 0, 0, 0, 0, 0]
+}
+
+/// A whole pack of `count` records from what [`begin_pack`] began.
+pub(crate) fn finish_pack(mut pack: Vec<u8>, count: usize) -> Bytes {
+    let len = (pack.len() - HEADER_LEN) as u32;
+    pack[1..HEADER_LEN].copy_from_slice(&len.to_le_bytes());
+    pack[HEADER_LEN..HEADER_LEN + 2].copy_from_slice(&(count as u16).to_le_bytes());
+    pack.into()
+}
+
+/// At most [`RECORDS`] of them.
+pub(crate) fn results(settled: &[Settled]) -> Bytes {
+    message(Tag::Results, |out| {
+        out.extend_from_slice(&(settled.len() as u16).to_le_bytes());
+        for Settled { entry, outcome, .. } in settled {
+            out.extend_from_slice(&entry.to_le_bytes());
+            match outcome {
+                EntryOutcome::NotDone(why) => {
+                    out.push(1);
+                    put_not_done(out, why);
+                }
+                _ => out.push(0),
+            }
+        }
+    })
+}
+
+pub(crate) fn end(entries: u64, manifest: Digest) -> Bytes {
+    message(Tag::End, |out| {
+        out.extend_from_slice(&entries.to_le_bytes());
+        out.extend_from_slice(&manifest.0);
+    })
+}
+
+pub(crate) fn done(tally: &Tally, manifest: Digest) -> Bytes {
+    message(Tag::Done, |out| {
+        let Tally { stored, stored_bytes, unchanged, directories, not_done } = *tally;
+        for n in [stored, stored_bytes, unchanged, directories, not_done] {
+            out.extend_from_slice(&n.to_le_bytes());
+        }
+        out.extend_from_slice(&manifest.0);
+    })
+}
+
+pub(crate) fn alive() -> Bytes {
+    message(Tag::Alive, |_| {})
+}
+
+fn put_name(out: &mut Vec<u8>, name: &[u8]) {
+    out.push(name.len() as u8);
+    out.extend_from_slice(name);
+}
+
+fn put_time(out: &mut Vec<u8>, time: Timestamp) {
+    out.extend_from_slice(&time.seconds.to_le_bytes());
+    out.extend_from_slice(&time.nanoseconds.to_le_bytes());
+}
+
+fn put_not_done(out: &mut Vec<u8>, why: &NotDone) {
+    let text = cut(&why.message, MAX_REASON);
+    out.extend_from_slice(&why.failure.to_u16().to_le_bytes());
+    out.push(text.len() as u8);
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn put_refusal(out: &mut Vec<u8>, refusal: &Refusal) {
+    let text = cut(&refusal.message, MAX_MESSAGE);
+    out.extend_from_slice(&refusal.code.to_u16().to_le_bytes());
+    out.extend_from_slice(&(text.len() as u16).to_le_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn cut(text: &str, limit: usize) -> &str {
+    let mut end = text.len().min(limit);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+pub(crate) fn decode_open(body: &[u8]) -> Result<Open, Malformed> {
+    let mut r = Reader(body);
+    let flags = r.u8()?;
+    if flags & !FLAG_CHECKSUM != 0 {
+        return Err(Malformed("reserved flags are set in the opening"));
+    }
+    let id = TransferId(u128::from_le_bytes(r.array()?));
+    let source = r.array()?;
+    let (purpose, name) = (r.u8()? as usize, r.u8()? as usize);
+    let meta = r.u32()? as usize;
+    if purpose > MAX_PURPOSE || meta > MAX_META {
+        return Err(Malformed("a field of the opening is too long"));
+    }
+    let purpose = r.text(purpose)?;
+    let name = r.take(name)?.to_vec();
+    let meta = Bytes::copy_from_slice(r.take(meta)?);
+    r.end()?;
+    Ok(Open { id, source, checksum: flags & FLAG_CHECKSUM != 0, purpose, name, meta })
+}
+
+pub(crate) fn decode_ready(body: &[u8]) -> Result<Vec<u8>, Malformed> {
+    let mut r = Reader(body);
+    let name = r.name()?;
+    r.end()?;
+    Ok(name)
+}
+
+pub(crate) fn decode_refusal(body: &[u8]) -> Result<Refusal, Malformed> {
+    let mut r = Reader(body);
+    let code = FailureCode::from_u16(r.u16()?);
+    let len = r.u16()? as usize;
+    let message = r.text(len)?.replace(char::is_control, " ");
+    r.end()?;
+    Ok(Refusal { code, message })
+}
+
+pub(crate) fn decode_page(body: &[u8], checksum: bool) -> Result<Vec<Entry>, Malformed> {
+    let mut r = Reader(body);
+    let count = r.u16()? as usize;
+    if count == 0 || count > PAGE_ENTRIES {
+        return Err(Malformed("a page has 1 to 1,024 entries"));
+    }
+    let entries = (0..count).map(|_| r.entry(checksum)).collect::<Result<Vec<_>, _>>()?;
+    r.end()?;
+    Ok(entries)
+}
+
+pub(crate) fn decode_verdicts(body: &[u8]) -> Result<(u64, Vec<Verdict>), Malformed> {
+    let mut r = Reader(body);
+    let first = r.u64()?;
+    let count = r.u16()? as usize;
+    if count == 0 || count > PAGE_ENTRIES {
+        return Err(Malformed("verdicts are on 1 to 1,024 entries"));
+    }
+    let verdict = |r: &mut Reader<'_>| {
+        Ok(match r.u8()? {
+            0 => Verdict::Noted,
+            1 => Verdict::Unchanged,
+            2 => Verdict::Wanted,
+            3 => Verdict::Refused(r.not_done()?),
+            _ => return Err(Malformed("unknown verdict")),
+        })
+    };
+    let verdicts = (0..count).map(|_| verdict(&mut r)).collect::<Result<Vec<_>, _>>()?;
+    r.end()?;
+    Ok((first, verdicts))
+}
+
+/// The contents are parts of `body`: nothing is copied.
+pub(crate) fn decode_pack(body: &Bytes) -> Result<Vec<Packed>, Malformed> {
+    let mut r = Reader(body);
+    let count = r.records()?;
+    let mut packed = Vec::with_capacity(count.min(body.len() / 12));
+    for _ in 0..count {
+        let entry = r.u64()?;
+        let content = match r.u8()? {
+            0 => {
+                let digest = Digest(r.array()?);
+                let len = r.u32()? as usize;
+                if len as u64 > SMALL {
+                    return Err(Malformed("a packed file is too large"));
+                }
+                Ok((digest, body.slice_ref(r.take(len)?)))
+            }
+            1 => Err(r.not_done()?),
+            _ => return Err(Malformed("unknown kind of record in a pack")),
+        };
+        packed.push(Packed { entry, content });
+    }
+    r.end()?;
+    Ok(packed)
+}
+
+pub(crate) fn decode_results(body: &[u8]) -> Result<Vec<Outcome>, Malformed> {
+    let mut r = Reader(body);
+    let count = r.records()?;
+    let mut outcomes = Vec::with_capacity(count.min(body.len() / 9));
+    for _ in 0..count {
+        let entry = r.u64()?;
+        let result = match r.u8()? {
+            0 => Ok(()),
+            1 => Err(r.not_done()?),
+            _ => return Err(Malformed("unknown result")),
+        };
+        outcomes.push(Outcome { entry, result });
+    }
+    r.end()?;
+    Ok(outcomes)
+}
+
+pub(crate) fn decode_end(body: &[u8]) -> Result<(u64, Digest), Malformed> {
+    let mut r = Reader(body);
+    let out = (r.u64()?, Digest(r.array()?));
+    r.end()?;
+    Ok(out)
+}
+
+pub(crate) fn decode_done(body: &[u8]) -> Result<(Tally, Digest), Malformed> {
+    let mut r = Reader(body);
+    let tally = Tally {
+        stored: r.u64()?,
+        stored_bytes: r.u64()?,
+        unchanged: r.u64()?,
+        directories: r.u64()?,
+        not_done: r.u64()?,
+    };
+    let manifest = Digest(r.array()?);
+    r.end()?;
+    Ok((tally, manifest))
+}
+
+/// A cursor that never reads past its end.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, n: usize) -> Result<&'a [u8], Malformed> {
+        let (head, tail) = self.0.split_at_checked(n).ok_or(Malformed("message too short"))?;
+        self.0 = tail;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        let (head, tail) = self.0.split_first_chunk().ok_or(Malformed("message too short"))?;
+        self.0 = tail;
+        Ok(*head)
+    }
+
+    fn u8(&mut self) -> Result<u8, Malformed> {
+        Ok(self.array::<1>()?[0])
+    }
+
+    fn u16(&mut self) -> Result<u16, Malformed> {
+        Ok(u16::from_le_bytes(self.array()?))
+    }
+
+    fn u32(&mut self) -> Result<u32, Malformed> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    fn u64(&mut self) -> Result<u64, Malformed> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    fn records(&mut self) -> Result<usize, Malformed> {
+        let count = self.u16()? as usize;
+        if count <= RECORDS { Ok(count) } else { Err(Malformed("more than 4,096 records in a message")) }
+    }
+
+    fn text(&mut self, n: usize) -> Result<String, Malformed> {
+        String::from_utf8(self.take(n)?.to_vec()).map_err(|_| Malformed("text is not UTF-8"))
+    }
+
+    fn name(&mut self) -> Result<Vec<u8>, Malformed> {
+        let len = self.u8()? as usize;
+        Ok(self.take(len)?.to_vec())
+    }
+
+    fn time(&mut self) -> Result<Timestamp, Malformed> {
+        let time = Timestamp { seconds: i64::from_le_bytes(self.array()?), nanoseconds: self.u32()? };
+        if time.nanoseconds < 1_000_000_000 {
+            Ok(time)
+        } else {
+            Err(Malformed("a second has 10^9 nanoseconds"))
+        }
+    }
+
+    fn mode(&mut self) -> Result<u16, Malformed> {
+        let mode = self.u16()?;
+        // Set-id and sticky bits do not travel.
+        if mode <= 0o777 { Ok(mode) } else { Err(Malformed("a mode has permission bits only")) }
+    }
+
+    fn entry(&mut self, checksum: bool) -> Result<Entry, Malformed> {
+        Ok(match self.u8()? {
+            1 => {
+                let (name, mode, modified) = (self.name()?, self.mode()?, self.time()?);
+                let size = self.u64()?;
+                // Offsets in files are signed.
+                if size > i64::MAX as u64 {
+                    return Err(Malformed("no file is that large"));
+                }
+                let digest = if checksum { Some(Digest(self.array()?)) } else { None };
+                Entry::File { name, size, mode, modified, digest }
+            }
+            2 => Entry::Directory { name: self.name()? },
+            3 => Entry::End { mode: self.mode()?, modified: self.time()? },
+            4 => {
+                let (name, len) = (self.name()?, self.u16()? as usize);
+                if len > MAX_TARGET {
+                    return Err(Malformed("the target of a link is too long"));
+                }
+                Entry::Link { name, target: self.take(len)?.to_vec() }
+            }
+            5 => Entry::LeftOut { name: self.name()?, why: EntryFailure::from_u16(self.u16()?) },
+            _ => return Err(Malformed("unknown kind of entry")),
+        })
+    }
+
+    fn not_done(&mut self) -> Result<NotDone, Malformed> {
+        let failure = EntryFailure::from_u16(self.u16()?);
+        let len = self.u8()? as usize;
+        if len > MAX_REASON {
+            return Err(Malformed("a reason is too long"));
+        }
+        // It ends up on somebody's terminal.
+        let message = self.text(len)?.replace(char::is_control, " ");
+        Ok(NotDone { failure, message })
+    }
+
+    fn end(&self) -> Result<(), Malformed> {
+        if self.0.is_empty() { Ok(()) } else { Err(Malformed("message too long for its content")) }
+    }
+}
