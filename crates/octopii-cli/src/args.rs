@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use octopii::{NodeId, PeerRole};
+use octopii::{CertificateHash, NodeId, PeerRole};
 
 /// Ship files, run a replicated key-value store, look after a cluster.
 #[derive(Debug, Parser)]
@@ -217,6 +217,21 @@ pub(crate) enum ClusterCommand {
         #[arg(long, value_name = "FILE", default_value = "octopii-operator.pem")]
         operator: PathBuf,
     },
+    /// Revoke a node's certificates for ever, or one certificate: its connections end everywhere at once. Remove the node from the
+    /// membership as well
+    Revoke {
+        /// The node's id
+        #[arg(required_unless_present = "certificate", conflicts_with = "certificate")]
+        id: Option<NodeId>,
+        /// Only the certificate with this hash, such as one that was replaced
+        #[arg(long, value_name = "HASH")]
+        certificate: Option<CertificateHash>,
+        /// Sign with the authority in this file, instead of having the issuing node sign
+        #[arg(long, value_name = "FILE")]
+        authority: Option<PathBuf>,
+    },
+    /// Show what is revoked
+    Revoked,
     /// Have the nodes named by --node replace their keys and certificates, while they run
     Rotate {
         /// The node that issues certificates; none: each node asks itself

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use octopii::{
-    Client, ClusterAuthority, MembershipChange, NodeId, NodeStatus, OctopiiRuntime, PeerRole, RealVfs, Status,
+    Client, ClusterAuthority, MembershipChange, NodeId, NodeStatus, OctopiiRuntime, PeerRole, RealVfs,
+    RevokeRequest, Revoked, Status,
 };
 use serde_json::json;
 
@@ -19,6 +21,15 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Cluster
         ClusterCommand::Status => return status(runtime, *output, args.target).await,
         ClusterCommand::Init { authority, operator } => return init(*output, &authority, &operator),
         ClusterCommand::Rotate { issuer } => return rotate(runtime, *output, args.target, issuer).await,
+        ClusterCommand::Revoke { id, certificate, authority } => {
+            let what = match (certificate, id) {
+                (Some(hash), _) => Revoked::Certificate(hash),
+                (None, Some(id)) => Revoked::Node(id),
+                (None, None) => return Err(Failure::failed("say which node")),
+            };
+            return revoke(runtime, *output, args.target, what, authority.as_deref()).await;
+        }
+        ClusterCommand::Revoked => return revoked(runtime, *output, args.target).await,
         ClusterCommand::Issue { authority, id, role, out } => {
             return issue(*output, &authority, (id, role), &out);
         }
@@ -123,6 +134,44 @@ fn init(output: Output, path: &Path, operator_path: &Path) -> Result<(), Failure
 /// Far above those that people give to nodes, and below those of this user's local commands.
 const OPERATOR: NodeId = 1 << 61;
 
+async fn revoke(
+    runtime: &OctopiiRuntime,
+    output: Output,
+    target: Target,
+    what: Revoked,
+    authority: Option<&Path>,
+) -> Result<(), Failure> {
+    let request = match (authority, what) {
+        (Some(path), _) => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            let revocation = read_authority(path)?.revoke(what, now).map_err(Failure::failed)?;
+            RevokeRequest::Signed(revocation.to_bytes().to_vec())
+        }
+        (None, Revoked::Node(id)) => RevokeRequest::Node(id),
+        (None, Revoked::Certificate(hash)) => RevokeRequest::Certificate(hash.to_string()),
+    };
+    let client = client(runtime, target)?;
+    let outcome = client.revoke(&request).await;
+    client.close().await;
+    outcome?;
+    output.result("ok", &json!({ "ok": true }));
+    Ok(())
+}
+
+async fn revoked(runtime: &OctopiiRuntime, output: Output, target: Target) -> Result<(), Failure> {
+    let client = client(runtime, target)?;
+    let revoked = client.revoked().await;
+    client.close().await;
+    for entry in revoked? {
+        let line = match (&entry.node_id, &entry.certificate) {
+            (Some(id), _) => format!("node {id}"),
+            (None, hash) => format!("certificate {}", hash.as_deref().unwrap_or("?")),
+        };
+        output.result(line, &json!(entry));
+    }
+    Ok(())
+}
+
 async fn rotate(
     runtime: &OctopiiRuntime,
     output: Output,
@@ -153,19 +202,19 @@ fn issue(
     (id, role): (NodeId, PeerRole),
     out: &Path,
 ) -> Result<(), Failure> {
-    let authority =
-        octopii::read_authority(&RealVfs, authority).map_err(Failure::failed)?.ok_or_else(|| {
-            Failure::failed(format!(
-                "{}: no such file; make one with `octopii cluster init`",
-                authority.display()
-            ))
-        })?;
+    let authority = read_authority(authority)?;
     write_secret(out, &authority.issue_as(id, role).map_err(Failure::failed)?.to_pem())?;
     output.result(
         format_args!("identity of {role} {id} in {}, keep it secret", out.display()),
         &json!({ "node": id, "role": role.to_string(), "identity": out }),
     );
     Ok(())
+}
+
+fn read_authority(path: &Path) -> Result<ClusterAuthority, Failure> {
+    octopii::read_authority(&RealVfs, path).map_err(Failure::failed)?.ok_or_else(|| {
+        Failure::failed(format!("{}: no such file; make one with `octopii cluster init`", path.display()))
+    })
 }
 
 fn exists(path: &Path) -> Failure {

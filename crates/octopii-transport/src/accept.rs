@@ -8,6 +8,8 @@ use tokio::time::timeout;
 
 use crate::endpoint::Shared;
 use crate::join::is_joiner;
+use crate::members::{REVOKED, Unwelcome};
+use crate::revocation::{TRUST, receive, tell};
 use crate::socket::canonical;
 use crate::stream::StreamKind;
 use crate::{AcceptorTaken, Connection, PeerRole, RecvStream, SendStream, tls};
@@ -141,8 +143,8 @@ async fn accept_connection(
         Err(_) => return tracing::debug!(%remote, "handshake timed out"),
     };
     drop(handshake);
-    let peer = match tls::peer(&quic) {
-        Ok(peer) if peer.cluster == shared.cluster => peer,
+    let connection = match tls::peer(&quic) {
+        Ok((peer, hash)) if peer.cluster == shared.cluster => Connection::new(quic.clone(), peer, hash),
         Ok(_) | Err(_) => {
             return quic.close(REFUSED.into(), b"the certificate names no node of this cluster");
         }
@@ -150,13 +152,22 @@ async fn accept_connection(
     let Ok(_held) = connections.try_acquire() else {
         return quic.close(TOO_MANY_CONNECTIONS.into(), b"too many connections");
     };
+    match shared.members.enter(&connection) {
+        Ok(()) => {}
+        Err(Unwelcome::Revoked) => {
+            return quic.close(REVOKED.into(), b"revoked by the cluster's authority");
+        }
+        Err(Unwelcome::TooMany) => {
+            return quic.close(TOO_MANY_CONNECTIONS.into(), b"too many connections of this node");
+        }
+    }
     if let Err(e) = timeout(shared.limits.handshake_timeout, welcome(&quic))
         .await
         .unwrap_or(Err(quinn::ConnectionError::TimedOut))
     {
+        shared.members.leave(&connection);
         return tracing::debug!(%remote, "connection lost before it was used: {e}");
     }
-    let connection = Connection::new(quic, peer);
     shared.pool.adopt(remote, &connection);
     serve_streams(shared, connection).await;
 }
@@ -176,12 +187,16 @@ pub(crate) const WELCOME: u8 = 1;
 
 /// Hands every stream of a connection to the acceptor of its kind, until the connection is gone.
 pub(crate) async fn serve_streams(shared: Arc<Shared>, connection: Connection) {
+    if shared.members.is_anyone_revoked() {
+        shared.executor.spawn(tell(Arc::clone(&shared), connection.clone()));
+    }
     while let Ok((send, recv)) = connection.quic().accept_bi().await {
         let (send, recv) = (SendStream::new(send), RecvStream::new(recv));
         let incoming = Incoming { send, recv, connection: connection.clone() };
         // quinn's own limit of open streams bounds how many of these tasks a peer can cause.
         shared.executor.spawn(deliver(Arc::clone(&shared), incoming));
     }
+    shared.members.leave(&connection);
     shared.pool.forget(&connection);
 }
 
@@ -189,6 +204,10 @@ async fn deliver(shared: Arc<Shared>, mut incoming: Incoming) {
     let mut kind = [0];
     let known = match timeout(shared.limits.stream_header_timeout, incoming.recv.read_exact(&mut kind)).await
     {
+        Ok(Ok(())) if kind[0] == TRUST => {
+            let Incoming { send, recv, connection } = incoming;
+            return receive(shared, send, recv, connection).await;
+        }
         Ok(Ok(())) => StreamKind::from_byte(kind[0]),
         Ok(Err(_)) | Err(_) => None,
     };

@@ -7,13 +7,14 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::socket::canonical;
 use crate::stream::lost;
-use crate::{PeerIdentity, RecvStream, SendStream, StreamError, StreamKind};
+use crate::{CertificateHash, PeerIdentity, RecvStream, SendStream, StreamError, StreamKind};
 
 /// A connection to a peer whose certificate has been verified. Cloning gives another handle to the same connection.
 #[derive(Debug, Clone)]
 pub struct Connection {
     inner: quinn::Connection,
     peer: PeerIdentity,
+    certificate: CertificateHash,
 }
 
 /// Figures of a connection at one moment.
@@ -32,8 +33,8 @@ pub struct ConnectionStats {
 }
 
 impl Connection {
-    pub(crate) fn new(inner: quinn::Connection, peer: PeerIdentity) -> Self {
-        Self { inner, peer }
+    pub(crate) fn new(inner: quinn::Connection, peer: PeerIdentity, certificate: CertificateHash) -> Self {
+        Self { inner, peer, certificate }
     }
 
     /// Opens a stream of this kind. The kind is sent at once, so the peer learns of the stream even before anything
@@ -68,6 +69,11 @@ impl Connection {
     /// Who the peer is, from its certificate.
     pub fn peer(&self) -> &PeerIdentity {
         &self.peer
+    }
+
+    /// The hash of the peer's certificate, by which it alone can be revoked.
+    pub fn certificate(&self) -> &CertificateHash {
+        &self.certificate
     }
 
     /// The peer's address now.

@@ -11,11 +11,13 @@ use quinn_proto::HashedConnectionIdGenerator;
 use crate::accept::{Dispatch, accept_connections};
 use crate::credentials::Credentials;
 use crate::join::Door;
+use crate::members::Members;
 use crate::pool::Pool;
+use crate::revocation::{self, RevocationList};
 use crate::socket::{self, Adapted, LOOPBACK_MTU, NETWORK_MTU, canonical};
 use crate::{
     Acceptor, AcceptorTaken, BindError, ClusterId, ConnectError, Connection, EndpointOptions, Executor,
-    Identity, IdentityError, Limits, NodeId, StreamKind, tls,
+    Identity, IdentityError, KeepRevocations, Limits, NodeId, Revocation, RevokeError, StreamKind, tls,
 };
 
 /// A bound UDP port with an identity: accepts peers, dials peers, keeps connections.
@@ -40,6 +42,9 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) connect_timeout: Duration,
     pub(crate) door: Option<Door>,
+    pub(crate) members: Members,
+    pub(crate) keep_revocations: Option<Arc<dyn KeepRevocations>>,
+    pub(crate) keeping: tokio::sync::Mutex<()>,
     credentials: Mutex<Arc<Credentials>>,
     options: EndpointOptions,
     mtu: u16,
@@ -69,6 +74,9 @@ impl Endpoint {
             None => socket::bind(options.bind, mtu, executor)?,
         };
         let (credentials, server) = Credentials::new(identity, &options, mtu)?;
+        let mut revoked = RevocationList::default();
+        let kept = revoked.unknown(&options.revocations).and_then(|kept| revocation::signed(kept, identity));
+        revoked.add(kept.map_err(|_| BindError::Revocations)?);
         let mut config = quinn::EndpointConfig::new(tls::reset_key(identity));
         let cid_key = tls::connection_id_key(identity);
         config
@@ -94,6 +102,9 @@ impl Endpoint {
             cluster: identity.cluster(),
             dispatch: Dispatch::new(options.limits.accept_queue),
             door: options.admission.clone().map(|admission| Door::new(admission, &options.limits)),
+            members: Members::new(revoked, options.limits.connections_per_peer),
+            keep_revocations: options.keep_revocations.clone(),
+            keeping: tokio::sync::Mutex::new(()),
             limits: options.limits.clone(),
             connect_timeout: options.connect_timeout,
             credentials: Mutex::new(Arc::new(credentials)),
@@ -166,6 +177,36 @@ impl Endpoint {
     /// The identity that new connections use.
     pub fn identity(&self) -> Identity {
         self.shared.credentials().identity.clone()
+    }
+
+    /// Puts a revocation in force: what it covers loses its connections here at once, is refused from now on, and every peer is
+    /// told, which does the same. When this returns it is kept (where the endpoint has a keeper). Dropping the future does not
+    /// take it back.
+    pub async fn revoke(&self, revocation: &Revocation) -> Result<(), RevokeError> {
+        let shared = Arc::clone(&self.shared);
+        let entry = revocation.clone();
+        let revoking = async move {
+            let identity = shared.credentials().identity.clone();
+            let signed = revocation::signed(vec![entry], &identity).unwrap_or_default();
+            if signed.is_empty() {
+                return Err(RevokeError::NotSigned);
+            }
+            if !shared.members.has_room() && !shared.members.revoked().contains(&signed[0]) {
+                return Err(RevokeError::Full);
+            }
+            revocation::apply(&shared, signed, None).await
+        };
+        // A task of its own: half a revocation would be none after a restart.
+        match self.shared.executor.spawn(revoking).await {
+            Ok(outcome) => outcome,
+            Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+            Err(_) => Err(RevokeError::EndpointClosed),
+        }
+    }
+
+    /// Every revocation in force here.
+    pub fn revocations(&self) -> Vec<Revocation> {
+        self.shared.members.revoked()
     }
 
     /// Where this endpoint's tasks run.

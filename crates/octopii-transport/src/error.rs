@@ -22,6 +22,9 @@ pub enum BindError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The revocations that were kept are damaged.
+    #[error("the revocations kept for this node are damaged: restore them, or remove them and revoke again")]
+    Revocations,
     /// The identity does not make a valid TLS configuration.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -63,6 +66,26 @@ pub enum IdentityError {
     /// Key and certificate do not fit, or the TLS library refuses them.
     #[error("the identity is unusable: {0}")]
     Unusable(String),
+}
+
+/// Why a revocation is not in force, or not for good.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RevokeError {
+    /// No authority that this endpoint trusts has signed it.
+    #[error("the revocation is not signed by this cluster's authority")]
+    NotSigned,
+    /// There is no room for another one.
+    #[error(
+        "the list of revocations is full: change the cluster's authority instead, which ends all old certificates"
+    )]
+    Full,
+    /// It is in force, but a restart would forget it.
+    #[error("the revocation is in force, but could not be kept: {0}")]
+    NotKept(String),
+    /// The endpoint's runtime is gone.
+    #[error("this endpoint has been closed")]
+    EndpointClosed,
 }
 
 /// Why a join token could not be made or read.

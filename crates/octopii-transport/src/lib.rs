@@ -22,8 +22,10 @@ mod error;
 mod executor;
 mod identity;
 mod join;
+mod members;
 mod options;
 mod pool;
+mod revocation;
 mod socket;
 mod stream;
 mod tls;
@@ -31,7 +33,9 @@ mod tls;
 pub use accept::{Acceptor, Incoming};
 pub use connection::{Connection, ConnectionStats};
 pub use endpoint::Endpoint;
-pub use error::{AcceptorTaken, BindError, ConnectError, IdentityError, JoinError, StreamError, TokenError};
+pub use error::{
+    AcceptorTaken, BindError, ConnectError, IdentityError, JoinError, RevokeError, StreamError, TokenError,
+};
 pub use executor::Executor;
 pub use identity::{
     CertificateHash, Certified, ClusterAuthority, ClusterId, Identity, NodeId, NodeKey, PeerIdentity,
@@ -39,5 +43,6 @@ pub use identity::{
 };
 pub use join::{Admission, Applicant, JoinRefusal, JoinToken, TokenVerifier, join};
 pub use options::{EndpointOptions, Limits};
+pub use revocation::{KeepRevocations, Revocation, Revoked};
 pub use socket::DatagramSocket;
 pub use stream::{RecvStream, SendStream, StreamKind};

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Admission, DatagramSocket};
+use crate::{Admission, DatagramSocket, KeepRevocations};
 
 /// Options of [`Endpoint::bind`](crate::Endpoint::bind).
 #[derive(Debug, Clone)]
@@ -18,6 +18,10 @@ pub struct EndpointOptions {
     /// Decides who gets a certificate for a join token. Default: none, and joiners are refused. For the node that holds the
     /// authority's key.
     pub admission: Option<Arc<dyn Admission>>,
+    /// The revocations that were kept before: what [`KeepRevocations::keep`] was last given. Default: none.
+    pub revocations: Vec<u8>,
+    /// Keeps revocations that the endpoint learns of. Default: nobody, and a restart forgets them until a peer tells again.
+    pub keep_revocations: Option<Arc<dyn KeepRevocations>>,
     /// Bounds on what peers may make this endpoint hold.
     pub limits: Limits,
     /// How long to wait for an answer to a dial. Default 5 s.
@@ -35,6 +39,8 @@ impl Default for EndpointOptions {
             socket: None,
             rng_seed: None,
             admission: None,
+            revocations: Vec::new(),
+            keep_revocations: None,
             limits: Limits::default(),
             connect_timeout: Duration::from_secs(5),
             keep_alive: Duration::from_secs(2),
@@ -60,6 +66,9 @@ pub struct Limits {
     pub joins: usize,
     /// Verified connections at once. Default 4,096.
     pub connections: usize,
+    /// Verified connections at once with the same node id. Default 64: many programs may share one client's identity. What one
+    /// peer can make this endpoint hold is this many times what one connection can.
+    pub connections_per_peer: usize,
     /// Streams a peer may have open on one connection. Default 1,024.
     pub streams_per_connection: u32,
     /// A new stream must tell its kind within this, and be taken by its acceptor within this. Default 5 s.
@@ -83,6 +92,7 @@ impl Default for Limits {
             incoming_buffer_total: 4 << 20,
             joins: 16,
             connections: 4096,
+            connections_per_peer: 64,
             streams_per_connection: 1024,
             stream_header_timeout: Duration::from_secs(5),
             accept_queue: 1024,

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 use crate::accept::{WELCOME, serve_streams};
 use crate::endpoint::Shared;
 use crate::identity::cluster_name;
+use crate::members::{REVOKED, Unwelcome};
 use crate::{ConnectError, Connection, tls};
 
 /// After a failed dial the next one waits this long, doubling up to [`BACKOFF_MAX`], each time shortened by a random
@@ -196,7 +197,23 @@ async fn dial(shared: &Shared, addr: SocketAddr) -> Result<Connection, ConnectEr
         Err(_) => return Err(ConnectError::Unreachable(addr)),
     };
     match tls::peer(&quic) {
-        Ok(peer) if peer.cluster == shared.cluster => Ok(Connection::new(quic, peer)),
+        Ok((peer, hash)) if peer.cluster == shared.cluster => {
+            let connection = Connection::new(quic, peer, hash);
+            let unwelcome = match shared.members.enter(&connection) {
+                Ok(()) => return Ok(connection),
+                Err(unwelcome) => unwelcome,
+            };
+            connection.quic().close(0u32.into(), b"");
+            Err(match unwelcome {
+                Unwelcome::Revoked => {
+                    ConnectError::NotTrusted { addr, reason: "it has been revoked".to_owned() }
+                }
+                Unwelcome::TooMany => ConnectError::Refused {
+                    addr,
+                    reason: "there are too many connections to this node".to_owned(),
+                },
+            })
+        }
         Ok(_) => {
             quic.close(0u32.into(), b"");
             Err(ConnectError::NotTrusted { addr, reason: "it is a node of another cluster".to_owned() })
@@ -225,6 +242,10 @@ fn connect_error(addr: SocketAddr, e: &quinn::ConnectionError) -> ConnectError {
     let code = match e {
         quinn::ConnectionError::TransportError(e) => Some(u64::from(e.code)),
         quinn::ConnectionError::ConnectionClosed(close) => Some(u64::from(close.error_code)),
+        quinn::ConnectionError::ApplicationClosed(close) if close.error_code == REVOKED.into() => {
+            let reason = "this node's certificate has been revoked".to_owned();
+            return ConnectError::NotTrusted { addr, reason };
+        }
         _ => None,
     };
     match (e, code) {

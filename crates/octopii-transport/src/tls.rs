@@ -8,7 +8,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
 
 use crate::identity::peer_identity;
-use crate::{Identity, IdentityError, PeerIdentity};
+use crate::{CertificateHash, Identity, IdentityError, PeerIdentity};
 
 /// The wire version. A peer of another version is turned away by TLS itself.
 const ALPN: &[u8] = b"octopii/1";
@@ -42,12 +42,13 @@ pub(crate) fn client(identity: &Identity) -> Result<Arc<QuicClientConfig>, Ident
 }
 
 /// Who is at the other end, from the certificate that the handshake has verified.
-pub(crate) fn peer(connection: &quinn::Connection) -> Result<PeerIdentity, IdentityError> {
+pub(crate) fn peer(connection: &quinn::Connection) -> Result<(PeerIdentity, CertificateHash), IdentityError> {
     let chain = connection
         .peer_identity()
         .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok())
         .ok_or(IdentityError::NotANode)?;
-    peer_identity(chain.first().ok_or(IdentityError::NotANode)?)
+    let certificate = chain.first().ok_or(IdentityError::NotANode)?;
+    Ok((peer_identity(certificate)?, CertificateHash::of(certificate)))
 }
 
 /// A restarted node must be able to tell its peers that their old connections are gone, so the key behind stateless

@@ -10,6 +10,7 @@ use octopii_transport::{BindError, Endpoint, EndpointOptions, Identity, JoinToke
 
 use crate::OctopiiRuntime;
 use crate::issuing::{CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN, TokenRequest, TokenSummary};
+use crate::revocation::{LIST_REVOKED, REVOKE, RevokeRequest, RevokedSummary};
 use crate::rotation::ROTATE;
 use crate::service::{MEMBER, MembershipChange, NodeStatus, PROPOSE, QUERY, STATUS};
 
@@ -102,6 +103,17 @@ impl Client {
     /// Withdraws a token by its short name; whether there was one.
     pub async fn revoke_token(&self, id: &str) -> Result<bool, Status> {
         self.administer(REVOKE_TOKEN, &id, Repeat::Always).await
+    }
+
+    /// Revokes a node or a certificate: in force and durable at the node that answers when this returns, and everywhere within
+    /// moments. For members and operators.
+    pub async fn revoke(&self, request: &RevokeRequest) -> Result<(), Status> {
+        self.administer(REVOKE, request, Repeat::Always).await
+    }
+
+    /// What is revoked, as the first node that answers knows it.
+    pub async fn revoked(&self) -> Result<Vec<RevokedSummary>, Status> {
+        self.administer(LIST_REVOKED, &(), Repeat::Always).await
     }
 
     /// Has one node replace its key and certificate, asking `issuer` for it (itself, if `None`). Gives the new

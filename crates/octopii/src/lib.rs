@@ -52,6 +52,7 @@ mod issuing;
 mod joining;
 mod node;
 mod peer;
+mod revocation;
 mod rotation;
 mod runtime;
 mod service;
@@ -79,11 +80,12 @@ pub use octopii_transfer::{
 pub use octopii_transport::{
     BindError, CertificateHash, ClusterAuthority, ClusterId, ConnectError, DatagramSocket, Executor,
     Identity, IdentityError, JoinError, JoinRefusal, JoinToken, Limits, NodeId, PeerIdentity, PeerRole,
-    TokenError,
+    Revocation, RevokeError, Revoked, TokenError,
 };
 pub use octopii_vfs::{RealVfs, Vfs};
 pub use octopii_wal::{Durability, Topic, WriteAheadLog};
 pub use peer::Peer;
+pub use revocation::{RevokeRequest, RevokedSummary};
 pub use rotation::RotateError;
 pub use runtime::OctopiiRuntime;
 pub use service::{ECHO, Member, MembershipChange, NodeStatus};

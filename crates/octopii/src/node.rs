@@ -15,7 +15,7 @@ use octopii_rpc::{Client as RpcClient, Message, Messenger, Router, Server, Strea
 use octopii_transfer::{ChunkSource, ReceivePolicy, SendOptions, Transfer, TransferResult};
 use octopii_transport::{
     Admission, BindError, CertificateHash, ConnectError, DatagramSocket, Endpoint, EndpointOptions, Executor,
-    NodeId, PeerRole,
+    NodeId, PeerRole, Revocation, RevokeError,
 };
 use octopii_vfs::{RealVfs, Vfs};
 use octopii_wal::{Committer, OpenError, Options as WalOptions, WriteAheadLog};
@@ -26,6 +26,7 @@ use crate::data_dir::{DataDir, DataDirError, authority_at};
 use crate::inbox::{INBOX, Inbox};
 use crate::issuing::{Issuer, TokenStore};
 use crate::joining::{JoinClusterError, join_into};
+use crate::revocation::{self, Keeper};
 use crate::rotation::{Home, RotateError, Rotation};
 use crate::{Config, IdentitySource, OctopiiRuntime, Peer, issuing, service};
 
@@ -199,7 +200,7 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
     if let IdentitySource::Token(token) = &config.identity {
         join_into(&executor, &vfs, &config.data_dir, token).await?;
     }
-    let Disk { data_dir, wal, issuer } = {
+    let Disk { data_dir, wal, issuer, keeper, revocations } = {
         let (vfs, config, simulated) = (Arc::clone(&vfs), config.clone(), executor.is_simulated());
         executor.blocking(move || open_disk(&vfs, &config, simulated)).await?
     };
@@ -209,6 +210,8 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
         socket,
         rng_seed,
         limits: config.limits.clone(),
+        revocations,
+        keep_revocations: Some(Arc::new(keeper)),
         admission: issuer.clone().map(|issuer| issuer as Arc<dyn Admission>),
         ..EndpointOptions::default()
     };
@@ -256,6 +259,7 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
         }
     };
     service::register(&mut router, &endpoint, consensus.as_ref());
+    revocation::register(&mut router, &endpoint, issuer.as_ref());
     issuing::register(&mut router, &executor, issuer.as_ref());
     let rotation = Rotation::new(endpoint.clone(), rpc.clone(), vfs, home, issuer);
     rotation.register(&mut router);
@@ -286,6 +290,8 @@ struct Disk {
     data_dir: DataDir,
     wal: Option<WriteAheadLog>,
     issuer: Option<Arc<Issuer>>,
+    keeper: Keeper,
+    revocations: Vec<u8>,
 }
 
 fn open_disk(vfs: &Arc<dyn Vfs>, config: &Config, simulated: bool) -> Result<Disk, StartError> {
@@ -302,8 +308,9 @@ fn open_disk(vfs: &Arc<dyn Vfs>, config: &Config, simulated: bool) -> Result<Dis
         Some(path) => Some(issuer(vfs, config, path, &data_dir)?),
         None => None,
     };
+    let (keeper, revocations) = Keeper::open(vfs, data_dir.path.join("revocations"))?;
     if !config.consensus {
-        return Ok(Disk { data_dir, wal: None, issuer });
+        return Ok(Disk { data_dir, wal: None, issuer, keeper, revocations });
     }
     let options = WalOptions {
         vfs: Arc::clone(vfs),
@@ -312,7 +319,7 @@ fn open_disk(vfs: &Arc<dyn Vfs>, config: &Config, simulated: bool) -> Result<Dis
         ..WalOptions::default()
     };
     let wal = WriteAheadLog::open(data_dir.path.join("wal"), options)?;
-    Ok(Disk { data_dir, wal: Some(wal), issuer })
+    Ok(Disk { data_dir, wal: Some(wal), issuer, keeper, revocations })
 }
 
 fn issuer(
@@ -414,6 +421,17 @@ impl OctopiiNode {
     /// stays valid until it is revoked.
     pub async fn rotate_identity(&self, issuer: Option<SocketAddr>) -> Result<CertificateHash, RotateError> {
         self.parts.rotation.rotate(issuer).await
+    }
+
+    /// Puts a revocation that the authority has signed in force: here at once and durably, and from here at every node. It does
+    /// not change the membership of consensus; see [`remove_member`](Self::remove_member).
+    pub async fn revoke(&self, revocation: &Revocation) -> Result<(), RevokeError> {
+        self.parts.endpoint.revoke(revocation).await
+    }
+
+    /// Every revocation in force here.
+    pub fn revocations(&self) -> Vec<Revocation> {
+        self.parts.endpoint.revocations()
     }
 
     /// Reads this node's identity from its file again and uses it for every new connection; whether it has changed.

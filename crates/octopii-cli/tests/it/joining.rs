@@ -109,6 +109,35 @@ fn a_node_joins_with_a_token_once_and_rotates_its_key_while_it_runs() {
 }
 
 #[test]
+fn a_revoked_node_is_cut_off_and_stays_so() {
+    let mut cluster = Cluster::new();
+    let second = free_addresses(1)[0].to_string();
+    cluster.write("token", &cluster.token(&["--id", "7"]));
+    let _node = cluster.home.start(&["node", "--join", "token", "--bind", &second, "--data-dir", "two"]);
+    cluster.write("other", &cluster.token(&["--id", "8", "--role", "client"]));
+    let client = ["node", "--join", "other", "--bind", "127.0.0.1:0", "--data-dir", "c"];
+    failed(&cluster.home.run(&client), 1, "only a member");
+    let put = |cluster: &Cluster, identity: &str| {
+        cluster.home.run(&["kv", "put", "k", "v", "--node", &cluster.first, "--identity", identity])
+    };
+    succeeded(&put(&cluster, "two/identity.pem"));
+    succeeded(&put(&cluster, "c/identity.pem"));
+
+    // Signed by the issuing node, and by whoever has the authority's file.
+    succeeded(&cluster.operator(&["cluster", "revoke", "7"]));
+    failed(&put(&cluster, "two/identity.pem"), 4, "revoked");
+    succeeded(&put(&cluster, "c/identity.pem"));
+    let signed = ["cluster", "revoke", "8", "--authority", "octopii-authority.pem"];
+    succeeded(&cluster.operator(&signed));
+    failed(&put(&cluster, "c/identity.pem"), 4, "revoked");
+    cluster.node.kill();
+    cluster.node = Cluster::start_first(&cluster.home, &cluster.first);
+    failed(&put(&cluster, "c/identity.pem"), 4, "revoked");
+    let shown = succeeded(&cluster.operator(&["cluster", "revoked"]));
+    assert_eq!(shown, "node 7\nnode 8\n");
+}
+
+#[test]
 fn tokens_are_listed_withdrawn_and_bound_to_a_role() {
     let cluster = Cluster::new();
     let (client, withdrawn) =

@@ -4,7 +4,7 @@ use std::fmt;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData, SignatureAlgorithm,
+    KeyUsagePurpose, PublicKeyData, SignatureAlgorithm, SigningKey,
 };
 use rustls::pki_types::CertificateDer;
 
@@ -124,6 +124,11 @@ impl ClusterAuthority {
             }
         }
         Ok(Self { cluster, key, certificate, earlier: found })
+    }
+
+    pub(crate) fn sign(&self, message: &[u8]) -> Result<[u8; 64], IdentityError> {
+        let signature = self.key.sign(message).map_err(signing)?;
+        signature.first_chunk().copied().ok_or_else(|| IdentityError::Signing("no Ed25519 key".to_owned()))
     }
 
     pub(crate) fn roots(&self) -> Vec<CertificateDer<'static>> {

@@ -13,6 +13,7 @@ use rustls::pki_types::CertificateDer;
 use crate::IdentityError;
 
 pub use authority::ClusterAuthority;
+pub(crate) use authority::public_key_of;
 pub use certificate::Identity;
 pub(crate) use key::verify;
 pub use key::{Certified, NodeKey};

@@ -31,7 +31,7 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 }
 
 /// A member that speaks QUIC as it likes.
-fn bare_client(identity: &Identity) -> quinn::Endpoint {
+pub(crate) fn bare_client(identity: &Identity) -> quinn::Endpoint {
     let (node, roots, key) = parts(identity);
     let mut tls = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -47,7 +47,11 @@ fn bare_client(identity: &Identity) -> quinn::Endpoint {
     client
 }
 
-async fn dial(client: &quinn::Endpoint, to: SocketAddr, authority: &ClusterAuthority) -> quinn::Connection {
+pub(crate) async fn dial(
+    client: &quinn::Endpoint,
+    to: SocketAddr,
+    authority: &ClusterAuthority,
+) -> quinn::Connection {
     client.connect(to, &format!("{}.octopii.internal", authority.cluster())).unwrap().await.unwrap()
 }
 

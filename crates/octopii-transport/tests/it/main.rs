@@ -10,6 +10,7 @@ mod hostile;
 mod joining;
 mod limits;
 mod links;
+mod revoking;
 mod streams;
 
 use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Executor};

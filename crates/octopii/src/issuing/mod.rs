@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use octopii_transport::{
     Admission, Applicant, CertificateHash, Certified, ClusterAuthority, IdentityError, JoinRefusal,
-    JoinToken, NodeId, PeerIdentity, PeerRole,
+    JoinToken, NodeId, PeerIdentity, PeerRole, Revocation, Revoked,
 };
 
 pub(crate) use service::{CREATE_TOKEN, LIST_TOKENS, RENEW, REVOKE_TOKEN, Renewal, register};
@@ -86,6 +86,10 @@ impl Issuer {
         public_key: &[u8; 32],
     ) -> Result<Certified, IdentityError> {
         self.authority.certify(peer.node_id, peer.role, public_key)
+    }
+
+    pub(crate) fn revoke(&self, what: Revoked, at: u64) -> Result<Revocation, IdentityError> {
+        self.authority.revoke(what, at)
     }
 
     fn admit_at(&self, applicant: &Applicant, now: SystemTime) -> Result<Certified, JoinRefusal> {

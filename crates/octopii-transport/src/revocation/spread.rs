@@ -1,0 +1,92 @@
+//! Telling it on: to every peer at once when it is new, and to every new peer.
+
+use std::sync::Arc;
+
+use tokio::time::timeout;
+
+use super::{Revocation, RevocationList, signed};
+use crate::endpoint::Shared;
+use crate::{Connection, PeerRole, RecvStream, RevokeError, SendStream};
+
+/// The kind of the streams on which it is told; the layers above never see them.
+pub(crate) const TRUST: u8 = 5;
+
+const MAX_FRAME: usize = RevocationList::MAX * Revocation::LEN;
+
+/// Tells one peer all that is known, if anything is. Nothing depends on it arriving: the peer is told by others too, and at the next
+/// connection.
+pub(crate) async fn tell(shared: Arc<Shared>, connection: Connection) {
+    if !shared.members.is_anyone_revoked() {
+        return;
+    }
+    let bytes = shared.members.revocations();
+    let telling = async {
+        let (send, recv) = connection.quic().open_bi().await.map_err(|e| crate::stream::lost(&e))?;
+        let (mut send, mut recv) = (SendStream::new(send), RecvStream::new(recv));
+        // Whoever has been revoked must not talk on for as long as a transfer takes.
+        send.set_priority(PRIORITY);
+        send.write_all(&[TRUST]).await?;
+        send.write_frame(&bytes).await?;
+        send.finish()?;
+        // The peer ends the stream when it has taken the list.
+        recv.read_frame(0).await
+    };
+    if let Ok(Err(e)) = timeout(shared.limits.handshake_timeout, telling).await {
+        tracing::debug!(peer = connection.peer().node_id, "revocations were not told: {e}");
+    }
+}
+
+const PRIORITY: i32 = 3;
+
+/// Takes what a peer tells. Its word counts for nothing, the authority's signatures count.
+pub(crate) async fn receive(
+    shared: Arc<Shared>,
+    mut send: SendStream,
+    mut recv: RecvStream,
+    from: Connection,
+) {
+    if from.peer().role == PeerRole::Client {
+        return;
+    }
+    let reading = timeout(shared.limits.handshake_timeout, recv.read_frame(MAX_FRAME));
+    let Ok(Ok(Some(bytes))) = reading.await else { return };
+    let identity = shared.credentials().identity.clone();
+    match shared.members.unknown(&bytes).and_then(|unknown| signed(unknown, &identity)) {
+        Ok(unknown) => {
+            // An error means that the peer no longer listens.
+            let _ = send.finish();
+            // What cannot be kept is in force all the same, and the failure has been logged.
+            let _ = apply(&shared, unknown, Some(&from)).await;
+        }
+        Err(e) => tracing::warn!(peer = from.peer().node_id, "revocations were not taken: {e}"),
+    }
+}
+
+/// Puts verified revocations in force: closes what they cover, tells every other peer, keeps them. Durable when it returns.
+pub(crate) async fn apply(
+    shared: &Arc<Shared>,
+    entries: Vec<Revocation>,
+    from: Option<&Connection>,
+) -> Result<(), RevokeError> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    for entry in &entries {
+        tracing::warn!(what = ?entry.what(), "revoked by the cluster's authority");
+    }
+    let Some(others) = shared.members.revoke(entries) else { return Ok(()) };
+    for connection in others {
+        if from.is_none_or(|from| from.quic().stable_id() != connection.quic().stable_id()) {
+            shared.executor.spawn(tell(Arc::clone(shared), connection));
+        }
+    }
+    let Some(keeper) = shared.keep_revocations.clone() else { return Ok(()) };
+    // The list as it is by then: a later call never puts back an older one.
+    let _one_at_a_time = shared.keeping.lock().await;
+    let bytes = shared.members.revocations();
+    let kept = shared.executor.blocking(move || keeper.keep(&bytes)).await;
+    kept.map_err(|e| {
+        tracing::error!("revocations are in force, but would be forgotten by a restart: {e}");
+        RevokeError::NotKept(e.to_string())
+    })
+}
