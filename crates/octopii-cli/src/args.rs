@@ -26,9 +26,9 @@ pub(crate) enum Command {
     Up(Up),
     /// Run one node until Ctrl-C
     Node(Node),
-    /// Send a file to one peer or many
+    /// Send a file or a directory to one peer or many
     Send(Send),
-    /// Receive files until Ctrl-C
+    /// Receive files and directories until Ctrl-C
     Recv(Recv),
     /// Read and write the replicated key-value store
     Kv(Kv),
@@ -114,7 +114,7 @@ pub(crate) struct Node {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Send {
-    /// The file to send
+    /// The file or directory to send
     pub(crate) path: PathBuf,
     /// Addresses of the peers, such as 127.0.0.1:4701
     #[arg(required = true, value_name = "PEER", value_parser = parse_address)]
@@ -122,6 +122,15 @@ pub(crate) struct Send {
     /// Give up after this long, such as 90s
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "1h")]
     pub(crate) timeout: Duration,
+    /// Directories: tell files apart by their SHA-256 instead of by size and time
+    #[arg(long)]
+    pub(crate) checksum: bool,
+    /// Directories: send symbolic links that stay inside, as links
+    #[arg(long)]
+    pub(crate) links: bool,
+    /// Directories: fail at the first entry that cannot be read
+    #[arg(long)]
+    pub(crate) strict: bool,
     #[command(flatten)]
     pub(crate) identity: IdentityArgs,
 }
@@ -137,8 +146,27 @@ pub(crate) struct Recv {
     /// Stop after so many files
     #[arg(long, value_name = "N")]
     pub(crate) count: Option<u64>,
+    /// Directories: what happens if the name is taken
+    #[arg(long, value_enum, default_value_t = Existing::Own)]
+    pub(crate) existing: Existing,
+    /// Directories: make symbolic links that stay inside
+    #[arg(long)]
+    pub(crate) links: bool,
     #[command(flatten)]
     pub(crate) identity: IdentityArgs,
+}
+
+/// What happens to an existing directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Existing {
+    /// Update it if the same source has made it, or make another beside it
+    Own,
+    /// Update it, whoever has made it
+    Update,
+    /// Make another beside it
+    Fresh,
+    /// Refuse
+    Refuse,
 }
 
 #[derive(Debug, ClapArgs)]

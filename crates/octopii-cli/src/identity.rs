@@ -39,7 +39,7 @@ pub(crate) async fn passing_node(
     runtime: &OctopiiRuntime,
     bind: SocketAddr,
     identity: Option<&Path>,
-    policy: Option<octopii::InboxPolicy>,
+    policies: Option<(octopii::InboxPolicy, octopii::TreeInbox)>,
 ) -> Result<(OctopiiNode, tempfile::TempDir), Failure> {
     let dir = tempfile::tempdir()
         .map_err(|e| Failure::failed(format!("cannot make a temporary directory: {e}")))?;
@@ -50,8 +50,8 @@ pub(crate) async fn passing_node(
         ..Config::new(dir.path())
     };
     let mut builder = OctopiiNode::builder(config);
-    if let Some(policy) = policy {
-        builder = builder.receive("inbox", policy);
+    if let Some((files, trees)) = policies {
+        builder = builder.receive("inbox", files).receive_trees("inbox", trees);
     }
     let node = builder.start(runtime).await.map_err(Failure::failed)?;
     Ok((node, dir))

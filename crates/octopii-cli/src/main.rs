@@ -17,6 +17,7 @@ mod output;
 mod progress;
 mod recv;
 mod send;
+mod send_tree;
 mod stop;
 mod token;
 mod up;

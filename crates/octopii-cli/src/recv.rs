@@ -1,10 +1,12 @@
 //! `octopii recv`.
 
-use octopii::{InboxPolicy, Location, OctopiiRuntime, ReceivedChunk};
+use octopii::{
+    ExistingTree, InboxPolicy, Location, OctopiiRuntime, ReceivedChunk, ReceivedTree, TreeInbox, shown_path,
+};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use crate::args::Recv;
+use crate::args::{Existing, Recv};
 use crate::exit::Failure;
 use crate::identity::{passing_node, required};
 use crate::output::{Output, bytes};
@@ -24,11 +26,23 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Recv) -
     let stop = stop_signal(false)?;
     tokio::pin!(stop);
     let (arrived, mut arrivals) = mpsc::channel(1024);
-    let policy = InboxPolicy::new(&args.dir).on_received(move |chunk| {
+    let trees = arrived.clone();
+    let files = InboxPolicy::new(&args.dir).on_received(move |chunk| {
         // Told before the sender is: the channel waits when the printing falls behind.
-        let _ = arrived.blocking_send(chunk);
+        let _ = arrived.blocking_send(Arrival::File(Box::new(chunk)));
     });
-    let (node, _dir) = passing_node(runtime, args.bind, identity, Some(policy)).await?;
+    let trees = TreeInbox::new(&args.dir)
+        .existing(match args.existing {
+            Existing::Own => ExistingTree::UpdateOwn,
+            Existing::Update => ExistingTree::Update,
+            Existing::Fresh => ExistingTree::Fresh,
+            Existing::Refuse => ExistingTree::Refuse,
+        })
+        .links(args.links)
+        .on_received(move |tree| {
+            let _ = trees.blocking_send(Arrival::Tree(Box::new(tree)));
+        });
+    let (node, _dir) = passing_node(runtime, args.bind, identity, Some((files, trees))).await?;
     output.result(
         format_args!("receiving into {} on {}", args.dir.display(), node.local_addr()),
         &json!({ "event": "listening", "addr": node.local_addr() }),
@@ -37,8 +51,8 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Recv) -
     while left > 0 {
         tokio::select! {
             () = &mut stop => break,
-            chunk = arrivals.recv() => match chunk {
-                Some(chunk) => report(*output, &chunk),
+            arrival = arrivals.recv() => match arrival {
+                Some(arrival) => arrival.report(*output),
                 None => break,
             },
         }
@@ -46,10 +60,49 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Recv) -
     }
     node.shutdown().await;
     // What was acknowledged while the node stopped is told too.
-    while let Ok(chunk) = arrivals.try_recv() {
-        report(*output, &chunk);
+    while let Ok(arrival) = arrivals.try_recv() {
+        arrival.report(*output);
     }
     Ok(())
+}
+
+enum Arrival {
+    File(Box<ReceivedChunk>),
+    Tree(Box<ReceivedTree>),
+}
+
+impl Arrival {
+    fn report(&self, output: Output) {
+        match self {
+            Self::File(chunk) => report(output, chunk),
+            Self::Tree(tree) => report_tree(output, tree),
+        }
+    }
+}
+
+fn report_tree(output: Output, tree: &ReceivedTree) {
+    let (path, report) = (shown_path(&tree.path), &tree.report);
+    let from = tree.offer.peer.node_id;
+    output.result(
+        format_args!(
+            "{path}  {} files ({}), {} unchanged, {} not done, from node {from}",
+            report.stored,
+            bytes(report.stored_bytes),
+            report.unchanged,
+            report.not_done,
+        ),
+        &json!({
+            "event": "received_tree",
+            "path": path,
+            "stored": report.stored,
+            "bytes": report.stored_bytes,
+            "unchanged": report.unchanged,
+            "directories": report.directories,
+            "not_done": report.not_done,
+            "manifest_sha256": report.manifest.to_string(),
+            "from": from,
+        }),
+    );
 }
 
 pub(crate) fn report(output: Output, chunk: &ReceivedChunk) {

@@ -8,17 +8,18 @@ use crate::exit::Failure;
 use crate::identity::{passing_node, required};
 use crate::output::{Output, bytes};
 use crate::progress::Bars;
+use crate::send_tree;
 use crate::stop::stop_signal;
 
 pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Send) -> Result<(), Failure> {
     // Found out before anyone is dialled.
     let metadata = std::fs::metadata(&args.path)
         .map_err(|e| Failure::failed(format!("{}: {e}", args.path.display())))?;
+    if metadata.is_dir() {
+        return send_tree::run(runtime, output, args).await;
+    }
     if !metadata.is_file() {
-        return Err(Failure::failed(format!(
-            "{} is not a file: send its files one by one",
-            args.path.display()
-        )));
+        return Err(Failure::failed(format!("{} is neither a file nor a directory", args.path.display())));
     }
     let identity = args.identity.identity.as_deref();
     required(&args.peers, identity)?;

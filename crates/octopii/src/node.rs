@@ -12,7 +12,9 @@ use octopii_raft::{
     QueryError, StateMachine, Status as ConsensusStatus,
 };
 use octopii_rpc::{Client as RpcClient, Message, Messenger, Router, Server, StreamKind};
-use octopii_transfer::{ChunkSource, ReceivePolicy, SendOptions, Transfer, TransferResult};
+use octopii_transfer::{
+    ChunkSource, ReceivePolicy, SendOptions, Transfer, TransferResult, TreeInbox, TreePolicy,
+};
 use octopii_transport::{
     Admission, BindError, CertificateHash, ConnectError, DatagramSocket, Endpoint, EndpointOptions, Executor,
     NodeId, PeerRole, Revocation, RevokeError,
@@ -168,6 +170,15 @@ impl NodeBuilder {
         self
     }
 
+    /// Who decides about directories sent with a purpose. Those sent by [`Peer::send_tree`] have the purpose `inbox` and go to
+    /// the inbox without more ado, each beside what is there already unless the same source has made that.
+    #[must_use]
+    pub fn receive_trees(mut self, purpose: impl Into<String>, policy: impl TreePolicy) -> Self {
+        let purpose = purpose.into();
+        self.policies.push(Box::new(move |transfer| transfer.receive_trees(&purpose, policy)));
+        self
+    }
+
     /// Another file system, such as a simulator's.
     #[must_use]
     pub fn vfs(mut self, vfs: Arc<dyn Vfs>) -> Self {
@@ -220,6 +231,7 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
     let transfer = Transfer::start(&endpoint, Arc::clone(&vfs), config.transfer.clone()).expect(FRESH);
     let inbox = Arc::new(Inbox::new(config.chunk_queue));
     transfer.receive(INBOX, inbox.policy(data_dir.path.join("inbox")));
+    transfer.receive_trees(INBOX, TreeInbox::new(data_dir.path.join("inbox")));
     for install in policies {
         install(&transfer);
     }

@@ -1,11 +1,14 @@
 //! One peer, as the application speaks to it.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
 use octopii_rpc::Status;
-use octopii_transfer::{ChunkSource, Receipt, ReceivedChunk, SendOptions, TransferError};
+use octopii_transfer::{
+    ChunkSource, Receipt, ReceivedChunk, SendOptions, TransferError, TreeOptions, TreeReport,
+};
 use octopii_transport::{ConnectError, NodeId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -68,6 +71,25 @@ impl Peer {
     /// durably under its final name. Gives up when nothing moves for 30 s; dropping the future cancels the transfer.
     pub async fn send_chunk_verified(&self, chunk: &ChunkSource) -> Result<Receipt, TransferError> {
         self.node.parts.transfer.send(self.addr, chunk, SendOptions::new(INBOX)).await
+    }
+
+    /// Sends a directory, with all that is in it, into the peer's inbox. Sent again, only what has changed travels. See
+    /// [`send_tree_with`](Self::send_tree_with) for more.
+    ///
+    /// Everything that the report counts is durable at the peer; what could not be done is named in it and is no error, so look
+    /// at [`TreeReport::is_complete`]. Gives up when nothing moves for 30 s; then, or when the future is dropped, what is
+    /// complete stays, and sending it again continues.
+    pub async fn send_tree(&self, path: impl Into<PathBuf>) -> Result<TreeReport, TransferError> {
+        self.send_tree_with(path, TreeOptions::new(INBOX)).await
+    }
+
+    /// Sends a directory as `options` say: with progress, checksums, symbolic links, to another purpose.
+    pub async fn send_tree_with(
+        &self,
+        path: impl Into<PathBuf>,
+        options: TreeOptions,
+    ) -> Result<TreeReport, TransferError> {
+        self.node.parts.transfer.send_tree(self.addr, path, options).await
     }
 
     /// Waits for the next chunk from this peer: verified, durable in the inbox, and acknowledged. Cancel-safe.

@@ -116,3 +116,46 @@ fn a_send_that_is_stopped_leaves_nothing_behind() {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
 }
+
+#[test]
+fn a_directory_arrives_is_updated_and_says_what_it_left_out() {
+    let home = Home::new();
+    let write = |path: &str, content: &[u8]| {
+        let path = home.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    };
+    write("photos/a/1.jpg", b"one");
+    write("photos/a/large", &vec![3; 3_000_000]);
+    std::fs::create_dir(home.path().join("photos/empty")).unwrap();
+    std::fs::create_dir_all(home.path().join("in")).unwrap();
+    // Made by somebody else: left alone.
+    write("in/photos/mine", b"");
+    let address = free_addresses(1)[0].to_string();
+    let mut receiver = home.start(&["recv", "in", "--bind", &address]);
+    let send = || -> Value {
+        let output = home.run(&["--json", "send", "photos", &address]);
+        serde_json::from_str(&succeeded(&output)).unwrap()
+    };
+    let first = send();
+    let pick =
+        |value: &Value| ["name", "stored", "unchanged", "directories", "not_done"].map(|k| value[k].clone());
+    assert_eq!(Value::from(pick(&first).to_vec()), serde_json::json!(["photos (1)", 2, 0, 3, 0]));
+    let told = receiver.line();
+    assert_eq!((&told["event"], &told["stored"]), (&"received_tree".into(), &2.into()));
+    assert_eq!(told["manifest_sha256"], first["manifest_sha256"]);
+    assert_eq!(std::fs::read(home.path().join("in/photos (1)/a/1.jpg")).unwrap(), b"one");
+    assert!(home.path().join("in/photos (1)/empty").is_dir());
+    write("photos/a/1.jpg", b"two!");
+    let again = send();
+    assert_eq!(Value::from(pick(&again).to_vec()), serde_json::json!(["photos (1)", 1, 1, 3, 0]));
+    assert_eq!(std::fs::read(home.path().join("in/photos (1)/a/1.jpg")).unwrap(), b"two!");
+
+    std::os::unix::fs::symlink("/etc/passwd", home.path().join("photos/\u{1b}[2Jlink")).unwrap();
+    std::os::unix::fs::symlink("a", home.path().join("photos/link")).unwrap();
+    let output = home.run(&["send", "photos", &address]);
+    failed(&output, 1, "2 entries of the directory were not done");
+    let shown = stdout(&output);
+    assert!(shown.contains("not done: link: ") && shown.contains("\\u{1b}[2Jlink"), "{shown}");
+    assert!(!shown.contains('\u{1b}'), "{shown}");
+}

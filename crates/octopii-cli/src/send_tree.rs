@@ -1,0 +1,172 @@
+//! `octopii send` of a directory.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use octopii::{Links, OctopiiRuntime, TransferError, TreeOptions, TreeProgressFn, TreeReport, shown_path};
+use serde_json::{Value, json};
+
+use crate::args::Send;
+use crate::exit::Failure;
+use crate::identity::{passing_node, required};
+use crate::output::{Output, bytes};
+use crate::stop::stop_signal;
+
+/// Entries that were not done are shown up to this many; `--json` has more.
+const SHOWN: usize = 20;
+
+type Result<T> = std::result::Result<T, TransferError>;
+
+pub(crate) async fn run(
+    runtime: &OctopiiRuntime,
+    output: &Output,
+    args: Send,
+) -> std::result::Result<(), Failure> {
+    let identity = args.identity.identity.as_deref();
+    required(&args.peers, identity)?;
+    let path = std::fs::canonicalize(&args.path)
+        .map_err(|e| Failure::failed(format!("{}: {e}", args.path.display())))?;
+    let stop = stop_signal(false)?;
+    let (node, _dir) = passing_node(runtime, octopii::bind_for(&args.peers), identity, None).await?;
+    let bars = Bars::new(*output, &args.peers);
+    let sending = args.peers.iter().zip(&bars.bars).map(|(peer, bar)| {
+        let options = TreeOptions {
+            // Without an identity of its own the command is another node each time, and always on this machine.
+            source: identity.is_none().then(|| format!("this machine's {}", path.display())),
+            checksum: args.checksum,
+            links: if args.links { Links::Inside } else { Links::Skip },
+            strict: args.strict,
+            progress: Some(callback(bar)),
+            timeout: Some(args.timeout),
+            ..TreeOptions::new("inbox")
+        };
+        let (transfer, peer, path) = (node.transfer().clone(), *peer, path.clone());
+        node.executor().spawn(async move { transfer.send_tree(peer, path, options).await })
+    });
+    let sending: Vec<_> = sending.collect();
+    let finished = async {
+        let mut results = Vec::new();
+        for sending in sending {
+            results.push(sending.await.unwrap_or(Err(TransferError::ShuttingDown)));
+        }
+        results
+    };
+    let results = tokio::select! {
+        results = finished => results,
+        () = stop => {
+            bars.finish();
+            node.shutdown().await;
+            return Err(Failure::stopped("stopped; send it again, and only what is missing travels"));
+        }
+    };
+    bars.finish();
+    for (peer, result) in args.peers.iter().zip(&results) {
+        report(*output, *peer, result);
+    }
+    node.shutdown().await;
+    verdict(&results)
+}
+
+fn verdict(results: &[Result<TreeReport>]) -> std::result::Result<(), Failure> {
+    let undone: u64 = results.iter().flatten().map(|report| report.not_done).sum();
+    let errors: Vec<_> = results.iter().filter_map(|result| result.as_ref().err()).collect();
+    match errors.len() {
+        0 if undone == 0 => Ok(()),
+        0 => Err(Failure::failed(format!("{undone} entries of the directory were not done"))),
+        n if n == results.len() && errors.iter().all(|e| matches!(e, TransferError::Connect(_))) => {
+            Err(Failure::unreachable("the directory reached nobody"))
+        }
+        n => Err(Failure::failed(format!("the directory did not reach {n} of {} peers", results.len()))),
+    }
+}
+
+fn report(output: Output, peer: SocketAddr, result: &Result<TreeReport>) {
+    match result {
+        Ok(report) => {
+            for entry in report.undone.iter().take(SHOWN) {
+                output.line(format_args!("{peer}  not done: {entry}"));
+            }
+            if report.not_done > SHOWN as u64 {
+                output.line(format_args!("{peer}  and {} more", report.not_done - SHOWN as u64));
+            }
+            output.result(line(peer, report), &object(peer, report));
+        }
+        Err(error) => {
+            let error = error.to_string();
+            let value = json!({ "peer": peer, "success": false, "error": error });
+            output.result(format_args!("{peer}  failed: {}", Failure::failed(&error)), &value);
+        }
+    }
+}
+
+fn line(peer: SocketAddr, report: &TreeReport) -> String {
+    let name = shown_path(&report.name);
+    let (stored, sent) = (report.stored, bytes(report.stored_bytes));
+    let TreeReport { unchanged, directories, not_done, duration, .. } = report;
+    format!(
+        "{peer}  {name}: {stored} files sent ({sent}), {unchanged} unchanged, {not_done} not done, \
+         {directories} directories, in {duration:.2?}, durable"
+    )
+}
+
+fn object(peer: SocketAddr, report: &TreeReport) -> Value {
+    let undone = report.undone.iter().map(|entry| {
+        json!({
+            "path": shown_path(&entry.path),
+            "reason": entry.why.failure.to_string(),
+            "message": entry.why.message,
+        })
+    });
+    json!({
+        "peer": peer,
+        "success": report.is_complete(),
+        "name": shown_path(&report.name),
+        "stored": report.stored,
+        "bytes": report.stored_bytes,
+        "unchanged": report.unchanged,
+        "directories": report.directories,
+        "not_done": report.not_done,
+        "undone": undone.collect::<Vec<_>>(),
+        "manifest_sha256": report.manifest.to_string(),
+        "seconds": report.duration.as_secs_f64(),
+        "error": null,
+    })
+}
+
+/// One bar per peer; none where nobody watches.
+struct Bars {
+    bars: Vec<ProgressBar>,
+}
+
+impl Bars {
+    fn new(output: Output, peers: &[SocketAddr]) -> Self {
+        let target =
+            if output.interactive() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let all = MultiProgress::with_draw_target(target);
+        let style = ProgressStyle::with_template(
+            "{prefix:>21} [{bar:30}] {bytes:>11}/{total_bytes} {binary_bytes_per_sec:>13} {msg}",
+        )
+        .expect("the template is well formed")
+        .progress_chars("=> ");
+        let bar = |peer: &SocketAddr| {
+            all.add(ProgressBar::new(0).with_style(style.clone()).with_prefix(peer.to_string()))
+        };
+        Self { bars: peers.iter().map(bar).collect() }
+    }
+
+    /// Leaves the bars as they are: whoever did not get everything must not look as if they had.
+    fn finish(&self) {
+        self.bars.iter().for_each(ProgressBar::abandon);
+    }
+}
+
+fn callback(bar: &ProgressBar) -> TreeProgressFn {
+    let bar = bar.clone();
+    Arc::new(move |now| {
+        bar.set_length(now.found_bytes);
+        bar.set_position(now.settled_bytes);
+        let more = if now.complete { "" } else { "+" };
+        bar.set_message(format!("{}/{}{more} files", now.settled, now.found));
+    })
+}
