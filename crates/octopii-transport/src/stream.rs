@@ -16,8 +16,8 @@ pub enum StreamKind {
     Transfer = 3,
     /// Consensus, apart from the application's RPC so that neither starves the other.
     Raft = 4,
-    /// Directories, with many files on one stream.
-    Tree = 5,
+    /// Directories, with many files on one stream. (5 is the transport's own: revocations.)
+    Tree = 6,
 }
 
 impl StreamKind {
@@ -28,8 +28,15 @@ impl StreamKind {
         Self::ALL.into_iter().find(|k| *k as u8 == byte)
     }
 
+    /// Its place in [`ALL`](Self::ALL).
     pub(crate) fn index(self) -> usize {
-        self as usize - 1
+        match self {
+            Self::Message => 0,
+            Self::Rpc => 1,
+            Self::Transfer => 2,
+            Self::Raft => 3,
+            Self::Tree => 4,
+        }
     }
 
     /// Bulk data yields to everything else on the same connection, and Raft goes first. 0 is what a stream has to begin
