@@ -5,10 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
+use crate::source::OpenSource;
 use crate::{ChunkSource, Digest, Receipt, SendOptions, Transfer, TransferError};
+
+mod ledger;
+mod member;
+mod origin;
+mod plan;
 
 /// What came of a transfer to one peer.
 #[derive(Debug, Clone)]
@@ -29,27 +36,125 @@ pub struct TransferResult {
     pub error: Option<TransferError>,
 }
 
+/// How a chunk gets to several peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Topology {
+    /// [`Chain`](Self::Chain) for several peers and a chunk of 8 MiB or more, otherwise [`Direct`](Self::Direct).
+    #[default]
+    Auto,
+    /// From here to each peer: uploads the chunk once per peer.
+    Direct,
+    /// From here to the first, and from peer to peer: uploads the chunk about once, and takes about as long as one transfer.
+    /// Peers hand on what they store in files; what they store in memory they keep to themselves. Nobody needs to trust
+    /// anybody but the sender, which vouches for every block. Whoever dies, lies or crawls is passed by. Peers must reach
+    /// one another under the addresses used here; those that do not are supplied from here.
+    Chain,
+}
+
+/// How to send to many.
+#[derive(Debug, Clone)]
+pub struct Distribution {
+    /// How to send to each; an `id` is used for the first peer only, since ids are unique.
+    pub send: SendOptions,
+    /// Who sends to whom. Default [`Topology::Auto`].
+    pub topology: Topology,
+    /// Return as soon as this many peers have acknowledged, or no longer can. The others go on in the background, as long as
+    /// `send.timeout` allows; in the results they are [`TransferError::Unfinished`]. Default: all of them.
+    pub quorum: Option<usize>,
+}
+
+impl From<SendOptions> for Distribution {
+    fn from(send: SendOptions) -> Self {
+        Self { send, topology: Topology::Auto, quorum: None }
+    }
+}
+
+/// Smaller chunks are not worth the additional round trips of a chain.
+const WORTH_A_CHAIN: u64 = 8 << 20;
+
 impl Transfer {
     /// Sends a chunk to every peer at the same time. One result per peer, in the order of `peers`; one peer's failure
     /// does not touch the others. Dropping the future cancels what is under way.
     ///
-    /// The options hold for each transfer by itself; an `id` in them is used for the first peer only, since ids are
-    /// unique. Each peer costs up to 8 MiB while its transfer runs (nothing for a source in memory).
+    /// Takes [`SendOptions`], or a [`Distribution`] for more choice. Each peer to which this node itself sends costs about
+    /// 8 MiB while its transfer runs (nothing for a source in memory).
     pub async fn send_to_all(
         &self,
         source: &ChunkSource,
         peers: Vec<SocketAddr>,
-        options: SendOptions,
+        how: impl Into<Distribution>,
     ) -> Vec<TransferResult> {
-        let (transfer, source) = (self.clone(), source.clone());
-        let sending = send_each(transfer, source, peers.clone(), options);
-        match self.executor().run(sending).await {
-            Some(results) => results,
-            None => peers
-                .into_iter()
-                .map(|peer| failed(peer, 0, Duration::ZERO, TransferError::ShuttingDown))
-                .collect(),
+        let Distribution { send, topology, quorum } = how.into();
+        let (tx, results) = mpsc::channel(peers.len().max(1));
+        let sending = dispatch(self.clone(), source.clone(), peers.clone(), send, topology, tx);
+        let mut leash = Leash(Some(self.executor().spawn(sending).abort_handle()));
+        let (results, unfinished) = collect(results, peers.len(), quorum).await;
+        if unfinished {
+            leash.0 = None;
         }
+        let missing = |peer| {
+            // Without a quorum, only the runtime's end cuts a result off.
+            let why = if unfinished { TransferError::Unfinished } else { TransferError::ShuttingDown };
+            failed(peer, 0, Duration::ZERO, why)
+        };
+        peers.into_iter().zip(results).map(|(peer, result)| result.unwrap_or_else(|| missing(peer))).collect()
+    }
+}
+
+/// Ends a task when it is dropped, unless it was let go.
+struct Leash(Option<AbortHandle>);
+
+impl Drop for Leash {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}
+
+/// Gathers results until all are there or the quorum is decided. Says whether others are still to come.
+async fn collect(
+    mut results: mpsc::Receiver<(usize, TransferResult)>,
+    peers: usize,
+    quorum: Option<usize>,
+) -> (Vec<Option<TransferResult>>, bool) {
+    let mut all: Vec<Option<TransferResult>> = vec![None; peers];
+    let (mut good, mut ended) = (0, 0);
+    let is_decided =
+        |good, ended: usize| quorum.is_some_and(|quorum| good >= quorum || good + (peers - ended) < quorum);
+    while ended < peers && !is_decided(good, ended) {
+        let Some((i, result)) = results.recv().await else { return (all, false) };
+        good += usize::from(result.success);
+        ended += usize::from(all[i].is_none());
+        all[i] = Some(result);
+    }
+    (all, ended < peers)
+}
+
+async fn dispatch(
+    transfer: Transfer,
+    source: ChunkSource,
+    peers: Vec<SocketAddr>,
+    options: SendOptions,
+    topology: Topology,
+    results: mpsc::Sender<(usize, TransferResult)>,
+) {
+    let chain = match topology {
+        Topology::Direct => false,
+        Topology::Chain => true,
+        Topology::Auto => {
+            let vfs = Arc::clone(transfer.vfs());
+            let measured = source.clone();
+            let size = transfer.executor().blocking(move || OpenSource::open(&measured, &vfs));
+            // A source that cannot be opened is reported by whoever tries next.
+            peers.len() > 1 && size.await.is_ok_and(|source| source.size() >= WORTH_A_CHAIN)
+        }
+    };
+    if chain {
+        origin::distribute(transfer.shared(), source, peers, options, results).await;
+    } else {
+        send_each(transfer, source, peers, options, results).await;
     }
 }
 
@@ -58,11 +163,13 @@ async fn send_each(
     source: ChunkSource,
     peers: Vec<SocketAddr>,
     mut options: SendOptions,
-) -> Vec<TransferResult> {
+    results: mpsc::Sender<(usize, TransferResult)>,
+) {
     // Tasks of the set end with it.
     let mut tasks = JoinSet::new();
     for (at, &peer) in peers.iter().enumerate() {
         let (transfer, source, mut own) = (transfer.clone(), source.clone(), options.clone());
+        let results = results.clone();
         options.id = None;
         tasks.spawn(async move {
             let started = Instant::now();
@@ -79,18 +186,11 @@ async fn send_each(
                 Ok(receipt) => succeeded(peer, &receipt),
                 Err(error) => failed(peer, verified.load(Ordering::Relaxed), started.elapsed(), error),
             };
-            (at, result)
+            // An error means that nobody wants to know.
+            let _ = results.send((at, result)).await;
         });
     }
-    let mut results: Vec<Option<TransferResult>> = vec![None; peers.len()];
-    while let Some(ended) = tasks.join_next().await {
-        if let Ok((at, result)) = ended {
-            results[at] = Some(result);
-        }
-    }
-    // A missing result means that its task was cut off by the runtime's end.
-    let missing = |peer| failed(peer, 0, Duration::ZERO, TransferError::ShuttingDown);
-    peers.into_iter().zip(results).map(|(peer, result)| result.unwrap_or_else(|| missing(peer))).collect()
+    while tasks.join_next().await.is_some() {}
 }
 
 fn succeeded(peer: SocketAddr, receipt: &Receipt) -> TransferResult {

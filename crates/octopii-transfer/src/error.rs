@@ -118,6 +118,9 @@ pub enum TransferError {
     /// The sender gave the transfer up.
     #[error("the sender cancelled the transfer")]
     Cancelled,
+    /// Enough others have the chunk: this peer's transfer goes on in the background.
+    #[error("the quorum was decided before this peer had everything: it goes on in the background")]
+    Unfinished,
     /// This node is going away.
     #[error("this node is shutting down")]
     ShuttingDown,

@@ -82,6 +82,12 @@ impl Inlet {
         Ok(parts)
     }
 
+    /// Reads and forgets everything up to the end of the stream, whatever ends it.
+    pub(crate) async fn end(&mut self) {
+        self.ahead.clear();
+        while let Ok(Some(_)) = self.recv.read_chunk(usize::MAX).await {}
+    }
+
     /// Tells the peer to send no more.
     pub(crate) fn stop(&mut self, code: u32) {
         self.recv.stop(code);

@@ -15,34 +15,36 @@ use tokio::time::timeout;
 use crate::activity::Activity;
 use crate::link::Inlet;
 use crate::registry::Registration;
+use crate::relay::gather::{Gather, Terms, read_orders};
+use crate::relay::shelf::Shelved;
 use crate::service::{AbortOnDrop, Shared};
-use crate::sink::{Checker, IncomingBlock, Sink};
+use crate::sink::{IncomingBlock, Sink};
+use crate::store::store_blocks;
+use crate::wire::relay::{Need, RelayKey};
 use crate::wire::{self, Acknowledgement, OfferBody, Tag};
 use crate::{
-    Destination, Digest, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refusal, TransferError, TransferId,
+    Destination, Digest, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refusal, TransferError,
+    TransferId, relay,
 };
 
 /// Blocks between network and disk.
 const QUEUE: usize = 4;
 
-/// Blocks that are checked, or written, in one step on a blocking thread: a hand-over between threads is paid for by several
-/// blocks. With the queue and the one that is arriving, a transfer holds up to 13 blocks.
-const STEP: usize = 4;
-
 /// How often the sender hears how far its chunk has got.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 
-/// Written bytes after which they are pushed to the disk in the background, so that the final sync finds little to do.
-const EARLY_SYNC: u64 = 32 << 20;
-
 /// A block may take this many idle times: one byte now and then is no transfer.
-const BLOCK_PATIENCE: u32 = 10;
+pub(crate) const BLOCK_PATIENCE: u32 = 10;
+
+/// How long a chunk that arrived is kept at hand for other receivers, at the most.
+const RETAIN: Duration = Duration::from_secs(600);
 
 const ENDED_EARLY: TransferError = TransferError::Protocol("storing ended before the chunk");
 
 enum Opening {
     Offer(OfferBody),
     Query(TransferId),
+    Fetch(RelayKey, u64),
 }
 
 /// An offer that was taken.
@@ -52,6 +54,8 @@ struct Accepted {
     registration: Registration,
     sink: Sink,
     slot: OwnedSemaphorePermit,
+    /// If the sender lets other receivers have the content from here.
+    shelved: Option<Arc<Shelved>>,
 }
 
 /// Serves a stream that a peer opened: a transfer or a question about one.
@@ -62,8 +66,14 @@ pub(crate) async fn serve(shared: Arc<Shared>, incoming: Incoming) {
     let opening = timeout(limit, read_opening(&mut recv)).await;
     let answer = match opening.unwrap_or(Err(TransferError::Stalled { idle: limit })) {
         Ok(Opening::Query(id)) => wire::status(&shared.registry.status(connection.peer().node_id, id)),
-        Ok(Opening::Offer(body)) => match accept(&shared, offer(body.clone(), &connection)).await {
-            Ok(accepted) => return receive(&shared, accepted, body.block_size, send, recv).await,
+        Ok(Opening::Fetch(key, offset)) => {
+            if let Err(e) = relay::serve::serve(&shared, &mut send, key, offset).await {
+                tracing::debug!(peer = %connection.remote_addr(), "handing on a chunk ended early: {e}");
+            }
+            return;
+        }
+        Ok(Opening::Offer(body)) => match accept(&shared, offer(body.clone(), &connection), &body).await {
+            Ok(accepted) => return receive(&shared, accepted, body, send, recv).await,
             Err(refusal) => wire::refuse(&refusal),
         },
         Err(e) => wire::refuse(&e.to_peer()),
@@ -84,6 +94,10 @@ async fn read_opening(recv: &mut Inlet) -> Result<Opening, TransferError> {
     let header = recv.header().await?;
     match header.tag {
         Tag::Offer => Ok(Opening::Offer(wire::decode_offer(&recv.body(header).await?)?)),
+        Tag::Fetch => {
+            let (key, offset) = wire::relay::decode_fetch(&recv.body(header).await?)?;
+            Ok(Opening::Fetch(key, offset))
+        }
         Tag::Query => Ok(Opening::Query(wire::decode_query(&recv.body(header).await?)?)),
         _ => Err(TransferError::Protocol("a transfer begins with an offer")),
     }
@@ -106,7 +120,7 @@ fn offer(body: OfferBody, connection: &Connection) -> Offer {
     }
 }
 
-async fn accept(shared: &Arc<Shared>, offer: Offer) -> Result<Accepted, Refusal> {
+async fn accept(shared: &Arc<Shared>, offer: Offer, body: &OfferBody) -> Result<Accepted, Refusal> {
     let Some(policy) = shared.policy(&offer.purpose) else {
         return Err(Refusal::new(FailureCode::UnknownPurpose, "nothing here takes chunks of this purpose"));
     };
@@ -135,7 +149,14 @@ async fn accept(shared: &Arc<Shared>, offer: Offer) -> Result<Accepted, Refusal>
         opened.map(|sink| (Arc::new(offer), policy, sink))
     });
     match opened.await {
-        Ok((offer, policy, sink)) => Ok(Accepted { offer, policy, registration, sink, slot }),
+        Ok((offer, policy, sink)) => {
+            let shelve = |key| {
+                let (file, _) = sink.store.file()?;
+                shared.shelf.put(key, file, body.block_size, sink.store.written())
+            };
+            let shelved = body.relay.and_then(shelve).map(Arc::new);
+            Ok(Accepted { offer, policy, registration, sink, slot, shelved })
+        }
         Err(refusal) => {
             registration.end(Err(refusal.clone()));
             Err(refusal)
@@ -147,23 +168,39 @@ async fn accept(shared: &Arc<Shared>, offer: Offer) -> Result<Accepted, Refusal>
 async fn receive(
     shared: &Arc<Shared>,
     accepted: Accepted,
-    block_size: u32,
+    body: OfferBody,
     send: SendStream,
     mut recv: Inlet,
 ) {
-    let Accepted { offer, policy, registration, sink, slot } = accepted;
+    let Accepted { offer, policy, registration, sink, slot, shelved } = accepted;
     let (last, rx) = oneshot::channel();
-    let mut responding =
-        AbortOnDrop(shared.executor.spawn(respond(send, Arc::clone(registration.verified()), rx)));
-    let stored = receive_blocks(shared, sink, &mut recv, &offer, block_size, registration.verified()).await;
+    let (needs, needed) = mpsc::channel(1);
+    let answers = Answers { verified: Arc::clone(registration.verified()), needed, last: rx };
+    let responding = respond(send, wire::accept(0, shelved.is_some()), answers);
+    let mut responding = AbortOnDrop(shared.executor.spawn(responding));
+    let stored = {
+        let run = Receiving {
+            shared,
+            body: &body,
+            verified: registration.verified(),
+            activity: Arc::default(),
+            shelved: shelved.as_ref(),
+        };
+        match body.relay {
+            None => run.take_from_sender(sink, &mut recv).await,
+            Some(key) => run.take_from_anyone(sink, &mut recv, key, needs).await,
+        }
+    };
     let verdict = match stored {
         Ok((sink, digest)) => publish(shared, sink, digest, Arc::clone(&offer), Arc::clone(&policy)).await,
         Err(error) => Err(error),
     };
     // Free before anyone hears of the end, so that whoever does can send the next chunk at once.
     drop(slot);
+    let mut succeeded = false;
     let message = match verdict {
         Ok(ack) => {
+            succeeded = true;
             registration.end(Ok(ack));
             wire::ack(&ack)
         }
@@ -176,52 +213,140 @@ async fn receive(
             wire::fail(&refusal)
         }
     };
+    let complete = shelved.filter(|_| succeeded);
+    complete.iter().for_each(|shelved| shelved.complete());
     // An error means that the responder's stream is gone; the sender will ask for the status.
     let _ = last.send(message);
     let _ = timeout(shared.options.idle_timeout, &mut responding.0).await;
+    if complete.is_some() {
+        // Others may fetch it until the sender has no more use for that, which it tells by ending its stream. The wait
+        // for that takes part in the limit on streams, and none longer than this.
+        let _ = timeout(RETAIN, recv.end()).await;
+    }
 }
 
-/// Everything from the first block to the last. Gives back the filled sink and the digest that the sender claims.
-async fn receive_blocks(
-    shared: &Arc<Shared>,
-    sink: Sink,
-    recv: &mut Inlet,
-    offer: &Offer,
-    block_size: u32,
-    verified: &Arc<AtomicU64>,
-) -> Result<(Sink, Digest), TransferError> {
-    let activity = Arc::new(Activity::default());
-    let (blocks, rx) = mpsc::channel(QUEUE);
-    let storing = store_blocks(Arc::clone(shared), sink, rx, Arc::clone(verified), Arc::clone(&activity));
-    let mut storing = AbortOnDrop(shared.executor.spawn(storing));
-    let idle = shared.options.idle_timeout;
-    let read = tokio::select! {
-        biased;
-        read = read_blocks(recv, blocks, offer.size, block_size, &activity, idle) => read,
-        // While blocks may still come, storing ends for one reason only: it failed. The sender must hear of it now, not
-        // with its next block.
-        stored = &mut storing.0 => {
-            return Err(stored.map_err(|_| TransferError::ShuttingDown).flatten().err().unwrap_or(ENDED_EARLY));
+/// The blocks of one chunk on their way from the network to their destination.
+struct Receiving<'a> {
+    shared: &'a Arc<Shared>,
+    body: &'a OfferBody,
+    verified: &'a Arc<AtomicU64>,
+    activity: Arc<Activity>,
+    shelved: Option<&'a Arc<Shelved>>,
+}
+
+impl Receiving<'_> {
+    /// Everything from the first block to the last, from the sender itself. Gives back the filled sink and the digest that
+    /// the sender claims.
+    async fn take_from_sender(&self, sink: Sink, recv: &mut Inlet) -> Result<(Sink, Digest), TransferError> {
+        let idle = self.shared.options.idle_timeout;
+        let (size, block_size) = (self.body.size, self.body.block_size);
+        match self
+            .pass(sink, |blocks| read_blocks(recv, blocks, size, block_size, &self.activity, idle))
+            .await?
+        {
+            Passed::Whole(sink, digest) => Ok((sink, digest)),
+            Passed::Mismatch(sink, error) => {
+                self.shared.executor.blocking(move || drop(sink)).await;
+                Err(error)
+            }
         }
-        () = activity.stalled(idle) => Err(TransferError::Stalled { idle }),
-    };
-    let read = read.map_err(|e| match e {
-        // The sender's stream was dropped, or reset on purpose, before it was done.
+    }
+
+    /// The same, from whoever the sender names. A block that is not what the sender vouches for is asked for again.
+    async fn take_from_anyone(
+        &self,
+        mut sink: Sink,
+        recv: &mut Inlet,
+        key: RelayKey,
+        needs: mpsc::Sender<Need>,
+    ) -> Result<(Sink, Digest), TransferError> {
+        let idle = self.shared.options.idle_timeout;
+        let terms = Terms {
+            key,
+            block_size: self.body.block_size,
+            announced: self.body.size,
+            have: sink.store.written(),
+        };
+        let (tx, orders) = mpsc::channel(QUEUE);
+        let mut gather = Gather::new(self.shared, &self.activity, self.verified, &terms, orders, needs);
+        let obeying = read_orders(recv, tx, terms.block_size, &self.activity, idle);
+        let gathering = async {
+            loop {
+                match self.pass(sink, |blocks| gather.run(blocks)).await? {
+                    Passed::Whole(sink, digest) => return Ok((sink, digest)),
+                    Passed::Mismatch(good, error) => {
+                        tracing::debug!("{error}; asking for them again");
+                        sink = good;
+                        gather.rewind(sink.store.written()).await?;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            gathered = gathering => gathered,
+            error = obeying => Err(abandoned(error)),
+        }
+    }
+
+    /// Hands what `reading` reads to the sink until all is read, or one block is not what it should be.
+    async fn pass<F>(
+        &self,
+        sink: Sink,
+        reading: impl FnOnce(mpsc::Sender<IncomingBlock>) -> F,
+    ) -> Result<Passed, TransferError>
+    where
+        F: Future<Output = Result<Option<Digest>, TransferError>>,
+    {
+        let (blocks, rx) = mpsc::channel(QUEUE);
+        let storing = store_blocks(
+            Arc::clone(self.shared),
+            sink,
+            rx,
+            Arc::clone(self.verified),
+            Arc::clone(&self.activity),
+            self.shelved.cloned(),
+        );
+        let mut storing = AbortOnDrop(self.shared.executor.spawn(storing));
+        let idle = self.shared.options.idle_timeout;
+        let read = tokio::select! {
+            biased;
+            read = reading(blocks) => read,
+            // While blocks may still come, storing ends for one reason only: it failed. The sender must hear of it now,
+            // not with its next block.
+            stored = &mut storing.0 => {
+                let (sink, mismatch) = stored.map_err(|_| TransferError::ShuttingDown)??;
+                return Ok(Passed::Mismatch(sink, mismatch.unwrap_or(ENDED_EARLY)));
+            }
+            () = self.activity.stalled(idle) => Err(TransferError::Stalled { idle }),
+        };
+        // Whatever ended the reading, `blocks` is dropped by now and the storing task ends after at most a queue's worth.
+        let stored = timeout(idle, &mut storing.0).await.map_err(|_| TransferError::Stalled { idle })?;
+        let (sink, mismatch) = stored.map_err(|_| TransferError::ShuttingDown)??;
+        match (read, mismatch) {
+            (_, Some(error)) => Ok(Passed::Mismatch(sink, error)),
+            (Ok(Some(digest)), None) => Ok(Passed::Whole(sink, digest)),
+            (Ok(None), None) => Ok(Passed::Mismatch(sink, ENDED_EARLY)),
+            (Err(error), None) => {
+                self.shared.executor.blocking(move || drop(sink)).await;
+                Err(abandoned(error))
+            }
+        }
+    }
+}
+
+/// What came of handing blocks to a sink.
+enum Passed {
+    Whole(Sink, Digest),
+    /// Up to here all is well; the next block was not what it should be.
+    Mismatch(Sink, TransferError),
+}
+
+/// The sender's stream was dropped, or reset on purpose, before it was done.
+fn abandoned(error: TransferError) -> TransferError {
+    match error {
         TransferError::Lost(StreamError::Reset(_)) => TransferError::Cancelled,
         other => other,
-    });
-    // Whatever ended the reading, `blocks` is dropped by now and the storing task ends after at most a queue's worth.
-    let stored = timeout(idle, &mut storing.0).await.map_err(|_| TransferError::Stalled { idle })?;
-    let stored = stored.map_err(|_| TransferError::ShuttingDown)?;
-    match (read, stored) {
-        (Ok(Some(digest)), Ok(sink)) => Ok((sink, digest)),
-        (Ok(_), Err(error)) => Err(error),
-        (Ok(None), Ok(_)) => Err(ENDED_EARLY),
-        (Err(_), Err(error)) => Err(error),
-        (Err(error), Ok(sink)) => {
-            shared.executor.blocking(move || drop(sink)).await;
-            Err(error)
-        }
     }
 }
 
@@ -278,94 +403,6 @@ async fn read_blocks(
     }
 }
 
-/// Checks and stores blocks until there are no more; the next ones are checked while the ones before are written. On an
-/// error the sink is dropped, on a blocking thread: its file is gone when this returns.
-async fn store_blocks(
-    shared: Arc<Shared>,
-    sink: Sink,
-    mut blocks: mpsc::Receiver<IncomingBlock>,
-    verified: Arc<AtomicU64>,
-    activity: Arc<Activity>,
-) -> Result<Sink, TransferError> {
-    let executor = &shared.executor;
-    let Sink { mut checker, mut store } = sink;
-    let mut checked: Vec<IncomingBlock> = Vec::new();
-    let mut written = 0;
-    let mut synced = 0;
-    let mut syncing: Option<AbortOnDrop<Result<(), TransferError>>> = None;
-    loop {
-        let mut arrived = Vec::new();
-        let open = match checked.is_empty() {
-            true => blocks.recv_many(&mut arrived, STEP).await > 0,
-            // What was checked is not kept waiting for more.
-            false => {
-                arrived.extend(std::iter::from_fn(|| blocks.try_recv().ok()).take(STEP));
-                true
-            }
-        };
-        let writing = {
-            let blocks = std::mem::take(&mut checked);
-            async move {
-                if blocks.is_empty() {
-                    return Ok(store);
-                }
-                executor.blocking(move || store.write(blocks).map(|()| store)).await
-            }
-        };
-        let checking = async move {
-            if arrived.is_empty() {
-                return Ok((checker, arrived));
-            }
-            executor.blocking(move || checker.check(&arrived).map(|()| (checker, arrived))).await
-        };
-        let (stored, newly) = tokio::join!(writing, checking);
-        let failed;
-        (store, failed) = match (stored, newly) {
-            (Ok(store), Ok(newly)) => {
-                (checker, checked) = newly;
-                (store, None)
-            }
-            (Ok(store), Err(error)) => {
-                checker = Checker::default();
-                (store, Some(error))
-            }
-            (Err(error), _) => return Err(error),
-        };
-        if let Some(error) = failed {
-            executor.blocking(move || drop(store)).await;
-            return Err(error);
-        }
-        if store.written() != written {
-            written = store.written();
-            verified.store(written, Ordering::Relaxed);
-            activity.tick();
-        }
-        if open && written - synced < EARLY_SYNC {
-            continue;
-        }
-        // At most one early sync runs at a time. One that failed dooms the file: what it left unwritten, a later sync
-        // would no longer report.
-        if let Some(mut earlier) = syncing.take() {
-            let result = (&mut earlier.0).await.map_err(|_| TransferError::ShuttingDown).flatten();
-            if let Err(error) = result {
-                executor.blocking(move || drop(store)).await;
-                return Err(error);
-            }
-        }
-        if !open {
-            return Ok(Sink { checker, store });
-        }
-        synced = written;
-        if let Some((file, path)) = store.file() {
-            let on = executor.clone();
-            syncing = Some(AbortOnDrop(executor.spawn(async move {
-                on.blocking(move || file.sync_data().map_err(|e| TransferError::store("syncing", path, e)))
-                    .await
-            })));
-        }
-    }
-}
-
 /// Verifies the whole, publishes it and lets the policy know, in this order.
 async fn publish(
     shared: &Arc<Shared>,
@@ -383,13 +420,18 @@ async fn publish(
     publishing.await
 }
 
-/// The way back: the acceptance, signs of life, and the last word. If there is no last word the stream is reset.
-async fn respond(
-    mut send: SendStream,
+/// What goes back to the sender.
+struct Answers {
     verified: Arc<AtomicU64>,
-    mut last: oneshot::Receiver<Vec<u8>>,
-) -> Result<(), StreamError> {
-    send.write_all(&wire::accept(0)).await?;
+    needed: mpsc::Receiver<Need>,
+    last: oneshot::Receiver<Vec<u8>>,
+}
+
+/// The way back: the acceptance, signs of life, what is needed, and the last word. If there is no last word the stream is
+/// reset.
+async fn respond(mut send: SendStream, acceptance: Vec<u8>, answers: Answers) -> Result<(), StreamError> {
+    let Answers { verified, mut needed, mut last } = answers;
+    send.write_all(&acceptance).await?;
     loop {
         tokio::select! {
             biased;
@@ -399,6 +441,7 @@ async fn respond(
                 // Until the last word has arrived, this transfer is not over: see `Transfer::drain`.
                 return send.stopped().await.map(|_| ());
             }
+            Some(need) = needed.recv() => send.write_all(&wire::relay::need(&need)).await?,
             () = tokio::time::sleep(PROGRESS_PERIOD) => {
                 send.write_all(&wire::progress(verified.load(Ordering::Relaxed))).await?;
             }
@@ -406,7 +449,7 @@ async fn respond(
     }
 }
 
-fn size_mismatch(announced: Option<u64>, received: u64) -> TransferError {
+pub(crate) fn size_mismatch(announced: Option<u64>, received: u64) -> TransferError {
     let announced = announced.unwrap_or_default();
     let message = format!("{announced} bytes were announced, but {received} arrived");
     TransferError::Unacceptable(Refusal::new(FailureCode::SizeMismatch, message))

@@ -65,7 +65,7 @@ impl SendOptions {
         }
     }
 
-    fn check(&self) -> Result<(), TransferError> {
+    pub(crate) fn check(&self) -> Result<(), TransferError> {
         if self.purpose.is_empty() || self.purpose.len() > wire::MAX_PURPOSE {
             return Err(TransferError::InvalidOptions("the purpose must be 1 to 64 bytes long"));
         }
@@ -199,7 +199,16 @@ impl Sending {
         let talk = async {
             let opening = [&[wire::VERSION][..], &wire::offer(&self.offer())].concat();
             let sent = send.write_all(&opening).await;
-            self.read_acceptance(&mut recv, sent).await?;
+            match read_acceptance(&mut recv, self.addr).await {
+                Ok((0, _)) => self.flight.activity.tick(),
+                Ok(_) => {
+                    return Err(TransferError::Protocol("the receiver wants to resume what was never begun"));
+                }
+                Err(TransferError::Lost(lost)) => {
+                    return Err(TransferError::Lost(sent.err().unwrap_or(lost)));
+                }
+                Err(error) => return Err(error),
+            }
             let verdict = self.read_verdict(&mut recv);
             tokio::pin!(verdict);
             let pumped = tokio::select! {
@@ -232,31 +241,7 @@ impl Sending {
             purpose: self.options.purpose.clone(),
             name: self.options.name.clone(),
             meta: self.options.meta.clone(),
-        }
-    }
-
-    async fn read_acceptance(
-        &self,
-        recv: &mut Inlet,
-        sent: Result<(), StreamError>,
-    ) -> Result<(), TransferError> {
-        let header = match recv.header().await {
-            Ok(header) => header,
-            // The transport turns away streams of a kind that nobody accepts.
-            Err(TransferError::Lost(StreamError::Reset(1))) => {
-                let refusal = Refusal::new(FailureCode::UnknownPurpose, "no transfers are received there");
-                return Err(TransferError::Refused { peer: self.addr, refusal });
-            }
-            Err(error) => return Err(sent.map_err(TransferError::Lost).err().unwrap_or(error)),
-        };
-        self.flight.activity.tick();
-        let body = recv.body(header).await?;
-        match header.tag {
-            Tag::Accept if wire::decode_accept(&body)? == 0 => Ok(()),
-            Tag::Accept => Err(TransferError::Protocol("the receiver wants to resume what was never begun")),
-            Tag::Refuse => Err(TransferError::from_peer(self.addr, wire::decode_refusal(&body)?, false)),
-            Tag::Fail => Err(TransferError::from_peer(self.addr, wire::decode_refusal(&body)?, true)),
-            _ => Err(TransferError::Protocol("an offer is accepted or refused, nothing else")),
+            relay: None,
         }
     }
 
@@ -342,6 +327,28 @@ impl Sending {
         if let Some(progress) = &self.options.progress {
             progress(Progress { peer: self.addr, sent, verified, total: Some(self.size) });
         }
+    }
+}
+
+/// Reads the answer to an offer: how many bytes the receiver has already, and whether others may fetch from it.
+pub(crate) async fn read_acceptance(
+    recv: &mut Inlet,
+    peer: SocketAddr,
+) -> Result<(u64, bool), TransferError> {
+    let header = match recv.header().await {
+        // The transport turns away streams of a kind that nobody accepts.
+        Err(TransferError::Lost(StreamError::Reset(1))) => {
+            let refusal = Refusal::new(FailureCode::UnknownPurpose, "no transfers are received there");
+            return Err(TransferError::Refused { peer, refusal });
+        }
+        other => other?,
+    };
+    let body = recv.body(header).await?;
+    match header.tag {
+        Tag::Accept => Ok(wire::decode_accept(&body)?),
+        Tag::Refuse => Err(TransferError::from_peer(peer, wire::decode_refusal(&body)?, false)),
+        Tag::Fail => Err(TransferError::from_peer(peer, wire::decode_refusal(&body)?, true)),
+        _ => Err(TransferError::Protocol("an offer is accepted or refused, nothing else")),
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use crate::budget::MemoryBudget;
 use crate::registry::Registry;
+use crate::relay::shelf::Shelf;
 use crate::send::{self, Receipt, SendOptions};
 use crate::sink::Resources;
 use crate::temporary::sweep;
@@ -75,6 +76,8 @@ pub(crate) struct Shared {
     pub(crate) resources: Arc<Resources>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) slots: Arc<Semaphore>,
+    /// What other receivers may fetch from here.
+    pub(crate) shelf: Arc<Shelf>,
     phase: watch::Sender<Phase>,
     policies: RwLock<BTreeMap<String, Arc<dyn ReceivePolicy>>>,
     swept: Mutex<BTreeSet<PathBuf>>,
@@ -111,6 +114,7 @@ impl Transfer {
             resources: Arc::new(Resources { vfs, memory, leave_free: options.leave_free }),
             registry: Registry::new(options.remembered),
             slots: Arc::new(Semaphore::new(options.max_incoming)),
+            shelf: Arc::default(),
             phase: watch::Sender::new(Phase::Serving),
             policies: RwLock::default(),
             swept: Mutex::default(),
@@ -216,6 +220,14 @@ impl Transfer {
         };
         // `None`: the runtime is gone, and every transfer with it.
         self.executor().clone().run(draining).await.unwrap_or(());
+    }
+
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.service.shared)
+    }
+
+    pub(crate) fn vfs(&self) -> &Arc<dyn Vfs> {
+        &self.service.shared.resources.vfs
     }
 
     /// Where the service's tasks run.

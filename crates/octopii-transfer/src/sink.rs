@@ -104,13 +104,17 @@ impl Sink {
 }
 
 impl Checker {
-    /// Checks the next blocks against their prefix digests.
-    pub(crate) fn check(&mut self, blocks: &[IncomingBlock]) -> Result<(), TransferError> {
-        for block in blocks {
+    /// Checks the next blocks against their prefix digests, up to the first that is wrong; that one and those behind it are
+    /// taken out of `blocks`, as if they had never come.
+    pub(crate) fn check(&mut self, blocks: &mut Vec<IncomingBlock>) -> Result<(), TransferError> {
+        for (i, block) in blocks.iter().enumerate() {
+            let before = self.hasher.clone();
             block.parts.iter().for_each(|part| self.hasher.update(part));
             let end = self.offset + block.len as u64;
             if self.hasher.prefix() != block.prefix {
                 let message = format!("bytes {} to {end} did not arrive as they were sent", self.offset);
+                self.hasher = before;
+                blocks.truncate(i);
                 return Err(TransferError::DigestMismatch(message));
             }
             self.offset = end;

@@ -88,20 +88,25 @@ impl OpenSource {
         if len == 0 {
             return self.check_unchanged().map(|()| None);
         }
-        let content = match &self.content {
-            Content::Memory(bytes) => bytes.slice(offset as usize..offset as usize + len),
+        let content = self.content_at(offset, len)?;
+        self.hasher.update(&content);
+        self.offset += len as u64;
+        Ok(Some(Block { offset, content, prefix: self.hasher.prefix() }))
+    }
+
+    /// The content of a block, wherever it is; neither hashed nor counted as read.
+    pub(crate) fn content_at(&self, offset: u64, len: usize) -> Result<Bytes, TransferError> {
+        match &self.content {
+            Content::Memory(bytes) => Ok(bytes.slice(offset as usize..offset as usize + len)),
             Content::File { path, file, .. } => {
                 let mut buffer = self.buffers.take(len);
                 file.read_exact_at(buffer.as_mut_slice(), offset).map_err(|error| match error.kind() {
                     io::ErrorKind::UnexpectedEof => TransferError::SourceChanged(path.clone()),
                     _ => unreadable(path, error).into(),
                 })?;
-                buffer.freeze()
+                Ok(buffer.freeze())
             }
-        };
-        self.hasher.update(&content);
-        self.offset += len as u64;
-        Ok(Some(Block { offset, content, prefix: self.hasher.prefix() }))
+        }
     }
 
     /// As many of the next blocks as wanted; fewer than that means that the source ends there.

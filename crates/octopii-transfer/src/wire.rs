@@ -5,8 +5,11 @@
 //! A transfer stream begins with one version byte. Then messages follow in both directions, each a tag byte, a `u32`
 //! little-endian body length and the body. Every tag has its own limit on the length, checked before the body is read.
 
+pub(crate) mod relay;
+
 use bytes::Bytes;
 
+use self::relay::RelayKey;
 use crate::{Digest, FailureCode, Refusal, TransferId};
 
 /// First byte of every transfer stream.
@@ -28,10 +31,13 @@ pub(crate) const MAX_META: usize = 64 << 10;
 const MAX_MESSAGE: usize = 1024;
 
 const OFFER_FIXED: usize = 1 + 16 + 4 + 8 + 1 + 2 + 4;
-const MAX_OFFER: usize = OFFER_FIXED + MAX_PURPOSE + MAX_NAME_FIELD + MAX_META;
+const MAX_OFFER: usize = OFFER_FIXED + MAX_PURPOSE + MAX_NAME_FIELD + MAX_META + relay::KEY_LEN;
 
 const FLAG_SIZE: u8 = 1;
 const FLAG_NAME: u8 = 2;
+const FLAG_RELAY: u8 = 4;
+/// Of an acceptance: others may fetch what this receiver gets.
+const FLAG_SHARES: u8 = 1;
 
 /// The kinds of message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +52,11 @@ pub(crate) enum Tag {
     Fail = 8,
     Query = 9,
     Status = 10,
+    Vouch = 11,
+    Supplier = 12,
+    Need = 13,
+    Fetch = 14,
+    Content = 15,
 }
 
 /// What precedes every body.
@@ -65,6 +76,8 @@ pub(crate) struct OfferBody {
     pub(crate) purpose: String,
     pub(crate) name: Option<String>,
     pub(crate) meta: Bytes,
+    /// Content may come from other receivers, and go to them, by this key.
+    pub(crate) relay: Option<RelayKey>,
 }
 
 /// How far a receiver went before it acknowledged.
@@ -121,6 +134,11 @@ impl Header {
             8 => (Tag::Fail, 4..=4 + MAX_MESSAGE),
             9 => (Tag::Query, 16..=16),
             10 => (Tag::Status, 1..=1 + 4 + MAX_MESSAGE),
+            11 => (Tag::Vouch, 44..=44),
+            12 => (Tag::Supplier, 1..=27),
+            13 => (Tag::Need, 10..=10),
+            14 => (Tag::Fetch, 24..=24),
+            15 => (Tag::Content, DATA_PREFIX + 1..=DATA_PREFIX + MAX_BLOCK as usize),
             _ => return Err(Malformed("unknown message tag")),
         };
         let len = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
@@ -146,6 +164,7 @@ pub(crate) fn offer(offer: &OfferBody) -> Vec<u8> {
         let mut flags = 0;
         flags |= if offer.size.is_some() { FLAG_SIZE } else { 0 };
         flags |= if offer.name.is_some() { FLAG_NAME } else { 0 };
+        flags |= if offer.relay.is_some() { FLAG_RELAY } else { 0 };
         let name = offer.name.as_deref().unwrap_or_default();
         out.push(flags);
         out.extend_from_slice(&offer.id.0.to_le_bytes());
@@ -157,12 +176,13 @@ pub(crate) fn offer(offer: &OfferBody) -> Vec<u8> {
         out.extend_from_slice(offer.purpose.as_bytes());
         out.extend_from_slice(name.as_bytes());
         out.extend_from_slice(&offer.meta);
+        out.extend(offer.relay.iter().flat_map(|key| key.0.to_le_bytes()));
     })
 }
 
-pub(crate) fn accept(have: u64) -> Vec<u8> {
+pub(crate) fn accept(have: u64, shares: bool) -> Vec<u8> {
     message(Tag::Accept, |out| {
-        out.push(0);
+        out.push(if shares { FLAG_SHARES } else { 0 });
         out.extend_from_slice(&have.to_le_bytes());
     })
 }
@@ -244,7 +264,7 @@ fn put_refusal(out: &mut Vec<u8>, refusal: &Refusal) {
 pub(crate) fn decode_offer(body: &[u8]) -> Result<OfferBody, Malformed> {
     let mut r = Reader(body);
     let flags = r.u8()?;
-    if flags & !(FLAG_SIZE | FLAG_NAME) != 0 {
+    if flags & !(FLAG_SIZE | FLAG_NAME | FLAG_RELAY) != 0 {
         return Err(Malformed("reserved flags are set in the offer"));
     }
     let id = TransferId(u128::from_le_bytes(r.array()?));
@@ -262,6 +282,10 @@ pub(crate) fn decode_offer(body: &[u8]) -> Result<OfferBody, Malformed> {
     let purpose = r.text(purpose_len)?;
     let name = r.text(name_len)?;
     let meta = Bytes::copy_from_slice(r.take(meta_len)?);
+    let relay = match flags & FLAG_RELAY {
+        0 => None,
+        _ => Some(RelayKey(u128::from_le_bytes(r.array()?))),
+    };
     r.end()?;
     Ok(OfferBody {
         id,
@@ -270,18 +294,20 @@ pub(crate) fn decode_offer(body: &[u8]) -> Result<OfferBody, Malformed> {
         purpose,
         name: (flags & FLAG_NAME != 0).then_some(name),
         meta,
+        relay,
     })
 }
 
-/// How many bytes the receiver has already.
-pub(crate) fn decode_accept(body: &[u8]) -> Result<u64, Malformed> {
+/// How many bytes the receiver has already, and whether others may fetch from it.
+pub(crate) fn decode_accept(body: &[u8]) -> Result<(u64, bool), Malformed> {
     let mut r = Reader(body);
-    if r.u8()? != 0 {
+    let flags = r.u8()?;
+    if flags & !FLAG_SHARES != 0 {
         return Err(Malformed("reserved flags are set in the acceptance"));
     }
     let have = u64::from_le_bytes(r.array()?);
     r.end()?;
-    Ok(have)
+    Ok((have, flags & FLAG_SHARES != 0))
 }
 
 pub(crate) fn decode_done(body: &[u8]) -> Result<(u64, Digest), Malformed> {

@@ -73,11 +73,11 @@ pub use octopii_rpc::{
     Status, TraceContext,
 };
 pub use octopii_transfer::{
-    AckLevel, ChunkSource, Destination, Digest, EntryFailure, EntryFn, EntryOutcome, ExistingTree,
-    FailureCode, InboxPolicy, Links, Location, NotDone, Offer, Progress, ProgressFn, Receipt, ReceivePolicy,
-    ReceivedChunk, ReceivedTree, Refusal, SendOptions, SourceError, Transfer, TransferError, TransferId,
-    TransferOptions, TransferResult, TreeDestination, TreeInbox, TreeLimits, TreeOffer, TreeOptions,
-    TreePolicy, TreeProgress, TreeProgressFn, TreeReport, UndoneEntry, shown_path,
+    AckLevel, ChunkSource, Destination, Digest, Distribution, EntryFailure, EntryFn, EntryOutcome,
+    ExistingTree, FailureCode, InboxPolicy, Links, Location, NotDone, Offer, Progress, ProgressFn, Receipt,
+    ReceivePolicy, ReceivedChunk, ReceivedTree, Refusal, SendOptions, SourceError, Topology, Transfer,
+    TransferError, TransferId, TransferOptions, TransferResult, TreeDestination, TreeInbox, TreeLimits,
+    TreeOffer, TreeOptions, TreePolicy, TreeProgress, TreeProgressFn, TreeReport, UndoneEntry, shown_path,
 };
 pub use octopii_transport::{
     BindError, CertificateHash, ClusterAuthority, ClusterId, ConnectError, DatagramSocket, Executor,

@@ -10,6 +10,7 @@ fn sample_offer() -> OfferBody {
         purpose: "p".into(),
         name: Some("nm".into()),
         meta: Bytes::from_static(b"xyz"),
+        relay: None,
     }
 }
 
@@ -45,7 +46,15 @@ fn messages_survive_their_encoding() {
     let bytes = offer(&bare);
     assert_eq!(decode_offer(split(&bytes).1), Ok(bare));
 
-    assert_eq!(decode_accept(split(&accept(7)).1), Ok(7));
+    let relayed = OfferBody { relay: Some(RelayKey(3)), ..sample_offer() };
+    let bytes = offer(&relayed);
+    assert_eq!(bytes[5], 7, "bit 2: a key follows");
+    assert_eq!(bytes[bytes.len() - 16..], 3u128.to_le_bytes());
+    assert_eq!(decode_offer(split(&bytes).1), Ok(relayed));
+    assert!(decode_offer(&bytes[5..bytes.len() - 1]).is_err());
+
+    assert_eq!(decode_accept(split(&accept(7, false)).1), Ok((7, false)));
+    assert_eq!(decode_accept(split(&accept(7, true)).1), Ok((7, true)));
     assert_eq!(decode_progress(split(&progress(9)).1), Ok(9));
     let digest = Digest::of(b"a");
     assert_eq!(decode_done(split(&done(3, digest)).1), Ok((3, digest)));

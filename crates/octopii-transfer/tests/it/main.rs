@@ -11,5 +11,6 @@ mod names;
 mod nodes;
 mod raw;
 mod recording;
+mod relays;
 mod status;
 mod tree;

@@ -1,6 +1,6 @@
 //! The real file system, with a record of what was done to it and faults put in on purpose.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -28,6 +28,10 @@ struct State {
     fault: Option<(Op, usize, usize, io::ErrorKind)>,
     free: Option<u64>,
     delay: Duration,
+    read_delay: Duration,
+    // Reads of this byte bring another one.
+    rotten: Option<u64>,
+    has_lied: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -53,6 +57,21 @@ impl RecordingVfs {
     /// Makes every recorded operation slow, so that doing things in the wrong order shows.
     pub(crate) fn set_delay(&self, delay: Duration) {
         self.0.lock().unwrap().delay = delay;
+    }
+
+    /// Makes every read slow.
+    pub(crate) fn set_read_delay(&self, delay: Duration) {
+        self.0.lock().unwrap().read_delay = delay;
+    }
+
+    /// Lets one byte be read as another.
+    pub(crate) fn rot(&self, offset: u64) {
+        self.0.lock().unwrap().rotten = Some(offset);
+    }
+
+    /// Whether the rotten byte was read.
+    pub(crate) fn has_lied(&self) -> bool {
+        self.0.lock().unwrap().has_lied
     }
 
     pub(crate) fn note(&self, op: Op) {
@@ -142,11 +161,28 @@ impl Vfs for RecordingVfs {
 
 impl VfsFile for RecordingFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buf, offset)
+        let n = self.0.read_at(buf, offset)?;
+        let mut state = self.1.0.lock().unwrap();
+        if let Some(at) = state.rotten.and_then(|rotten| rotten.checked_sub(offset))
+            && at < n as u64
+        {
+            buf[at as usize] ^= 1;
+            state.has_lied = true;
+        }
+        let delay = state.read_delay;
+        drop(state);
+        if !delay.is_zero() {
+            std::thread::park_timeout(delay);
+        }
+        Ok(n)
     }
 
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         self.1.run(Op::Write, || self.0.write_all_at(data, offset))
+    }
+
+    fn write_all_vectored_at(&self, data: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        self.1.run(Op::Write, || self.0.write_all_vectored_at(data, offset))
     }
 
     fn len(&self) -> io::Result<u64> {

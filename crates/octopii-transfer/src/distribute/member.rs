@@ -1,0 +1,310 @@
+//! The sender's conversation with one of many receivers.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use octopii_transport::{Connection, NodeId, SendStream, StreamKind};
+use tokio::sync::Notify;
+
+use crate::distribute::ledger::Content;
+use crate::distribute::origin::Origin;
+use crate::distribute::plan::Supply;
+use crate::link::Inlet;
+use crate::progress::Progress;
+use crate::wire::relay::{self, Need, Supplier};
+use crate::wire::{self, Acknowledgement, OfferBody, Tag};
+use crate::{FailureCode, TransferError, TransferId};
+
+/// Blocks vouched for ahead of what the receiver has verified, at the most.
+const AHEAD: u64 = 1024;
+
+/// Messages that vouch for blocks are written this many at a time.
+const TOGETHER: usize = 64;
+
+/// One receiver, as the sender sees it.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) addr: SocketAddr,
+    pub(super) id: TransferId,
+    /// Bytes it has verified, as of its last report.
+    pub(super) verified: AtomicU64,
+    orders: Mutex<Orders>,
+    /// There are new orders, or there is room for more.
+    stir: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Orders {
+    node: Option<NodeId>,
+    next: Option<Order>,
+}
+
+/// What to do for a receiver from now on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Order {
+    supply: Supply,
+    /// Where it needs content from, if it said so.
+    from: Option<u64>,
+    /// It got a wrong block there, so that one comes from the sender itself.
+    first: bool,
+}
+
+/// How far the conversation is.
+#[derive(Debug)]
+struct Said {
+    vouched: u64,
+    /// The next byte of content to send, if the sender supplies it.
+    direct: Option<u64>,
+    /// And it stops there.
+    direct_to: u64,
+    done: bool,
+}
+
+/// A conversation that ended well: the stream stays open as long as others may fetch from this receiver.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) ack: Acknowledgement,
+    _connection: Connection,
+    _send: SendStream,
+}
+
+impl Member {
+    pub(super) fn new(addr: SocketAddr, id: TransferId) -> Self {
+        Self { addr, id, verified: AtomicU64::new(0), orders: Mutex::default(), stir: Notify::new() }
+    }
+
+    /// Lets its conversation know who supplies it from now on.
+    pub(super) fn supply(&self, supply: Supply) {
+        self.order(Order { supply, from: None, first: false });
+    }
+
+    fn order(&self, order: Order) {
+        self.lock().next = Some(order);
+        self.stir.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Orders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Offers the chunk to receiver `i` and talks to it until it has acknowledged everything.
+pub(super) async fn converse(origin: &Origin, i: usize) -> Result<Ended, TransferError> {
+    let member = &origin.members[i];
+    let connection = origin.shared.endpoint.connect(member.addr).await?;
+    let node = connection.peer().node_id;
+    member.lock().node = Some(node);
+    let (mut send, recv) = connection.open(StreamKind::Transfer).await?;
+    let mut recv = Inlet::new(recv);
+    let opening = [&[wire::VERSION][..], &wire::offer(&offer(origin, member.id))].concat();
+    let sent = send.write_all(&opening).await;
+    let (have, shares) = match crate::send::read_acceptance(&mut recv, member.addr).await {
+        // What was said before the stream broke tells more than the break.
+        Err(TransferError::Lost(lost)) => return Err(TransferError::Lost(sent.err().unwrap_or(lost))),
+        other => other?,
+    };
+    if have != 0 {
+        return Err(TransferError::Protocol("the receiver wants to resume what was never begun"));
+    }
+    origin.activity(i);
+    let supply = origin.plan().accepted(i, node, shares, have, origin.now());
+    member.order(Order { supply, from: Some(have), first: false });
+    let acknowledged = {
+        let writing = write(origin, i, &mut send, have);
+        let reading = read(origin, i, &mut recv);
+        tokio::pin!(reading);
+        tokio::select! {
+            biased;
+            read = &mut reading => read,
+            error = writing => match error {
+                // It no longer reads because it has something to say.
+                TransferError::Lost(octopii_transport::StreamError::Stopped(_)) => reading.await,
+                error => Err(error),
+            },
+        }
+    };
+    match acknowledged {
+        Ok(ack) => {
+            origin.check(&ack)?;
+            Ok(Ended { ack, _connection: connection, _send: send })
+        }
+        Err(error) => {
+            send.reset(u32::from(FailureCode::Cancelled.to_u16()));
+            Err(error)
+        }
+    }
+}
+
+fn offer(origin: &Origin, id: TransferId) -> OfferBody {
+    OfferBody {
+        id,
+        block_size: origin.block_size,
+        size: Some(origin.content.ledger.size()),
+        purpose: origin.options.purpose.clone(),
+        name: origin.options.name.clone(),
+        meta: origin.options.meta.clone(),
+        relay: Some(origin.key),
+    }
+}
+
+/// Listens until the receiver has said its last word.
+async fn read(origin: &Origin, i: usize, recv: &mut Inlet) -> Result<Acknowledgement, TransferError> {
+    let member = &origin.members[i];
+    let size = origin.content.ledger.size();
+    loop {
+        let header = recv.header().await?;
+        let body = recv.body(header).await?;
+        origin.activity(i);
+        match header.tag {
+            Tag::Progress => {
+                let verified = wire::decode_progress(&body)?.min(size);
+                member.verified.fetch_max(verified, Ordering::Relaxed);
+                origin.plan().progress(i, verified, origin.now());
+                member.stir.notify_one();
+                report(origin, i, verified);
+            }
+            Tag::Need => {
+                let Need { offset, why } = relay::decode_need(&body)?;
+                if offset > size || !offset.is_multiple_of(u64::from(origin.block_size)) && offset != size {
+                    return Err(TransferError::Protocol("the receiver needs what is no block of the chunk"));
+                }
+                tracing::debug!(peer = %member.addr, offset, "needs another supplier: {why}");
+                let supply = origin.plan().needed(i, why, origin.now());
+                let first = why == FailureCode::DigestMismatch;
+                member.order(Order { supply, from: Some(offset), first });
+            }
+            Tag::Ack => return Ok(wire::decode_ack(&body)?),
+            Tag::Fail => {
+                return Err(TransferError::from_peer(member.addr, wire::decode_refusal(&body)?, true));
+            }
+            _ => return Err(TransferError::Protocol("unexpected message from the receiver")),
+        }
+    }
+}
+
+/// Vouches for all blocks, and sends the content of those that the receiver is to have from here. Ends by an error only.
+async fn write(origin: &Origin, i: usize, send: &mut SendStream, have: u64) -> TransferError {
+    let mut said = Said { vouched: have, direct: None, direct_to: 0, done: false };
+    let mut hashed = origin.content.ledger.watch();
+    loop {
+        hashed.mark_unchanged();
+        match step(origin, i, send, &mut said).await {
+            Ok(true) => {}
+            Ok(false) => {
+                tokio::select! {
+                    () = origin.members[i].stir.notified() => {}
+                    // An error means that the ledger is gone, and this conversation with it.
+                    _ = hashed.changed() => {}
+                }
+            }
+            Err(error) => return error,
+        }
+    }
+}
+
+/// The next thing to say, if there is one.
+async fn step(
+    origin: &Origin,
+    i: usize,
+    send: &mut SendStream,
+    said: &mut Said,
+) -> Result<bool, TransferError> {
+    let member = &origin.members[i];
+    let Content { ledger, source } = &origin.content;
+    let size = ledger.size();
+    let digest = ledger.digest()?;
+    let order = member.lock().next.take();
+    if let Some(order) = order {
+        obey(origin, send, said, order).await?;
+        return Ok(true);
+    }
+    if let Some(at) = said.direct
+        && at < said.direct_to
+        && let Some(block) = ledger.block(at)
+    {
+        let source = std::sync::Arc::clone(source);
+        let reading = move || source.content_at(block.offset, block.len as usize);
+        let content = origin.shared.executor.blocking(reading).await?;
+        send.write_all(&wire::data_start(at, content.len())).await?;
+        send.write_chunk(content).await?;
+        send.write_all(&block.prefix.0).await?;
+        let end = at + u64::from(block.len);
+        said.direct = Some(end);
+        said.vouched = said.vouched.max(end);
+        ledger.tell(end);
+        origin.activity(i);
+        return Ok(true);
+    }
+    if said.direct.is_some_and(|at| at == said.direct_to) && said.direct_to < size {
+        // The block that was wrong has been sent again; the rest comes from elsewhere.
+        said.direct = None;
+        let supply = origin.plan().needed(i, FailureCode::Cancelled, origin.now());
+        member.order(Order { supply, from: Some(said.direct_to), first: false });
+        return Ok(true);
+    }
+    let ahead = member.verified.load(Ordering::Relaxed) + AHEAD * u64::from(origin.block_size);
+    let mut together = Vec::new();
+    for _ in 0..TOGETHER {
+        if said.direct.is_some() || said.vouched >= size.min(ahead) {
+            break;
+        }
+        let Some(block) = ledger.block(said.vouched) else { break };
+        together.extend(relay::vouch(&block));
+        said.vouched += u64::from(block.len);
+    }
+    if !together.is_empty() {
+        send.write_all(&together).await?;
+        ledger.tell(said.vouched);
+        return Ok(true);
+    }
+    if let Some(digest) = digest
+        && !said.done
+        && said.vouched == size
+    {
+        send.write_all(&wire::done(size, digest)).await?;
+        said.done = true;
+        return Ok(true);
+    }
+    Ok(false)
+}
+
+async fn obey(
+    origin: &Origin,
+    send: &mut SendStream,
+    said: &mut Said,
+    order: Order,
+) -> Result<(), TransferError> {
+    let size = origin.content.ledger.size();
+    let block = u64::from(origin.block_size);
+    match (order.supply, order.from) {
+        (_, Some(from)) if order.first => {
+            (said.direct, said.direct_to) = (Some(from), (from + block).min(size));
+        }
+        (Supply::Sender, Some(from)) => (said.direct, said.direct_to) = (Some(from), size),
+        // It will say from where on.
+        (Supply::Sender, None) => {
+            said.direct = None;
+            send.write_all(&relay::supplier(&Supplier::Sender)).await?;
+        }
+        (Supply::Receiver(at), _) => {
+            said.direct = None;
+            let relay = &origin.members[at];
+            let node = relay.lock().node;
+            let Some(node) = node else {
+                return Err(TransferError::Protocol("a relay is to supply before it is known"));
+            };
+            let supplier = Supplier::Receiver { node, addr: relay.addr };
+            send.write_all(&relay::supplier(&supplier)).await?;
+        }
+    }
+    Ok(())
+}
+
+fn report(origin: &Origin, i: usize, verified: u64) {
+    if let Some(progress) = &origin.options.progress {
+        let peer = origin.members[i].addr;
+        let total = Some(origin.content.ledger.size());
+        progress(Progress { peer, sent: verified, verified, total });
+    }
+}

@@ -1,0 +1,80 @@
+//! Serving a stream that fetches what is on the shelf.
+
+use std::sync::Arc;
+
+use octopii_transport::SendStream;
+
+use crate::relay::shelf::{End, Held};
+use crate::service::Shared;
+use crate::wire::relay::{RelayKey, content_start};
+use crate::{FailureCode, Refusal, TransferError, wire};
+
+/// Blocks read in one step on a blocking thread.
+const STEP: usize = 4;
+
+/// Sends everything from `offset` on, as it comes in. Refuses what is not there.
+pub(crate) async fn serve(
+    shared: &Arc<Shared>,
+    send: &mut SendStream,
+    key: RelayKey,
+    offset: u64,
+) -> Result<(), TransferError> {
+    let Some(held) = shared.shelf.find(key).filter(|held| offset.is_multiple_of(u64::from(held.block_size)))
+    else {
+        let refusal = Refusal::new(FailureCode::Rejected, "this node does not have that content");
+        send.write_all(&wire::refuse(&refusal)).await?;
+        return Ok(send.finish()?);
+    };
+    let served = copy(shared, &held, send, offset).await;
+    match served {
+        Ok(End::Whole) => Ok(send.finish()?),
+        Ok(_) => {
+            send.reset(u32::from(FailureCode::Cancelled.to_u16()));
+            Ok(())
+        }
+        Err(error) => {
+            send.reset(u32::from(FailureCode::Io.to_u16()));
+            Err(error)
+        }
+    }
+}
+
+async fn copy(
+    shared: &Arc<Shared>,
+    held: &Arc<Held>,
+    send: &mut SendStream,
+    mut offset: u64,
+) -> Result<End, TransferError> {
+    let mut state = held.watch();
+    let block = u64::from(held.block_size);
+    loop {
+        // An error means that the chunk was taken from the shelf: its last state says how it ended.
+        let now = match state.wait_for(|s| s.verified > offset || s.end != End::Open).await {
+            Ok(now) => *now,
+            Err(_) => *held.watch().borrow(),
+        };
+        if now.verified <= offset {
+            return Ok(now.end);
+        }
+        let file = Arc::clone(&held.file);
+        let until = now.verified.min(offset + block * STEP as u64);
+        let read = shared.executor.blocking(move || {
+            let mut blocks = Vec::with_capacity(STEP);
+            let mut at = offset;
+            while at < until {
+                let mut bytes = vec![0; (until - at).min(block) as usize];
+                file.read_exact_at(&mut bytes, at)
+                    .map_err(|e| TransferError::store("reading back", "a chunk being received", e))?;
+                at += bytes.len() as u64;
+                blocks.push(bytes::Bytes::from(bytes));
+            }
+            Ok::<_, TransferError>(blocks)
+        });
+        for bytes in read.await? {
+            let len = bytes.len();
+            send.write_all(&content_start(offset, len)).await?;
+            send.write_chunk(bytes).await?;
+            offset += len as u64;
+        }
+    }
+}

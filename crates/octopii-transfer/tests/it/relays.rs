@@ -1,0 +1,267 @@
+//! One chunk to many peers that hand it on to one another.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use octopii_transfer::{
+    AckLevel, ChunkSource, Destination, Distribution, Offer, ReceivePolicy, ReceivedChunk, Refusal,
+    SendOptions, Topology, TransferError, TransferResult, TransferStatus,
+};
+
+use crate::nodes::{BLOCK, Node, content, eventually, names, quick, read};
+use crate::recording::RecordingVfs;
+
+fn chain(send: SendOptions) -> Distribution {
+    Distribution { topology: Topology::Chain, ..send.into() }
+}
+
+fn addrs(peers: &[Node]) -> Vec<SocketAddr> {
+    peers.iter().map(Node::addr).collect()
+}
+
+/// Bytes of UDP payload that `node` has sent to `peers`.
+async fn uploaded(node: &Node, peers: &[SocketAddr]) -> u64 {
+    let mut sum = 0;
+    for &peer in peers {
+        sum += node.endpoint.connect(peer).await.unwrap().stats().bytes_sent;
+    }
+    sum
+}
+
+fn assert_all_have(peers: &[Node], results: &[TransferResult], data: &[u8]) {
+    for (peer, result) in peers.iter().zip(results) {
+        assert!(result.success && result.checksum_verified, "{result:?}");
+        assert_eq!(result.bytes_transferred, data.len() as u64);
+        assert!(read(&peer.inbox().join("f")) == data, "another content arrived");
+        assert_eq!(names(&peer.inbox()), ["f"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sender_uploads_the_chunk_about_once() {
+    let a = Node::new(1);
+    let peers: Vec<_> = (2..7).map(Node::new).collect();
+    let _inboxes: Vec<_> = peers.iter().map(Node::open_inbox).collect();
+    for len in [12 * BLOCK + 77, 8 * BLOCK] {
+        for peer in &peers {
+            let _ = std::fs::remove_file(peer.inbox().join("f"));
+        }
+        let data = content(len);
+        let source = ChunkSource::File(a.source("f", &data));
+        let before = uploaded(&a, &addrs(&peers)).await;
+        // The size alone makes it a chain.
+        let results = a.transfer.send_to_all(&source, addrs(&peers), SendOptions::new("file")).await;
+        assert_all_have(&peers, &results, &data);
+        let sent = uploaded(&a, &addrs(&peers)).await - before;
+        assert!(sent < len as u64 * 5 / 4, "{sent} bytes uploaded for {len}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_and_empty_chunks_can_be_handed_on_too() {
+    let a = Node::new(1);
+    let peers: Vec<_> = (2..5).map(Node::new).collect();
+    let _inboxes: Vec<_> = peers.iter().map(Node::open_inbox).collect();
+    for len in [0, 1, 256 << 10, (256 << 10) + 1] {
+        for peer in &peers {
+            let _ = std::fs::remove_file(peer.inbox().join("f"));
+        }
+        let data = content(len);
+        let options = SendOptions { name: Some("f".into()), ..SendOptions::new("file") };
+        let source = ChunkSource::Memory(data.clone().into());
+        let results = a.transfer.send_to_all(&source, addrs(&peers), chain(options)).await;
+        assert_all_have(&peers, &results, &data);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_received_into_memory_is_not_handed_on() {
+    let a = Node::new(1);
+    let peers: Vec<_> = (2..5).map(Node::new).collect();
+    let data = content(9 * BLOCK);
+    let arrivals: Vec<_> =
+        peers.iter().map(|peer| peer.receive_into("file", Destination::Memory { limit: 64 << 20 })).collect();
+    let source = ChunkSource::Memory(data.clone().into());
+    let results = a.transfer.send_to_all(&source, addrs(&peers), chain(SendOptions::new("file"))).await;
+    for (result, arrival) in results.iter().zip(arrivals) {
+        assert!(result.success, "{result:?}");
+        let chunk = arrival.recv().unwrap().received();
+        assert!(matches!(chunk.location, octopii_transfer::Location::Memory(bytes) if bytes == data));
+    }
+}
+
+/// Whoever hands on wrong bytes is found out by the block; nobody's file is wrong for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_with_a_flipped_bit_is_found_out() {
+    let a = Node::new(1);
+    let disks: Vec<_> = (0..3).map(|_| RecordingVfs::default()).collect();
+    let nodes = disks.iter().zip(2..);
+    let peers: Vec<_> = nodes.map(|(disk, id)| Node::with(id, disk.shared(), quick())).collect();
+    let _inboxes: Vec<_> = peers.iter().map(Node::open_inbox).collect();
+    // Their own files are right: they read wrongly what they hand on.
+    disks.iter().for_each(|disk| disk.rot(5 * BLOCK as u64 + 1234));
+    let data = content(12 * BLOCK);
+    let source = ChunkSource::File(a.source("f", &data));
+    let results = a.transfer.send_to_all(&source, addrs(&peers), chain(SendOptions::new("file"))).await;
+    assert!(disks.iter().any(RecordingVfs::has_lied), "nobody handed anything on");
+    assert_all_have(&peers, &results, &data);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_dies_is_passed_by() {
+    for victim in 0..3 {
+        let a = Node::new(1);
+        let mut peers: Vec<_> = (2..6).map(Node::new).collect();
+        let _inboxes: Vec<_> = peers.iter().map(Node::open_inbox).collect();
+        let to = addrs(&peers);
+        let doomed = peers.remove(victim);
+        let (doomed_addr, doomed) = (doomed.addr(), Mutex::new(Some(doomed)));
+        let is_dead = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&is_dead);
+        let data = content(48 * BLOCK);
+        let source = ChunkSource::File(a.source("f", &data));
+        let options = SendOptions {
+            // When it has a part of it, its endpoint is gone without a word.
+            progress: Some(Arc::new(move |progress| {
+                if progress.peer == doomed_addr
+                    && progress.verified > 0
+                    && let Some(node) = doomed.lock().unwrap().take()
+                {
+                    drop(node);
+                    told.store(true, Ordering::Relaxed);
+                }
+            })),
+            ..SendOptions::new("file")
+        };
+        let mut results = a.transfer.send_to_all(&source, to, chain(options)).await;
+        let lost = results.remove(victim);
+        if is_dead.load(Ordering::Relaxed) && !lost.success {
+            assert!(lost.error.is_some() && !lost.checksum_verified, "{lost:?}");
+        }
+        assert_all_have(&peers, &results, &data);
+    }
+}
+
+/// It takes what it gets at once, but hands it on in drops.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crawling_relay_is_passed_by() {
+    let a = Node::new(1);
+    let disks: Vec<_> = (0..3).map(|_| RecordingVfs::default()).collect();
+    let nodes = disks.iter().zip(2..);
+    let peers: Vec<_> = nodes.map(|(disk, id)| Node::with(id, disk.shared(), quick())).collect();
+    let _inboxes: Vec<_> = peers.iter().map(Node::open_inbox).collect();
+    // 256 blocks at 0.25 s each would take more than a minute.
+    disks[0].set_read_delay(Duration::from_millis(250));
+    let data = content(64 * BLOCK);
+    let source = ChunkSource::File(a.source("f", &data));
+    let options = SendOptions { timeout: Some(Duration::from_secs(40)), ..SendOptions::new("file") };
+    let results = a.transfer.send_to_all(&source, addrs(&peers), chain(options)).await;
+    assert_all_have(&peers, &results, &data);
+}
+
+/// Takes its chunk only when it is told to.
+struct Late {
+    go: Mutex<Receiver<()>>,
+    destination: Destination,
+    received: Sender<u64>,
+}
+
+impl ReceivePolicy for Late {
+    fn accept(&self, _: &Offer) -> Result<Destination, Refusal> {
+        self.go
+            .lock()
+            .unwrap()
+            .recv_timeout(Duration::from_secs(30))
+            .map_err(|_| Refusal::rejected("no word"))?;
+        Ok(self.destination.clone())
+    }
+
+    fn received(&self, chunk: ReceivedChunk) {
+        let _ = self.received.send(chunk.size);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quorum_is_enough_and_the_others_follow() {
+    for topology in [Topology::Direct, Topology::Chain] {
+        let a = Node::new(1);
+        let peers: Vec<_> = (2..5).map(Node::new).collect();
+        let _inboxes: Vec<_> = peers[..2].iter().map(Node::open_inbox).collect();
+        let ((go, wait), (tx, rx)) = (channel(), channel());
+        let destination = Destination::File { dir: peers[2].inbox(), name: "f".into(), replace: false };
+        peers[2].transfer.receive("file", Late { go: Mutex::new(wait), destination, received: tx });
+        let data = content(9 * BLOCK);
+        let source = ChunkSource::File(a.source("f", &data));
+        let how = Distribution { topology, quorum: Some(2), ..SendOptions::new("file").into() };
+        let results = a.transfer.send_to_all(&source, addrs(&peers), how).await;
+        assert_all_have(&peers[..2], &results[..2], &data);
+        assert!(matches!(results[2].error, Some(TransferError::Unfinished)), "{results:?}");
+        go.send(()).unwrap();
+        let size =
+            tokio::task::spawn_blocking(move || rx.recv_timeout(Duration::from_secs(30))).await.unwrap();
+        assert_eq!(size, Ok(data.len() as u64));
+        assert!(read(&peers[2].inbox().join("f")) == data);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quorum_out_of_reach_is_not_waited_for() {
+    let a = Node::new(1);
+    let peers: Vec<_> = (2..5).map(Node::new).collect();
+    let ((_go, wait), (tx, _rx)) = (channel(), channel());
+    let destination = Destination::File { dir: peers[2].inbox(), name: "f".into(), replace: false };
+    peers[2].transfer.receive("file", Late { go: Mutex::new(wait), destination, received: tx });
+    let source = ChunkSource::Memory("abc".into());
+    let how = Distribution { quorum: Some(2), ..SendOptions::new("file").into() };
+    let results = a.transfer.send_to_all(&source, addrs(&peers), how).await;
+    assert!(matches!(results[0].error, Some(TransferError::Refused { .. })), "{results:?}");
+    assert!(matches!(results[2].error, Some(TransferError::Unfinished)), "{results:?}");
+}
+
+/// Dropping the call ends it everywhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_call_leaves_nothing() {
+    let a = Node::new(1);
+    let peers: Vec<_> = (2..5).map(Node::new).collect();
+    let _inboxes: Vec<_> = peers.iter().map(Node::open_inbox).collect();
+    let most = Arc::new(AtomicU64::new(0));
+    let seen = Arc::clone(&most);
+    let options = SendOptions {
+        progress: Some(Arc::new(move |progress| {
+            seen.fetch_max(progress.verified, Ordering::Relaxed);
+        })),
+        ..SendOptions::new("file")
+    };
+    let source = ChunkSource::File(a.source("f", &content(64 * BLOCK)));
+    let to = addrs(&peers);
+    {
+        let sending = a.transfer.send_to_all(&source, to, chain(options));
+        tokio::pin!(sending);
+        while most.load(Ordering::Relaxed) == 0 {
+            tokio::select! {
+                _ = &mut sending => return,
+                () = tokio::time::sleep(Duration::from_millis(5)) => {}
+            }
+        }
+    }
+    for peer in &peers {
+        eventually("cleaning up", || names(&peer.inbox()).iter().all(|name| name == "f")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_peer_is_told_its_own_status() {
+    let a = Node::new(1);
+    let peers: Vec<_> = (2..4).map(Node::new).collect();
+    let _inboxes: Vec<_> = peers.iter().map(Node::open_inbox).collect();
+    let id = octopii_transfer::TransferId::random();
+    let options = SendOptions { id: Some(id), name: Some("f".into()), ..SendOptions::new("file") };
+    let source = ChunkSource::Memory(content(BLOCK).into());
+    let results = a.transfer.send_to_all(&source, addrs(&peers), chain(options)).await;
+    assert!(results.iter().all(|r| r.success), "{results:?}");
+    let status = a.transfer.status(peers[0].addr(), id).await.unwrap();
+    assert!(matches!(status, TransferStatus::Finished(ack) if ack.level == AckLevel::Durable), "{status:?}");
+}
