@@ -148,7 +148,7 @@ async fn receive(shared: &Arc<Shared>, accepted: Accepted, send: SendStream, mut
     let Accepted { work, checksum, arrivals, session } = accepted;
     let ready = wire::ready(work.root.path.as_os_str().as_bytes());
     let work = Arc::new(Mutex::new(work));
-    let receiving = Receiving {
+    let mut receiving = Receiving {
         shared,
         work: Arc::clone(&work),
         out: &out,
@@ -171,9 +171,14 @@ async fn receive(shared: &Arc<Shared>, accepted: Accepted, send: SendStream, mut
         Err(error) => {
             let refusal = error.to_peer();
             recv.stop(u32::from(refusal.code.to_u16()));
+            // What is getting its names gets them before the tree is free for others.
+            let _ = timeout(idle, finished(&mut receiving.committing)).await;
             let ending = shared.executor.blocking(move || {
                 let work = lock(&work);
                 tracing::debug!(id = %work.offer.id, "tree failed: {error}");
+                if let Err(e) = work.root.clear() {
+                    tracing::warn!(dir = %work.root.base_path.display(), "cannot clean up: {e}");
+                }
                 work.policy.failed(&work.offer, &error);
             });
             ending.await;
@@ -210,7 +215,7 @@ struct Receiving<'a> {
 impl Receiving<'_> {
     /// Gives back the last message.
     async fn run(
-        mut self,
+        &mut self,
         ready: Bytes,
         mut incoming: mpsc::Receiver<Message>,
         mut arrivals: mpsc::UnboundedReceiver<(u64, Digest)>,
@@ -343,7 +348,7 @@ impl Receiving<'_> {
     }
 
     /// Everything is settled: remembers that, tells the policy, and gives back the last word.
-    async fn end(self, manifest: Digest) -> Result<Bytes, TransferError> {
+    async fn end(&self, manifest: Digest) -> Result<Bytes, TransferError> {
         let duration = self.started.elapsed();
         self.with_disk(move |work| {
             let Work { root, offer, policy, ledger, .. } = work;
@@ -426,7 +431,7 @@ async fn finished(
 ) -> Result<Vec<Settled>, TransferError> {
     match committing {
         Some(task) => (&mut task.0).await.unwrap_or(Err(TransferError::ShuttingDown)),
-        None => std::future::pending().await,
+        None => Ok(Vec::new()),
     }
 }
 

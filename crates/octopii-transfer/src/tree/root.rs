@@ -200,7 +200,7 @@ impl Root {
     }
 
     /// Removes what an earlier transfer of this tree has left, but for large files that can be resumed.
-    fn clear(&self) -> io::Result<()> {
+    pub(crate) fn clear(&self) -> io::Result<()> {
         clear(&self.base, &self.hidden, |name| !name.starts_with(b"s") && !name.starts_with(b"l"))
     }
 }

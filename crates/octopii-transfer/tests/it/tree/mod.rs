@@ -1,5 +1,7 @@
 //! Directories.
 
+mod hand;
+mod hostile;
 mod roundtrip;
 
 use std::collections::BTreeMap;
