@@ -9,7 +9,7 @@ use crate::endpoint::Shared;
 use crate::{Connection, PeerRole, RecvStream, RevokeError, SendStream};
 
 /// The kind of the streams on which it is told; the layers above never see them.
-pub(crate) const TRUST: u8 = 5;
+pub(crate) const TRUST: u8 = 0xff;
 
 const MAX_FRAME: usize = RevocationList::MAX * Revocation::LEN;
 

@@ -116,7 +116,7 @@ async fn one_certificate_is_taken_back_and_the_node_goes_on_with_another() {
 }
 
 /// The kind of stream on which revocations travel.
-const TRUST: u8 = 5;
+const TRUST: u8 = 0xff;
 
 #[tokio::test]
 async fn nobody_but_the_authority_can_revoke() {
