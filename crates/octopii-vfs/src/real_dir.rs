@@ -184,11 +184,6 @@ impl VfsDir for RealDir {
         Ok(rustix::fs::unlinkat(&parent, name, AtFlags::empty())?)
     }
 
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        let (parent, name) = self.locate(path)?;
-        Ok(rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?)
-    }
-
     fn set_attributes(&self, path: &Path, mode: u32, modified: Option<Timestamp>) -> io::Result<()> {
         if path.as_os_str().is_empty() {
             return set_attributes_of(self.fd.as_fd(), mode, modified);

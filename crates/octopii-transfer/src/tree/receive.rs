@@ -22,7 +22,7 @@ use super::link::{Message, enqueue, finish, read_messages, read_opening, write_m
 use super::outcome::{EntryFailure, Ledger, NotDone};
 use super::policy::{ReceivedTree, TreeOffer, TreePolicy};
 use super::root::Root;
-use super::sessions::{Registered, Session};
+use super::sessions::{Arrival, Registered, Session};
 use super::wire::{self, Entry, Open, Packed, RECORDS, Tag, Verdict, WINDOW};
 use crate::activity::Activity;
 use crate::service::{AbortOnDrop, Shared};
@@ -42,7 +42,7 @@ const QUEUE: usize = 2;
 struct Accepted {
     work: Work,
     checksum: bool,
-    arrivals: mpsc::UnboundedReceiver<(u64, Digest)>,
+    arrivals: mpsc::UnboundedReceiver<Arrival>,
     session: Registered,
 }
 
@@ -71,8 +71,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, incoming: Incoming) {
     };
     match accepted {
         Ok((accepted, slot)) => {
-            receive(&shared, accepted, send, recv).await;
-            drop(slot);
+            receive(&shared, accepted, slot, send, recv).await;
         }
         Err(refusal) => {
             // A peer that does not read its answer is not waited for longer than one that makes no offer.
@@ -139,7 +138,13 @@ async fn accept(
 }
 
 /// Receives the tree, tells the policy and then the sender what came of it.
-async fn receive(shared: &Arc<Shared>, accepted: Accepted, send: SendStream, mut recv: RecvStream) {
+async fn receive(
+    shared: &Arc<Shared>,
+    accepted: Accepted,
+    slot: OwnedSemaphorePermit,
+    send: SendStream,
+    mut recv: RecvStream,
+) {
     let (out, queued) = mpsc::channel(QUEUE);
     let activity = Activity::default();
     let idle = shared.options.idle_timeout;
@@ -173,8 +178,9 @@ async fn receive(shared: &Arc<Shared>, accepted: Accepted, send: SendStream, mut
             recv.stop(u32::from(refusal.code.to_u16()));
             // What is getting its names gets them before the tree is free for others.
             let _ = timeout(idle, finished(&mut receiving.committing)).await;
+            let failed = Arc::clone(&work);
             let ending = shared.executor.blocking(move || {
-                let work = lock(&work);
+                let work = lock(&failed);
                 tracing::debug!(id = %work.offer.id, "tree failed: {error}");
                 if let Err(e) = work.root.clear() {
                     tracing::warn!(dir = %work.root.base_path.display(), "cannot clean up: {e}");
@@ -185,7 +191,8 @@ async fn receive(shared: &Arc<Shared>, accepted: Accepted, send: SendStream, mut
             wire::fail(&refusal)
         }
     };
-    drop(session);
+    // Free before anyone hears of the end, so that whoever does can send the next one at once.
+    drop((receiving, work, session, slot));
     let ending = async {
         // Errors mean that the stream is gone: nobody is left to be told.
         let _ = out.send(last).await;
@@ -218,7 +225,7 @@ impl Receiving<'_> {
         &mut self,
         ready: Bytes,
         mut incoming: mpsc::Receiver<Message>,
-        mut arrivals: mpsc::UnboundedReceiver<(u64, Digest)>,
+        mut arrivals: mpsc::UnboundedReceiver<Arrival>,
     ) -> Result<Bytes, TransferError> {
         enqueue(self.out, ready).await?;
         loop {
@@ -245,7 +252,7 @@ impl Receiving<'_> {
                     self.committing = None;
                     self.settle(settled?).await?;
                 }
-                Some((entry, digest)) = arrivals.recv() => self.arrived(entry, digest).await?,
+                Some(arrival) = arrivals.recv() => self.arrived(arrival).await?,
                 message = incoming.recv(), if !full => match message {
                     Some(message) => self.take(message).await?,
                     // The reader has failed, and is about to say so.
@@ -306,8 +313,8 @@ impl Receiving<'_> {
     }
 
     /// A large file lies under its hidden name, verified and durable.
-    async fn arrived(&mut self, entry: u64, digest: Digest) -> Result<(), TransferError> {
-        let settled = self.with_disk(move |work| work.arrived(entry, digest)).await;
+    async fn arrived(&mut self, arrival: Arrival) -> Result<(), TransferError> {
+        let settled = self.with_disk(move |work| work.arrived(arrival)).await;
         self.settle(settled.into_iter().collect()).await
     }
 
@@ -399,8 +406,8 @@ impl Work {
         Ok(settled)
     }
 
-    fn arrived(&mut self, entry: u64, digest: Digest) -> Option<Settled> {
-        let Wanted { path, size, mode, modified, digest: told } = self.awaited.take(entry)?;
+    fn arrived(&mut self, Arrival { entry, wanted, digest }: Arrival) -> Option<Settled> {
+        let Wanted { path, size, mode, modified, digest: told } = wanted;
         let at = self.root.staged_large(&path);
         if told.is_some_and(|told| told != digest) {
             // Cleaned up with the next transfer of this tree, if it cannot be now.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use octopii_transport::NodeId;
 use tokio::sync::mpsc;
 
-use super::check::{Awaited, is_small};
+use super::check::{Awaited, Wanted, is_small};
 use super::root::large_name;
 use crate::{Destination, Digest, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refusal, TransferId};
 
@@ -37,7 +37,15 @@ pub(crate) struct Session {
     /// Where its large files grow.
     pub(crate) dir: PathBuf,
     /// Told of each that has.
-    pub(crate) arrived: mpsc::UnboundedSender<(u64, Digest)>,
+    pub(crate) arrived: mpsc::UnboundedSender<Arrival>,
+}
+
+/// A large file that lies, verified and durable, under its hidden name.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    pub(crate) entry: u64,
+    pub(crate) wanted: Wanted,
+    pub(crate) digest: Digest,
 }
 
 type Key = (NodeId, TransferId);
@@ -106,7 +114,9 @@ impl ReceivePolicy for LargeFiles {
 
     fn received(&self, received: ReceivedChunk) {
         let Some((session, entry)) = self.0.find(&received.offer) else { return };
+        // It came already, with another transfer at the same time.
+        let Some(wanted) = session.awaited.take(entry) else { return };
         // An error means that the tree has ended; what it leaves is cleaned up with the rest of it.
-        let _ = session.arrived.send((entry, received.digest));
+        let _ = session.arrived.send(Arrival { entry, wanted, digest: received.digest });
     }
 }

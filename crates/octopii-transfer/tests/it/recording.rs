@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use octopii_vfs::{DirEntry, FileHandle, LockGuard, Metadata, OpenMode, RealVfs, Vfs, VfsFile};
+use octopii_vfs::{DirEntry, DirHandle, FileHandle, LockGuard, Metadata, OpenMode, RealVfs, Vfs, VfsFile};
+
+use crate::tree::recording::RecordingDir;
 
 /// An operation that can be recorded and made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +17,12 @@ pub(crate) enum Op {
     SyncData,
     Rename,
     SyncDir,
+    /// What is done through an open directory.
+    TreeWrite,
+    /// Likewise.
+    TreeRename,
+    /// Likewise.
+    TreeSync,
     /// Not an operation: put into the record by tests.
     Received,
     /// Likewise.
@@ -86,7 +94,7 @@ impl RecordingVfs {
     }
 
     /// Recorded when finished.
-    fn run<T>(&self, op: Op, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    pub(crate) fn run<T>(&self, op: Op, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let delay = {
             let mut state = self.0.lock().unwrap();
             match &mut state.fault {
@@ -152,6 +160,10 @@ impl Vfs for RecordingVfs {
     fn free_space(&self, path: &Path) -> io::Result<u64> {
         let free = self.0.lock().unwrap().free;
         free.map_or_else(|| RealVfs.free_space(path), Ok)
+    }
+
+    fn open_dir(&self, path: &Path) -> io::Result<DirHandle> {
+        Ok(Arc::new(RecordingDir(RealVfs.open_dir(path)?, self.clone())))
     }
 
     fn canonicalize(&self, path: &Path) -> io::Result<PathBuf> {

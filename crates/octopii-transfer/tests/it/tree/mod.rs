@@ -2,7 +2,9 @@
 
 mod hand;
 mod hostile;
+pub(crate) mod recording;
 mod roundtrip;
+mod safety;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,0 +1,92 @@
+//! The real directories beneath a [`RecordingVfs`].
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use octopii_vfs::{Attributes, DirHandle, FileHandle, OpenMode, Timestamp, VfsDir, VfsFile};
+
+use crate::recording::{Op, RecordingVfs};
+
+#[derive(Debug)]
+pub(crate) struct RecordingDir(pub(crate) DirHandle, pub(crate) RecordingVfs);
+
+#[derive(Debug)]
+struct RecordingFile(FileHandle, RecordingVfs);
+
+impl VfsDir for RecordingDir {
+    fn attributes(&self, path: &Path) -> io::Result<Attributes> {
+        self.0.attributes(path)
+    }
+
+    fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {
+        self.0.names(path)
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<FileHandle> {
+        Ok(Arc::new(RecordingFile(self.0.open(path, mode)?, self.1.clone())))
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.create_dir(path)
+    }
+
+    fn read_link(&self, path: &Path) -> io::Result<OsString> {
+        self.0.read_link(path)
+    }
+
+    fn create_link(&self, path: &Path, target: &OsStr) -> io::Result<()> {
+        self.1.run(Op::TreeWrite, || self.0.create_link(path, target))
+    }
+
+    fn rename(&self, from: &Path, to: &Path, replace: bool) -> io::Result<()> {
+        self.1.run(Op::TreeRename, || self.0.rename(from, to, replace))
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.0.remove_file(path)
+    }
+
+    fn set_attributes(&self, path: &Path, mode: u32, modified: Option<Timestamp>) -> io::Result<()> {
+        self.0.set_attributes(path, mode, modified)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.sync_dir(path)
+    }
+
+    fn sync_file_system(&self) -> io::Result<()> {
+        self.1.run(Op::TreeSync, || self.0.sync_file_system())
+    }
+}
+
+impl VfsFile for RecordingFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.1.run(Op::TreeWrite, || self.0.write_all_at(data, offset))
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn set_attributes(&self, mode: u32, modified: Option<Timestamp>) -> io::Result<()> {
+        self.0.set_attributes(mode, modified)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        self.0.allocate(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}

@@ -1,0 +1,231 @@
+//! What reaches the disk, in which order, what is left when it fails, and how an interrupted tree goes on.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use octopii_transfer::{
+    EntryFailure, EntryOutcome, FailureCode, ReceivedTree, Refusal, TransferError, TransferOptions,
+    TreeDestination, TreeOffer, TreeOptions, TreePolicy,
+};
+
+use super::hand::{Hand, content, directory, end, file};
+use super::{counts, picture, put, undone};
+use crate::nodes::{Node, content as bytes, eventually, names, quick};
+use crate::recording::{Op, RecordingVfs};
+
+/// Notes when a file is settled at the receiver.
+struct Noting(RecordingVfs, PathBuf);
+
+impl TreePolicy for Noting {
+    fn accept(&self, offer: &TreeOffer) -> Result<TreeDestination, Refusal> {
+        Ok(TreeDestination::new(&self.1, &offer.name))
+    }
+
+    fn entry(&self, _: &TreeOffer, _: &Path, outcome: &EntryOutcome) {
+        if matches!(outcome, EntryOutcome::Stored { .. }) {
+            self.0.note(Op::Received);
+        }
+    }
+
+    fn received(&self, tree: ReceivedTree) {
+        drop(tree);
+    }
+}
+
+/// Written, synced, renamed, synced, policy told, sender told: in this order, each finished for all before the next. Whatever
+/// came earlier would mean less than "durable".
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_acknowledged_before_it_is_durable() {
+    let small = [Op::TreeWrite];
+    let large = [Op::Allocate, Op::Write, Op::SyncData, Op::Rename, Op::SyncDir];
+    for (size, writing) in [(4096, &small[..]), (3_000_000, &large[..])] {
+        let vfs = RecordingVfs::default();
+        let (a, b) = (Node::new(1), Node::with(2, vfs.shared(), quick()));
+        fs::create_dir(b.inbox()).unwrap();
+        b.transfer.receive_trees("tree", Noting(vfs.clone(), b.inbox()));
+        for name in ["1", "dir/2", "dir/3"] {
+            put(&a.tree(), name, &bytes(size));
+        }
+        if size > 1 << 20 {
+            fs::remove_dir_all(a.tree().join("dir")).unwrap();
+        }
+        vfs.set_delay(Duration::from_millis(20));
+        let noting = vfs.clone();
+        let options = TreeOptions {
+            on_entry: Some(Arc::new(move |_, outcome| {
+                if matches!(outcome, EntryOutcome::Stored { .. }) {
+                    noting.note(Op::Acknowledged);
+                }
+            })),
+            ..TreeOptions::new("tree")
+        };
+        a.transfer.send_tree(b.addr(), a.tree(), options).await.unwrap();
+        let record = vfs.record();
+        // Before and after it whose tree it is is written down.
+        let owner = [Op::Write, Op::SyncData, Op::Rename, Op::SyncDir];
+        let files =
+            record.strip_prefix(&owner).unwrap_or_else(|| panic!("the owner comes first: {record:?}"));
+        let committing = [Op::TreeSync, Op::TreeRename, Op::TreeSync, Op::Received];
+        let expected = [writing, &committing].concat();
+        assert_eq!(files[..expected.len()], expected, "{record:?}");
+        let rest: Vec<_> = files[expected.len()..].iter().filter(|op| **op == Op::Acknowledged).collect();
+        assert_eq!(rest.len(), 1, "told once, and only now: {record:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_cannot_be_written_is_reported_and_the_others_arrive() {
+    for (op, kind, failure) in [
+        (Op::TreeWrite, ErrorKind::StorageFull, EntryFailure::StorageFull),
+        (Op::TreeWrite, ErrorKind::PermissionDenied, EntryFailure::Io),
+        (Op::TreeRename, ErrorKind::PermissionDenied, EntryFailure::Io),
+    ] {
+        let vfs = RecordingVfs::default();
+        let (a, b) = (Node::new(1), Node::with(2, vfs.shared(), quick()));
+        b.open_trees(|inbox| inbox);
+        for name in ["1", "2", "3"] {
+            put(&a.tree(), name, name.as_bytes());
+        }
+        vfs.fail(op, 1, 1, kind);
+        let report = a.send_tree(&b).await.unwrap();
+        assert_eq!(undone(&report), [("2".to_owned(), failure)], "{op:?} {kind}");
+        assert_eq!(counts(&report), (2, 0, 1, 1));
+        let hidden = fs::read_dir(b.inbox().join(".octopii-trees")).unwrap().next().unwrap().unwrap().path();
+        assert_eq!(names(&hidden), ["lock", "owner"], "{op:?} {kind}");
+        let again = a.send_tree(&b).await.unwrap();
+        assert_eq!(counts(&again), (1, 2, 1, 0));
+        assert_eq!(picture(&b.inbox().join("tree")), picture(&a.tree()));
+    }
+}
+
+/// After a failed sync nothing is known of any file it was about: none is acknowledged, and none that it was to precede
+/// gets its name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_sync_ends_the_tree() {
+    for after in [0, 1] {
+        let vfs = RecordingVfs::default();
+        let (a, b) = (Node::new(1), Node::with(2, vfs.shared(), quick()));
+        b.open_trees(|inbox| inbox);
+        put(&a.tree(), "f", b"x");
+        vfs.fail(Op::TreeSync, after, 1, ErrorKind::Other);
+        let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let telling = Arc::clone(&told);
+        let options = TreeOptions {
+            on_entry: Some(Arc::new(move |path, _| telling.lock().unwrap().push(path.to_owned()))),
+            ..TreeOptions::new("tree")
+        };
+        let error = a.transfer.send_tree(b.addr(), a.tree(), options).await.unwrap_err();
+        assert!(
+            matches!(&error, TransferError::PeerFailed { refusal, .. } if refusal.code == FailureCode::Io),
+            "{error}"
+        );
+        assert!(!error.to_string().contains("inbox"), "the receiver's paths are its own: {error}");
+        assert!(told.lock().unwrap().is_empty());
+        if after == 0 {
+            assert_eq!(names(&b.inbox().join("tree")), [""; 0]);
+        }
+        let again = a.send_tree(&b).await.unwrap();
+        assert!(again.is_complete(), "{again:?}");
+        assert_eq!(picture(&b.inbox().join("tree")), picture(&a.tree()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_fit_is_refused_before_it_is_sent() {
+    let vfs = RecordingVfs::default();
+    let options = TransferOptions { leave_free: 1000, ..quick() };
+    let (a, b) = (Node::new(1), Node::with(2, vfs.shared(), options));
+    b.open_trees(|inbox| inbox);
+    put(&a.tree(), "1", &[1; 600]);
+    put(&a.tree(), "2", &[2; 600]);
+    put(&a.tree(), "3", &[3; 400]);
+    vfs.set_free(2000);
+    let report = a.send_tree(&b).await.unwrap();
+    assert_eq!(undone(&report), [("2".to_owned(), EntryFailure::StorageFull)]);
+    assert_eq!(counts(&report), (2, 0, 1, 1));
+}
+
+/// A sender that dies in the middle: what was acknowledged is not asked for again, what was half there is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_tree_continues_where_it_was() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    b.open_trees(|inbox| inbox);
+    let entries = [directory(b"d"), file(b"1", 3), file(b"2", 3), end(), file(b"f", 3), end()];
+    let mut hand = Hand::open(&a, &b).await;
+    assert_eq!(hand.page(&entries).await, [(0, 0), (2, 0), (2, 0), (2, 0), (2, 0), (2, 0)]);
+    hand.pack(&[content(1, b"one")]).await;
+    assert_eq!(hand.results().await, [(1, (0, 0))]);
+    hand.pack(&[content(2, b"two")]).await;
+    drop(hand);
+    let hidden = fs::read_dir(b.inbox().join(".octopii-trees")).unwrap().next().unwrap().unwrap().path();
+    // The lock is free when the first session has ended and cleaned up.
+    let free = || octopii_vfs::Vfs::lock(&octopii_vfs::RealVfs, &hidden.join("lock")).is_ok();
+    eventually("the end of the first session", free).await;
+    assert_eq!(names(&hidden), ["lock", "owner"]);
+
+    let mut hand = Hand::open(&a, &b).await;
+    let verdicts = hand.page(&entries).await;
+    assert_eq!((verdicts[1], verdicts[4]), ((1, 0), (2, 0)));
+    let missing: Vec<_> = [(2, &b"two"[..]), (4, b"eff")]
+        .into_iter()
+        .filter(|(n, _)| verdicts[*n as usize] == (2, 0))
+        .map(|(n, bytes)| content(n, bytes))
+        .collect();
+    hand.pack(&missing).await;
+    hand.finish_manifest().await;
+    let done = hand.expect_done().await;
+    assert_eq!((done[0] + done[2], done[3], done[4]), (3, 2, 0));
+    assert_eq!(fs::read(b.inbox().join("tree/d/2")).unwrap(), b"two");
+}
+
+/// Both sides' tasks end when the sending is dropped, and the tree is free again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_tree_leaves_what_is_complete_and_nothing_else() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    b.open_trees(|inbox| inbox);
+    for n in 0..200 {
+        put(&a.tree(), &format!("{n}"), &bytes(20_000));
+    }
+    put(&a.tree(), "large", &bytes(30_000_000));
+    let begun = Arc::new(tokio::sync::Notify::new());
+    let beginning = Arc::clone(&begun);
+    let options = TreeOptions {
+        on_entry: Some(Arc::new(move |_, _| beginning.notify_one())),
+        ..TreeOptions::new("tree")
+    };
+    tokio::select! {
+        ended = a.transfer.send_tree(b.addr(), a.tree(), options) => drop(ended),
+        () = begun.notified() => {}
+    }
+    let hidden = fs::read_dir(b.inbox().join(".octopii-trees")).unwrap().next().unwrap().unwrap().path();
+    let free = || octopii_vfs::Vfs::lock(&octopii_vfs::RealVfs, &hidden.join("lock")).is_ok();
+    eventually("the end of the session", free).await;
+    let complete = picture(&a.tree());
+    for (path, seen) in picture(&b.inbox().join("tree")) {
+        if seen.0 == 'f' {
+            assert_eq!(seen, complete[&path], "{path:?}");
+        }
+    }
+    let report = a.send_tree(&b).await.unwrap();
+    assert_eq!((report.stored + report.unchanged, report.not_done), (201, 0));
+    assert_eq!(picture(&b.inbox().join("tree")), complete);
+}
+
+/// What a crashed process left is removed when its directory is received into again, and what somebody else left is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_crash_left_is_removed_at_the_next_start() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    b.open_trees(|inbox| inbox);
+    put(&a.tree(), "f", b"x");
+    a.send_tree(&b).await.unwrap();
+    let hidden = fs::read_dir(b.inbox().join(".octopii-trees")).unwrap().next().unwrap().unwrap().path();
+    for left in ["s1", "s77", "l0123456789abcdef0123456789abcdef"] {
+        fs::write(hidden.join(left), "half").unwrap();
+    }
+    b.open_trees(|inbox| inbox);
+    eventually("the cleaning", || names(&hidden) == ["lock", "owner"]).await;
+    assert_eq!(names(&b.inbox().join("tree")), ["f"]);
+}
