@@ -2,6 +2,7 @@
 
 pub mod image;
 pub mod memory;
+pub mod token;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 

@@ -1,16 +1,19 @@
 //! Taking connections and streams: handshakes off the accept loop, each stream to the acceptor of its kind.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use crate::activity::close_when_unused;
 use crate::endpoint::Shared;
 use crate::join::is_joiner;
 use crate::members::{REVOKED, Unwelcome};
 use crate::revocation::{TRUST, receive, tell};
 use crate::socket::canonical;
+use crate::stats::SAMPLE_EVERY;
 use crate::stream::StreamKind;
 use crate::{AcceptorTaken, Connection, PeerRole, RecvStream, SendStream, tls};
 
@@ -79,6 +82,7 @@ impl Dispatch {
 pub(crate) async fn accept_connections(shared: Arc<Shared>) {
     let handshakes = Arc::new(Semaphore::new(shared.limits.handshakes));
     let connections = Arc::new(Semaphore::new(shared.limits.connections));
+    let sampling = shared.executor.spawn(sample(Arc::clone(&shared)));
     while let Some(incoming) = shared.quic.accept().await {
         if is_joiner(&incoming) {
             admit_joiner(&shared, incoming);
@@ -104,7 +108,19 @@ pub(crate) async fn accept_connections(shared: Arc<Shared>) {
             Arc::clone(&connections),
         ));
     }
+    sampling.abort();
     shared.dispatch.close();
+}
+
+/// Takes every connection's rates, second by second.
+async fn sample(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(SAMPLE_EVERY).await;
+        let now = Instant::now();
+        for connection in shared.members.live() {
+            connection.state().sampled.take(connection.quic(), now);
+        }
+    }
 }
 
 /// Joiners never take the place of a member's handshake, and cost nothing until their address is proven.
@@ -144,7 +160,7 @@ async fn accept_connection(
     };
     drop(handshake);
     let connection = match tls::peer(&quic) {
-        Ok((peer, hash)) if peer.cluster == shared.cluster => Connection::new(quic.clone(), peer, hash),
+        Ok(found) if found.0.cluster == shared.cluster => Connection::new(quic.clone(), found, false),
         Ok(_) | Err(_) => {
             return quic.close(REFUSED.into(), b"the certificate names no node of this cluster");
         }
@@ -161,37 +177,68 @@ async fn accept_connection(
             return quic.close(TOO_MANY_CONNECTIONS.into(), b"too many connections of this node");
         }
     }
-    if let Err(e) = timeout(shared.limits.handshake_timeout, welcome(&quic))
+    if let Err(e) = timeout(shared.limits.handshake_timeout, welcome(&quic, shared.instance))
         .await
         .unwrap_or(Err(quinn::ConnectionError::TimedOut))
     {
         shared.members.leave(&connection);
         return tracing::debug!(%remote, "connection lost before it was used: {e}");
     }
-    shared.pool.adopt(remote, &connection);
+    shared.executor.spawn(adopt(Arc::clone(&shared), remote, connection.clone()));
     serve_streams(shared, connection).await;
 }
 
 /// Tells the dialling side that it has been admitted. In TLS 1.3 a client finishes its handshake before the server has
 /// seen its certificate: without this, a stranger's dial would seem to succeed and fail at its first use.
-async fn welcome(quic: &quinn::Connection) -> Result<(), quinn::ConnectionError> {
+///
+/// The dialling side says hello in the same way, so that each knows which life of the other it has met.
+pub(crate) async fn welcome(quic: &quinn::Connection, instance: u64) -> Result<(), quinn::ConnectionError> {
     let mut stream = quic.open_uni().await?;
     // A failure to write means that the connection is gone, which the next accept reports.
-    let _ = stream.write_all(&[WELCOME]).await;
+    let _ = stream.write_all(&[&[WELCOME], &instance.to_le_bytes()[..]].concat()).await;
     let _ = stream.finish();
     Ok(())
 }
 
-/// The one byte of the one unidirectional stream that the accepting side opens.
-pub(crate) const WELCOME: u8 = 1;
+/// The other side's instance, from its welcome or hello.
+pub(crate) async fn await_welcome(quic: &quinn::Connection) -> Result<u64, quinn::ConnectionError> {
+    let mut stream = quic.accept_uni().await?;
+    let (mut welcome, mut instance) = ([0], [0; 8]);
+    let failed = |e| match e {
+        quinn::ReadExactError::ReadError(quinn::ReadError::ConnectionLost(e)) => e,
+        _ => quinn::ConnectionError::VersionMismatch,
+    };
+    stream.read_exact(&mut welcome).await.map_err(failed)?;
+    if welcome != [WELCOME] {
+        return Err(quinn::ConnectionError::VersionMismatch);
+    }
+    stream.read_exact(&mut instance).await.map_err(failed)?;
+    Ok(u64::from_le_bytes(instance))
+}
+
+/// The first byte of the one unidirectional stream that each side opens.
+const WELCOME: u8 = 1;
+
+/// Lets a connection that a peer made serve for calls to it, once it has said hello.
+async fn adopt(shared: Arc<Shared>, remote: SocketAddr, connection: Connection) {
+    let hello = timeout(shared.limits.handshake_timeout, await_welcome(connection.quic()));
+    if let Ok(Ok(instance)) = hello.await {
+        connection.set_instance(instance);
+        shared.pool.adopt(&shared, remote, &connection);
+    }
+}
 
 /// Hands every stream of a connection to the acceptor of its kind, until the connection is gone.
 pub(crate) async fn serve_streams(shared: Arc<Shared>, connection: Connection) {
+    if let Some(quiet) = shared.close_unused {
+        shared.executor.spawn(close_when_unused(connection.clone(), quiet, b"unused"));
+    }
     if shared.members.is_anyone_revoked() {
         shared.executor.spawn(tell(Arc::clone(&shared), connection.clone()));
     }
     while let Ok((send, recv)) = connection.quic().accept_bi().await {
-        let (send, recv) = (SendStream::new(send), RecvStream::new(recv));
+        let (sending, receiving) = connection.state().activity.stream();
+        let (send, recv) = (SendStream::new(send).counted(sending), RecvStream::new(recv).counted(receiving));
         let incoming = Incoming { send, recv, connection: connection.clone() };
         // quinn's own limit of open streams bounds how many of these tasks a peer can cause.
         shared.executor.spawn(deliver(Arc::clone(&shared), incoming));

@@ -1,11 +1,17 @@
 //! A verified connection to a peer.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use tokio::time::Instant;
+
+use crate::activity::Activity;
 use crate::socket::canonical;
+use crate::stats::Sampled;
 use crate::stream::lost;
 use crate::{CertificateHash, PeerIdentity, RecvStream, SendStream, StreamError, StreamKind};
 
@@ -13,8 +19,21 @@ use crate::{CertificateHash, PeerIdentity, RecvStream, SendStream, StreamError, 
 #[derive(Debug, Clone)]
 pub struct Connection {
     inner: quinn::Connection,
-    peer: PeerIdentity,
-    certificate: CertificateHash,
+    state: Arc<State>,
+}
+
+/// What handles to one connection share.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) peer: PeerIdentity,
+    pub(crate) certificate: CertificateHash,
+    /// Whether this side dialled.
+    pub(crate) dialled: bool,
+    pub(crate) opened: Instant,
+    pub(crate) activity: Arc<Activity>,
+    pub(crate) sampled: Sampled,
+    // 0: not told yet.
+    instance: AtomicU64,
 }
 
 /// Figures of a connection at one moment.
@@ -33,8 +52,40 @@ pub struct ConnectionStats {
 }
 
 impl Connection {
-    pub(crate) fn new(inner: quinn::Connection, peer: PeerIdentity, certificate: CertificateHash) -> Self {
-        Self { inner, peer, certificate }
+    pub(crate) fn new(
+        inner: quinn::Connection,
+        (peer, certificate): (PeerIdentity, CertificateHash),
+        dialled: bool,
+    ) -> Self {
+        let now = Instant::now();
+        let state = State {
+            peer,
+            certificate,
+            dialled,
+            opened: now,
+            activity: Arc::default(),
+            sampled: Sampled::new(now),
+            instance: AtomicU64::new(0),
+        };
+        Self { inner, state: Arc::new(state) }
+    }
+
+    /// Which life of the peer this is: a restarted one has another.
+    pub(crate) fn instance(&self) -> Option<u64> {
+        Some(self.state.instance.load(Ordering::Relaxed)).filter(|instance| *instance != 0)
+    }
+
+    pub(crate) fn set_instance(&self, instance: u64) {
+        self.state.instance.store(instance, Ordering::Relaxed);
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Streams open on it now, in both directions.
+    pub fn streams_open(&self) -> usize {
+        self.state.activity.open()
     }
 
     /// Opens a stream of this kind. The kind is sent at once, so the peer learns of the stream even before anything
@@ -52,7 +103,8 @@ impl Connection {
         rest: Bytes,
     ) -> Result<(SendStream, RecvStream), StreamError> {
         let (send, recv) = self.inner.open_bi().await.map_err(|e| lost(&e))?;
-        let mut send = SendStream::new(send);
+        let (sending, receiving) = self.state.activity.stream();
+        let mut send = SendStream::new(send).counted(sending);
         send.prioritise(kind);
         let first = first.as_ref();
         let mut head = BytesMut::with_capacity(1 + first.len());
@@ -63,17 +115,17 @@ impl Connection {
         } else {
             send.write_chunks(&mut [head.freeze(), rest]).await?;
         }
-        Ok((send, RecvStream::new(recv)))
+        Ok((send, RecvStream::new(recv).counted(receiving)))
     }
 
     /// Who the peer is, from its certificate.
     pub fn peer(&self) -> &PeerIdentity {
-        &self.peer
+        &self.state.peer
     }
 
     /// The hash of the peer's certificate, by which it alone can be revoked.
     pub fn certificate(&self) -> &CertificateHash {
-        &self.certificate
+        &self.state.certificate
     }
 
     /// The peer's address now.

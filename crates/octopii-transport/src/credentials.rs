@@ -24,13 +24,12 @@ impl Credentials {
     ) -> Result<(Self, quinn::ServerConfig), IdentityError> {
         let mut server = quinn::ServerConfig::with_crypto(tls::server(identity)?);
         server
-            .transport_config(Arc::new(transport_config(options, mtu, 0)))
+            .transport_config(Arc::new(transport_config(options, mtu)))
             .max_incoming(options.limits.handshakes)
             .incoming_buffer_size(options.limits.incoming_buffer)
             .incoming_buffer_size_total(options.limits.incoming_buffer_total);
         let mut client = quinn::ClientConfig::new(tls::client(identity)?);
-        // The one stream on which the accepting side says that it has admitted us.
-        client.transport_config(Arc::new(transport_config(options, mtu, 1)));
+        client.transport_config(Arc::new(transport_config(options, mtu)));
         let join = match &options.admission {
             Some(_) => Some(Door::config(identity, &options.limits, mtu)?),
             None => None,

@@ -12,12 +12,14 @@ use crate::accept::{Dispatch, accept_connections};
 use crate::credentials::Credentials;
 use crate::join::Door;
 use crate::members::Members;
+use crate::names::{self, Names};
 use crate::pool::Pool;
 use crate::revocation::{self, RevocationList};
 use crate::socket::{self, Adapted, LOOPBACK_MTU, NETWORK_MTU, canonical};
 use crate::{
     Acceptor, AcceptorTaken, BindError, ClusterId, ConnectError, Connection, EndpointOptions, Executor,
-    Identity, IdentityError, KeepRevocations, Limits, NodeId, Revocation, RevokeError, StreamKind, tls,
+    Identity, IdentityError, KeepRevocations, Limits, NodeId, PeerStats, Revocation, RevokeError, StreamKind,
+    stats, tls,
 };
 
 /// A bound UDP port with an identity: accepts peers, dials peers, keeps connections.
@@ -42,6 +44,9 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) connect_timeout: Duration,
     pub(crate) door: Option<Door>,
+    /// Tells this life of the node from the next; never 0.
+    pub(crate) instance: u64,
+    pub(crate) close_unused: Option<Duration>,
     pub(crate) members: Members,
     pub(crate) keep_revocations: Option<Arc<dyn KeepRevocations>>,
     pub(crate) keeping: tokio::sync::Mutex<()>,
@@ -50,6 +55,7 @@ pub(crate) struct Shared {
     mtu: u16,
     pub(crate) dispatch: Dispatch,
     pub(crate) pool: Pool,
+    pub(crate) names: Names,
 }
 
 #[derive(Debug)]
@@ -102,6 +108,8 @@ impl Endpoint {
             cluster: identity.cluster(),
             dispatch: Dispatch::new(options.limits.accept_queue),
             door: options.admission.clone().map(|admission| Door::new(admission, &options.limits)),
+            instance: rand::random_range(1..=u64::MAX),
+            close_unused: options.close_unused,
             members: Members::new(revoked, options.limits.connections_per_peer),
             keep_revocations: options.keep_revocations.clone(),
             keeping: tokio::sync::Mutex::new(()),
@@ -111,6 +119,7 @@ impl Endpoint {
             options,
             mtu,
             pool: Pool::default(),
+            names: Names::default(),
         });
         executor.spawn(accept_connections(Arc::clone(&shared)));
         Ok(Self { shared, _open: Arc::new(CloseOnDrop(quic)) })
@@ -125,6 +134,14 @@ impl Endpoint {
         }
         let shared = Arc::clone(&self.shared);
         let connect = async move { Pool::connect(&shared, addr).await };
+        self.shared.executor.run(connect).await.unwrap_or(Err(ConnectError::EndpointClosed))
+    }
+
+    /// As [`connect`](Self::connect), to `HOST:PORT`: an existing connection, or the name's addresses as they are now, looked up for
+    /// each new connection; both families, the next one tried when the one before has not answered for 250 ms. Cancel-safe.
+    pub async fn connect_host(&self, host: &str) -> Result<Connection, ConnectError> {
+        let (shared, host) = (Arc::clone(&self.shared), host.to_owned());
+        let connect = async move { names::connect(&shared, &host).await };
         self.shared.executor.run(connect).await.unwrap_or(Err(ConnectError::EndpointClosed))
     }
 
@@ -219,6 +236,15 @@ impl Endpoint {
         self.shared.quic.open_connections()
     }
 
+    /// Every open connection, and how it does.
+    pub fn connections(&self) -> Vec<PeerStats> {
+        let now = self.shared.executor.now();
+        let live = self.shared.members.live();
+        live.iter()
+            .map(|connection| stats::describe(connection, now, self.shared.options.keep_alive))
+            .collect()
+    }
+
     /// Closes every connection, and waits at most `deadline` until peers have been told. Idempotent.
     pub async fn close(&self, deadline: Duration) {
         self.shared.quic.close(0u32.into(), b"the node stopped");
@@ -245,7 +271,7 @@ fn mtu_for(options: &EndpointOptions) -> u16 {
     if options.socket.is_none() && options.bind.ip().is_loopback() { LOOPBACK_MTU } else { NETWORK_MTU }
 }
 
-pub(crate) fn transport_config(options: &EndpointOptions, mtu: u16, uni_streams: u32) -> TransportConfig {
+pub(crate) fn transport_config(options: &EndpointOptions, mtu: u16) -> TransportConfig {
     let limits = &options.limits;
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(mtu);
@@ -259,7 +285,8 @@ pub(crate) fn transport_config(options: &EndpointOptions, mtu: u16, uni_streams:
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(limits.streams_per_connection.into())
-        .max_concurrent_uni_streams(uni_streams.into())
+        // The one on which the other side says welcome or hello.
+        .max_concurrent_uni_streams(1u32.into())
         .datagram_receive_buffer_size(None)
         .stream_receive_window(limits.stream_window.into())
         .receive_window(limits.connection_window.into())

@@ -166,6 +166,14 @@ pub enum ConnectError {
     /// The peer speaks another wire version. Trying again will not help.
     #[error("{0} speaks another wire version: run the same Octopii release on both sides")]
     WireVersion(SocketAddr),
+    /// The name has no address.
+    #[error("{host} cannot be found: {reason}")]
+    UnknownHost {
+        /// The name and port.
+        host: String,
+        /// Why not.
+        reason: String,
+    },
     /// The address cannot be dialled at all (port 0, an unsupported address family).
     #[error("{addr} cannot be dialled: {reason}")]
     InvalidAddress {

@@ -15,6 +15,7 @@
 //! Everything a peer can make us hold is bounded: see [`Limits`].
 
 mod accept;
+mod activity;
 mod connection;
 mod credentials;
 mod endpoint;
@@ -23,10 +24,12 @@ mod executor;
 mod identity;
 mod join;
 mod members;
+mod names;
 mod options;
 mod pool;
 mod revocation;
 mod socket;
+mod stats;
 mod stream;
 mod tls;
 
@@ -45,4 +48,5 @@ pub use join::{Admission, Applicant, JoinRefusal, JoinToken, TokenVerifier, join
 pub use options::{EndpointOptions, Limits};
 pub use revocation::{KeepRevocations, Revocation, Revoked};
 pub use socket::DatagramSocket;
+pub use stats::{Health, PeerStats};
 pub use stream::{RecvStream, SendStream, StreamKind};

@@ -52,6 +52,11 @@ impl Members {
         self.inner.lock().expect("no panic while held").live.remove(&connection.quic().stable_id());
     }
 
+    /// Every open connection.
+    pub(crate) fn live(&self) -> Vec<Connection> {
+        self.inner.lock().expect("no panic while held").live.values().cloned().collect()
+    }
+
     pub(crate) fn revocations(&self) -> Vec<u8> {
         self.inner.lock().expect("no panic while held").revoked.to_bytes()
     }

@@ -30,6 +30,9 @@ pub struct EndpointOptions {
     pub keep_alive: Duration,
     /// A connection that stays silent for this long is lost. Default 10 s; both sides' lower value counts.
     pub idle_timeout: Duration,
+    /// A connection on which no stream has been open for this long is closed, and made again when it is needed. Default: none,
+    /// connections stay, which costs a ping now and then.
+    pub close_unused: Option<Duration>,
 }
 
 impl Default for EndpointOptions {
@@ -45,6 +48,7 @@ impl Default for EndpointOptions {
             connect_timeout: Duration::from_secs(5),
             keep_alive: Duration::from_secs(2),
             idle_timeout: Duration::from_secs(10),
+            close_unused: None,
         }
     }
 }

@@ -10,7 +10,8 @@ use rand::Rng;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
-use crate::accept::{WELCOME, serve_streams};
+use crate::accept::{await_welcome, serve_streams, welcome};
+use crate::activity::close_when_unused;
 use crate::endpoint::Shared;
 use crate::identity::cluster_name;
 use crate::members::{REVOKED, Unwelcome};
@@ -53,17 +54,24 @@ const MAX_REMEMBERED: usize = 4096;
 
 impl Pool {
     /// Keeps a connection that a peer made to us: the peer dials from its own listening address, so it serves for calls
-    /// in the other direction too.
-    ///
-    /// It takes the place of an older one. A peer that was killed and came back dials anew, and the old connection,
-    /// which nobody answers any more, would otherwise be used until its idle timeout. Whoever waits for a dial, or for the
-    /// time to dial again, takes it at once.
-    pub(crate) fn adopt(&self, addr: SocketAddr, connection: &Connection) {
+    /// in the other direction too. Whoever waits for a dial, or for the time to dial again, takes it at once.
+    pub(crate) fn adopt(&self, shared: &Shared, addr: SocketAddr, connection: &Connection) {
+        if connection.is_closed() {
+            return;
+        }
         let mut links = self.links.lock().expect("no panic while held");
-        if let Some(Link::Dialling { done, .. }) = links.insert(addr, Link::Live(connection.clone()))
-            && let Some(done) = done.upgrade()
-        {
-            done.send_replace(Some(Ok(connection.clone())));
+        match links.get(&addr) {
+            Some(Link::Live(older)) if !older.is_closed() => {
+                let link = settle(shared, older, connection);
+                links.insert(addr, link);
+            }
+            _ => {
+                if let Some(Link::Dialling { done, .. }) = links.insert(addr, Link::Live(connection.clone()))
+                    && let Some(done) = done.upgrade()
+                {
+                    done.send_replace(Some(Ok(connection.clone())));
+                }
+            }
         }
         self.adopted.notify_waiters();
     }
@@ -135,7 +143,7 @@ impl Pool {
         let executor = shared.executor.clone();
         executor.spawn(async move {
             let result = dial(&shared, addr).await;
-            shared.pool.dialled(addr, &result);
+            shared.pool.dialled(&shared, addr, &result);
             if let Ok(connection) = &result {
                 shared.executor.spawn(serve_streams(Arc::clone(&shared), connection.clone()));
             }
@@ -149,8 +157,15 @@ impl Pool {
         Step::Wait(outcome)
     }
 
-    fn dialled(&self, addr: SocketAddr, result: &Result<Connection, ConnectError>) {
+    fn dialled(&self, shared: &Shared, addr: SocketAddr, result: &Result<Connection, ConnectError>) {
         let mut links = self.links.lock().expect("no panic while held");
+        if let (Some(Link::Live(older)), Ok(connection)) = (links.get(&addr), result)
+            && !older.is_closed()
+        {
+            let link = settle(shared, older, connection);
+            links.insert(addr, link);
+            return;
+        }
         let failures = match links.get(&addr) {
             Some(Link::Dialling { failures, .. }) => failures.saturating_add(1),
             // The peer has dialled meanwhile.
@@ -167,6 +182,35 @@ impl Pool {
         links.insert(addr, link);
     }
 }
+
+/// Which of two live connections to one address is used from now on. The other one ends when what is under way on it has ended.
+///
+/// Two nodes that dial each other at the same moment must keep the same one: the one that the node with the lower id has
+/// dialled. That holds for two connections with one life of the peer only. A peer that was killed and came back dials anew, and
+/// the older connection, which nobody answers any more, would otherwise be used until its idle timeout.
+fn settle(shared: &Shared, older: &Connection, newer: &Connection) -> Link {
+    let same_life =
+        older.peer() == newer.peer() && older.instance().is_some() && older.instance() == newer.instance();
+    let crossed = older.state().dialled != newer.state().dialled && shared.node_id != newer.peer().node_id;
+    let ours_wins = shared.node_id < newer.peer().node_id;
+    let (winner, loser) = if same_life && crossed && older.state().dialled == ours_wins {
+        (older, newer)
+    } else {
+        (newer, older)
+    };
+    if winner.quic().stable_id() != loser.quic().stable_id() {
+        shared.executor.spawn(close_when_unused(
+            loser.clone(),
+            SUPERSEDED_AFTER,
+            b"superseded by another connection",
+        ));
+    }
+    Link::Live(winner.clone())
+}
+
+/// A connection that was superseded is closed when nothing has been open on it for so long: the peer, which settles on the same
+/// one, may have opened a stream just before.
+const SUPERSEDED_AFTER: Duration = Duration::from_secs(3);
 
 /// The longest wait after so many failures in a row.
 fn backoff(failures: u32) -> Duration {
@@ -188,17 +232,19 @@ async fn dial(shared: &Shared, addr: SocketAddr) -> Result<Connection, ConnectEr
         })?;
     let admitted = async {
         let quic = connecting.await?;
-        await_welcome(&quic).await?;
-        Ok(quic)
+        welcome(&quic, shared.instance).await?;
+        let instance = await_welcome(&quic).await?;
+        Ok((quic, instance))
     };
-    let quic = match timeout(shared.connect_timeout, admitted).await {
-        Ok(Ok(quic)) => quic,
+    let (quic, instance) = match timeout(shared.connect_timeout, admitted).await {
+        Ok(Ok(admitted)) => admitted,
         Ok(Err(e)) => return Err(connect_error(addr, &e)),
         Err(_) => return Err(ConnectError::Unreachable(addr)),
     };
     match tls::peer(&quic) {
-        Ok((peer, hash)) if peer.cluster == shared.cluster => {
-            let connection = Connection::new(quic, peer, hash);
+        Ok(found) if found.0.cluster == shared.cluster => {
+            let connection = Connection::new(quic, found, true);
+            connection.set_instance(instance);
             let unwelcome = match shared.members.enter(&connection) {
                 Ok(()) => return Ok(connection),
                 Err(unwelcome) => unwelcome,
@@ -222,16 +268,6 @@ async fn dial(shared: &Shared, addr: SocketAddr) -> Result<Connection, ConnectEr
             quic.close(0u32.into(), b"");
             Err(ConnectError::NotTrusted { addr, reason: e.to_string() })
         }
-    }
-}
-
-async fn await_welcome(quic: &quinn::Connection) -> Result<(), quinn::ConnectionError> {
-    let mut stream = quic.accept_uni().await?;
-    let mut byte = [0];
-    match stream.read_exact(&mut byte).await {
-        Ok(()) if byte == [WELCOME] => Ok(()),
-        Err(quinn::ReadExactError::ReadError(quinn::ReadError::ConnectionLost(e))) => Err(e),
-        _ => Err(quinn::ConnectionError::VersionMismatch),
     }
 }
 

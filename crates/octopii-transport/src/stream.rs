@@ -3,6 +3,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::StreamError;
+use crate::activity::InUse;
 
 /// What a stream is for: its first byte on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,12 +59,14 @@ impl StreamKind {
 pub struct SendStream {
     inner: quinn::SendStream,
     done: bool,
+    _in_use: Option<InUse>,
 }
 
 /// The receiving half of a stream. Dropping it tells the peer to stop sending.
 #[derive(Debug)]
 pub struct RecvStream {
     inner: quinn::RecvStream,
+    _in_use: Option<InUse>,
     // Received, not yet asked for, as it came. Empty while `partial` is not.
     ready: Bytes,
     // The beginning of a frame that did not come in one piece, and what came behind it.
@@ -87,7 +90,15 @@ const READ_STEP: usize = 64 << 10;
 
 impl SendStream {
     pub(crate) fn new(inner: quinn::SendStream) -> Self {
-        Self { inner, done: false }
+        Self { inner, done: false, _in_use: None }
+    }
+
+    /// Counted among its connection's as long as it lives.
+    pub(crate) fn counted(self, in_use: InUse) -> Self {
+        // A stream is dropped by its own code, so its fields cannot be moved.
+        let mut counted = self;
+        counted._in_use = Some(in_use);
+        counted
     }
 
     /// Writes all of `data`, waiting for flow control. Not cancel-safe: a dropped call may have written a part.
@@ -166,7 +177,12 @@ impl Drop for SendStream {
 
 impl RecvStream {
     pub(crate) fn new(inner: quinn::RecvStream) -> Self {
-        Self { inner, ready: Bytes::new(), partial: BytesMut::new() }
+        Self { inner, ready: Bytes::new(), partial: BytesMut::new(), _in_use: None }
+    }
+
+    /// Counted among its connection's as long as it lives.
+    pub(crate) fn counted(self, in_use: InUse) -> Self {
+        Self { _in_use: Some(in_use), ..self }
     }
 
     /// The next bytes in order, at most `max` of them, without copying; `None` at the end of the stream. Cancel-safe.

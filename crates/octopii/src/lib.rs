@@ -80,9 +80,9 @@ pub use octopii_transfer::{
     TreeOffer, TreeOptions, TreePolicy, TreeProgress, TreeProgressFn, TreeReport, UndoneEntry, shown_path,
 };
 pub use octopii_transport::{
-    BindError, CertificateHash, ClusterAuthority, ClusterId, ConnectError, DatagramSocket, Executor,
+    BindError, CertificateHash, ClusterAuthority, ClusterId, ConnectError, DatagramSocket, Executor, Health,
     Identity, IdentityError, JoinError, JoinRefusal, JoinToken, Limits, NodeId, PeerIdentity, PeerRole,
-    Revocation, RevokeError, Revoked, TokenError,
+    PeerStats, Revocation, RevokeError, Revoked, TokenError,
 };
 pub use octopii_vfs::{RealVfs, Vfs};
 pub use octopii_wal::{Durability, Topic, WriteAheadLog};

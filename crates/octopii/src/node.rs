@@ -17,7 +17,7 @@ use octopii_transfer::{
 };
 use octopii_transport::{
     Admission, BindError, CertificateHash, ConnectError, DatagramSocket, Endpoint, EndpointOptions, Executor,
-    NodeId, PeerRole, Revocation, RevokeError,
+    NodeId, PeerRole, PeerStats, Revocation, RevokeError,
 };
 use octopii_vfs::{RealVfs, Vfs};
 use octopii_wal::{Committer, OpenError, Options as WalOptions, WriteAheadLog};
@@ -433,6 +433,11 @@ impl OctopiiNode {
     /// stays valid until it is revoked.
     pub async fn rotate_identity(&self, issuer: Option<SocketAddr>) -> Result<CertificateHash, RotateError> {
         self.parts.rotation.rotate(issuer).await
+    }
+
+    /// Every open connection, and how it does.
+    pub fn connections(&self) -> Vec<PeerStats> {
+        self.parts.endpoint.connections()
     }
 
     /// Puts a revocation that the authority has signed in force: here at once and durably, and from here at every node. It does

@@ -11,6 +11,7 @@ pub use door::{Admission, Applicant};
 pub(crate) use door::{Door, is_joiner};
 pub use joiner::join;
 pub use message::JoinRefusal;
+pub(crate) use token::is_address;
 pub use token::{JoinToken, TokenVerifier};
 
 /// The wire version of joining, apart from the members' so that neither side can be taken for the other.

@@ -60,13 +60,20 @@ fn limited(authority: &ClusterAuthority, limits: Limits) -> Endpoint {
 }
 
 #[tokio::test]
-async fn the_accepting_side_says_welcome_with_the_byte_1() {
+async fn the_accepting_side_says_welcome_with_the_byte_1_and_its_instance() {
     let authority = ClusterAuthority::generate().unwrap();
     let a = endpoint(&authority, 1);
     let client = bare_client(&authority.issue(2).unwrap());
     let connection = dial(&client, a.local_addr(), &authority).await;
     let mut welcome = connection.accept_uni().await.unwrap();
-    assert_eq!(welcome.read_to_end(10).await.unwrap(), [1]);
+    let said = welcome.read_to_end(10).await.unwrap();
+    assert_eq!((said.len(), said[0]), (9, 1));
+    let again = dial(&client, a.local_addr(), &authority).await;
+    assert_eq!(again.accept_uni().await.unwrap().read_to_end(10).await.unwrap(), said);
+    // No more than the one stream by which a dialler says hello.
+    let _first = connection.open_uni().await.unwrap();
+    let second = tokio::time::timeout(Duration::from_millis(100), connection.open_uni()).await;
+    assert!(second.is_err(), "a second unidirectional stream could be opened");
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ mod hostile;
 mod joining;
 mod limits;
 mod links;
+mod pool;
 mod revoking;
 mod streams;
 
