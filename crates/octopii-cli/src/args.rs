@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Recv(Recv),
     /// Read and write the replicated key-value store
     Kv(Kv),
+    /// Call a method of a peer in JSON, or list its methods
+    Call(Call),
     /// Look after a cluster
     Cluster(Cluster),
     /// Make, list and withdraw join tokens
@@ -210,6 +212,26 @@ pub(crate) enum KvCommand {
     Put { key: String, value: String },
     /// Remove a key
     Del { key: String },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Call {
+    /// The peer to call, such as 127.0.0.1:4701
+    #[arg(value_name = "PEER", value_parser = parse_address)]
+    pub(crate) peer: SocketAddr,
+    /// The method to call, such as bank.balance; with --list, the beginning of its name. Without it the methods are listed
+    pub(crate) method: Option<String>,
+    /// The request in JSON: null for no argument, an array for several. A method that streams requests reads them from
+    /// standard input instead, one per line
+    pub(crate) request: Option<String>,
+    /// List the peer's methods, and what they take and give
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// Give up after this long
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "10s")]
+    pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArgs,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -6,6 +6,7 @@
 )]
 
 mod args;
+mod call;
 mod cluster;
 mod demo;
 mod exit;
@@ -71,6 +72,7 @@ async fn run(runtime: &OctopiiRuntime, output: &Output, args: Args) -> Result<()
         Command::Send(send) => Box::pin(send::run(runtime, output, send)).await,
         Command::Recv(recv) => Box::pin(recv::run(runtime, output, recv)).await,
         Command::Kv(kv) => Box::pin(kv::run(runtime, output, kv)).await,
+        Command::Call(call) => Box::pin(call::run(runtime, output, call)).await,
         Command::Cluster(cluster) => Box::pin(cluster::run(runtime, output, cluster)).await,
         Command::Token(token) => Box::pin(token::run(runtime, output, token)).await,
         Command::Wal(wal) => wal::run(output, &wal),

@@ -31,6 +31,12 @@ impl Output {
         if self.json { print(value) } else { print(line) }
     }
 
+    /// A result that is JSON for everybody: one line for programs, indented for people.
+    pub(crate) fn value(self, value: &Value) {
+        // JSON writes control characters as escapes.
+        if self.json { print(value) } else { print(format_args!("{value:#}")) }
+    }
+
     /// A line for people only.
     pub(crate) fn line(self, line: impl Display) {
         if !self.json {

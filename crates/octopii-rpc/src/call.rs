@@ -56,6 +56,9 @@ pub struct Request {
     pub body: Body,
 }
 
+/// The responses of a handler that streams them, as a service's trait has them: `stream.boxed()` makes one.
+pub type ResponseStream<T> = BoxStream<'static, Result<T, Status>>;
+
 /// What a caller sends: encoded as [`Context::encoding`] says.
 pub enum Body {
     /// One request.

@@ -137,12 +137,13 @@ impl Client {
         method: &str,
         call: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
-        self.endpoint.executor().timeout(begun.limit, call).await.unwrap_or_else(|| {
-            Err(Status::new(
-                Code::DeadlineExceeded,
-                format!("no answer to {method:?} within {:?}", begun.limit),
-            ))
-        })
+        let late = || {
+            Status::new(Code::DeadlineExceeded, format!("no answer to {method:?} within {:?}", begun.limit))
+        };
+        if begun.limit.is_zero() {
+            return Err(late());
+        }
+        self.endpoint.executor().timeout(begun.limit, call).await.unwrap_or_else(|| Err(late()))
     }
 
     async fn connect(&self, addr: SocketAddr) -> Result<Connection, Status> {

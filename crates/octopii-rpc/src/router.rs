@@ -10,7 +10,8 @@ use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{Body, Code, Context, Encoding, Reply, Request, Requests, Shape, Status};
+use crate::reflection::brief_type_name;
+use crate::{Body, Code, Context, Encoding, MethodInfo, Reply, Request, Requests, Shape, Status};
 
 pub(crate) type Replying = Pin<Box<dyn Future<Output = Result<Reply, Status>> + Send>>;
 pub(crate) type Handler = Arc<dyn Fn(Request) -> Replying + Send + Sync>;
@@ -30,6 +31,7 @@ pub struct Router {
 pub(crate) struct Method {
     pub(crate) shape: Shape,
     pub(crate) handler: Handler,
+    info: MethodInfo,
 }
 
 impl Router {
@@ -47,7 +49,7 @@ impl Router {
         Fut: Future<Output = Result<Resp, Status>> + Send + 'static,
     {
         let handler = Arc::new(handler);
-        self.register_call(method, Shape::Unary, move |request| {
+        self.typed::<Req, Resp, _, _>(method, Shape::Unary, move |request| {
             let handler = Arc::clone(&handler);
             async move {
                 let encoding = request.context.encoding;
@@ -73,7 +75,7 @@ impl Router {
         S: Stream<Item = Result<Resp, Status>> + Send + 'static,
     {
         let handler = Arc::new(handler);
-        self.register_call(method, Shape::ServerStream, move |request| {
+        self.typed::<Req, Resp, _, _>(method, Shape::ServerStream, move |request| {
             let handler = Arc::clone(&handler);
             async move {
                 let encoding = request.context.encoding;
@@ -96,7 +98,7 @@ impl Router {
         Fut: Future<Output = Result<Resp, Status>> + Send + 'static,
     {
         let handler = Arc::new(handler);
-        self.register_call(method, Shape::ClientStream, move |request| {
+        self.typed::<Req, Resp, _, _>(method, Shape::ClientStream, move |request| {
             let handler = Arc::clone(&handler);
             async move {
                 let encoding = request.context.encoding;
@@ -120,7 +122,7 @@ impl Router {
         S: Stream<Item = Result<Resp, Status>> + Send + 'static,
     {
         let handler = Arc::new(handler);
-        self.register_call(method, Shape::Bidirectional, move |request| {
+        self.typed::<Req, Resp, _, _>(method, Shape::Bidirectional, move |request| {
             let handler = Arc::clone(&handler);
             async move {
                 let encoding = request.context.encoding;
@@ -161,9 +163,53 @@ impl Router {
         F: Fn(Request) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Reply, Status>> + Send + 'static,
     {
+        let name = method.into();
+        let info = MethodInfo {
+            name: name.clone(),
+            streams_requests: shape.streams_requests(),
+            streams_responses: shape.streams_responses(),
+            signature: "(bytes) -> bytes".to_owned(),
+            doc: String::new(),
+            idempotent: false,
+            json: false,
+        };
         let handler: Handler = Arc::new(move |request| Box::pin(handler(request)));
-        self.methods.insert(method.into(), Method { shape, handler });
+        self.methods.insert(name, Method { shape, handler, info });
         self
+    }
+
+    fn typed<Req, Resp, F, Fut>(&mut self, method: impl Into<String>, shape: Shape, handler: F) -> &mut Self
+    where
+        F: Fn(Request) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Reply, Status>> + Send + 'static,
+    {
+        let method = method.into();
+        self.register_call(method.clone(), shape, handler);
+        if let Some(info) = self.info_mut(&method) {
+            let stream = |streams| if streams { "stream " } else { "" };
+            info.signature = format!(
+                "({}{}) -> {}{}",
+                stream(shape.streams_requests()),
+                brief_type_name::<Req>(),
+                stream(shape.streams_responses()),
+                brief_type_name::<Resp>()
+            );
+            info.json = true;
+        }
+        self
+    }
+
+    /// What is told of each method, by name.
+    pub fn infos(&self) -> impl Iterator<Item = &MethodInfo> {
+        self.methods.values().map(|method| &method.info)
+    }
+
+    pub(crate) fn info_mut(&mut self, method: &str) -> Option<&mut MethodInfo> {
+        self.methods.get_mut(method).map(|method| &mut method.info)
+    }
+
+    pub(crate) fn handlers(&mut self) -> impl Iterator<Item = &mut Handler> {
+        self.methods.values_mut().map(|method| &mut method.handler)
     }
 
     /// The registered names, sorted.

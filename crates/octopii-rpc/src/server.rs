@@ -38,6 +38,8 @@ pub struct ServerOptions {
     pub max_deadline: Duration,
     /// The longest deadline granted to a call with a stream. Default 24 hours.
     pub max_stream_deadline: Duration,
+    /// How long calls under way may go on when their node shuts down: for who calls [`Server::drain`] then. Default 2 s.
+    pub drain_timeout: Duration,
 }
 
 impl Default for ServerOptions {
@@ -52,6 +54,7 @@ impl Default for ServerOptions {
             stream_idle: Duration::from_secs(300),
             max_deadline: Duration::from_secs(600),
             max_stream_deadline: Duration::from_secs(24 * 3600),
+            drain_timeout: Duration::from_secs(2),
         }
     }
 }

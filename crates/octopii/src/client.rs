@@ -126,6 +126,11 @@ impl Client {
         self.rpc.call(node, ROTATE, &issuer, self.timeout).await
     }
 
+    /// The RPC client, for methods of the application's own.
+    pub fn rpc(&self) -> &RpcClient {
+        &self.rpc
+    }
+
     /// The nodes this client asks, in order.
     pub fn nodes(&self) -> &[SocketAddr] {
         &self.nodes

@@ -69,8 +69,8 @@ pub use octopii_raft::{
 };
 pub use octopii_rpc::{
     Advice, Bincode, CallOptions, Client as RpcClient, ClientOptions, Code, Codec, CodecError, Context,
-    Encoding, Json, MessengerOptions, Metadata, Requests, Responses, RetryPolicy, Router, ServerOptions,
-    Status, TraceContext,
+    Encoding, Json, METHODS, MessengerOptions, Metadata, MethodInfo, Requests, ResponseStream, Responses,
+    RetryPolicy, Router, ServerOptions, Status, TraceContext, service,
 };
 pub use octopii_transfer::{
     AckLevel, ChunkSource, Destination, Digest, Distribution, EntryFailure, EntryFn, EntryOutcome,

@@ -118,7 +118,7 @@ pub(crate) struct Parts {
     pub(crate) config: Config,
     joining: AbortHandle,
     joined: watch::Receiver<Option<Result<(), BootstrapError>>>,
-    _server: Server,
+    server: Server,
     consensus: Option<Consensus>,
     pub(crate) messenger: Messenger,
     pub(crate) rpc: RpcClient,
@@ -275,6 +275,7 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
     issuing::register(&mut router, &executor, issuer.as_ref());
     let rotation = Rotation::new(endpoint.clone(), rpc.clone(), vfs, home, issuer);
     rotation.register(&mut router);
+    router.with_reflection();
     let server = Server::spawn(&endpoint, StreamKind::Rpc, router, config.rpc.clone()).expect(FRESH);
     let (outcome, joined) = watch::channel(None);
     let joining = executor.spawn(join(consensus.clone(), config.members.clone(), outcome)).abort_handle();
@@ -282,7 +283,7 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
         config,
         joining,
         joined,
-        _server: server,
+        server,
         consensus,
         messenger,
         rpc,
@@ -575,11 +576,16 @@ impl OctopiiNode {
         self.parts.consensus.as_ref()?.wait_for_leader(timeout).await
     }
 
-    /// Ends the node in order: consensus, then incoming transfers (those that end within 2 s are acknowledged), then the
+    /// Ends the node in order: calls (new ones are sent elsewhere, those under way have
+    /// [`ServerOptions::drain_timeout`](crate::ServerOptions::drain_timeout)), consensus, then incoming transfers (those that end within 2 s are acknowledged), then the
     /// connections (peers are told), then the log, which is synced. Idempotent; takes at most a few seconds. Other handles
     /// then get errors.
     pub async fn shutdown(&self) {
         self.parts.joining.abort();
+        let cut_off = self.parts.server.drain(self.parts.config.rpc.drain_timeout).await;
+        if cut_off > 0 {
+            tracing::info!("{cut_off} calls are still under way and are cut off");
+        }
         if let Some(consensus) = &self.parts.consensus {
             consensus.shutdown().await;
         }

@@ -92,6 +92,9 @@ pub(crate) fn register(router: &mut Router, endpoint: &Endpoint, consensus: Opti
         async move { Ok(status) }
     });
     router.register_raw(ECHO, |_: Context, body: Bytes| async move { Ok(body) });
+    router
+        .describe(STATUS, "() -> NodeStatus", "What this node knows of itself and its cluster.", true)
+        .describe(ECHO, "(bytes) -> bytes", "Answers with what it was sent.", true);
     let Some(consensus) = consensus.cloned() else { return };
     let proposing = consensus.clone();
     router.register_raw(PROPOSE, move |_: Context, command: Bytes| {

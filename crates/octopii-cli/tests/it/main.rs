@@ -5,6 +5,7 @@
     reason = "tests fail by panicking and use real files and processes"
 )]
 
+mod calling;
 mod cluster;
 mod demo;
 mod joining;

@@ -10,6 +10,7 @@ mod hostile;
 mod inherited;
 mod messages;
 mod retry;
+mod services;
 mod shutdown;
 mod streams;
 

@@ -1,0 +1,153 @@
+//! `octopii call`.
+
+use std::io::BufRead;
+
+use octopii::{
+    CallOptions, Client, Code, Encoding, METHODS, MethodInfo, OctopiiRuntime, Responses, RpcClient,
+};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::args::Call;
+use crate::exit::Failure;
+use crate::identity;
+use crate::output::Output;
+
+pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Call) -> Result<(), Failure> {
+    identity::required(&[args.peer], args.identity.identity.as_deref())?;
+    let identity = identity::load(args.identity.identity.as_deref(), None)?;
+    let client = Client::new(runtime, &identity, vec![args.peer], args.timeout).map_err(Failure::failed)?;
+    let outcome = call(client.rpc(), *output, &args).await;
+    client.close().await;
+    outcome
+}
+
+async fn call(rpc: &RpcClient, output: Output, args: &Call) -> Result<(), Failure> {
+    let methods: Vec<MethodInfo> = rpc.call(args.peer, METHODS, &(), args.timeout).await?;
+    let Some(name) = args.method.as_deref().filter(|_| !args.list) else {
+        let wanted = |m: &&MethodInfo| args.method.as_deref().is_none_or(|name| m.name.starts_with(name));
+        methods.iter().filter(wanted).for_each(|method| tell(output, method));
+        return Ok(());
+    };
+    let method = methods.iter().find(|m| m.name == name).ok_or_else(|| {
+        Failure::failed(format!("{} has no method {name:?}: `octopii call --list {}`", args.peer, args.peer))
+    })?;
+    if !method.json {
+        return Err(Failure::failed(format!(
+            "{name} takes bytes, not JSON: call it from a program that knows what they mean"
+        )));
+    }
+    let mut options = CallOptions::new(args.timeout).encoding(Encoding::Json);
+    options.idempotent = method.idempotent;
+    let request = || parse(args.request.as_deref().unwrap_or("null"));
+    match (method.streams_requests, method.streams_responses) {
+        (false, false) => {
+            let answer: Value = rpc.call(args.peer, name, &request()?, options).await?;
+            output.value(&answer);
+        }
+        (false, true) => {
+            let responses = rpc.server_stream(args.peer, name, &request()?, options).await?;
+            print(output, responses).await?;
+        }
+        (true, false) => {
+            let mut upload = rpc.client_stream::<Value, Value>(args.peer, name, options).await?;
+            let mut lines = requests(args.request.clone());
+            while let Some(line) = lines.recv().await {
+                match upload.send(&parse(&line?)?).await {
+                    Ok(()) => {}
+                    // Its answer tells why.
+                    Err(status) if status.code == Code::Cancelled => break,
+                    Err(status) => return Err(status.into()),
+                }
+            }
+            output.value(&upload.finish().await?);
+        }
+        (true, true) => {
+            let (mut sender, responses) = rpc.bidirectional::<Value, Value>(args.peer, name, options).await?;
+            let mut lines = requests(args.request.clone());
+            let sending = async {
+                while let Some(line) = lines.recv().await {
+                    match sender.send(&parse(&line?)?).await {
+                        Ok(()) => {}
+                        Err(status) if status.code == Code::Cancelled => return Ok(()),
+                        Err(status) => return Err(status.into()),
+                    }
+                }
+                // Whether the peer still listens or not, its answers tell.
+                let _ = sender.finish().await;
+                Ok::<_, Failure>(())
+            };
+            // A conversation ends with its answers, whoever still types.
+            let printing = print(output, responses);
+            let mut printing = std::pin::pin!(printing);
+            tokio::select! {
+                printed = &mut printing => printed?,
+                sent = sending => {
+                    sent?;
+                    printing.await?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn print(output: Output, mut responses: Responses<Value>) -> Result<(), Failure> {
+    while let Some(response) = responses.next().await {
+        output.value(&response?);
+        if !output.is_open() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn parse(text: &str) -> Result<Value, Failure> {
+    serde_json::from_str(text)
+        .map_err(|e| Failure::failed(format!("the request is not JSON: {e} (text needs quotes: '\"text\"')")))
+}
+
+/// Lines of standard input, or what was typed.
+fn requests(typed: Option<String>) -> mpsc::Receiver<Result<String, Failure>> {
+    let (sender, receiver) = mpsc::channel(16);
+    // Reading a terminal cannot be interrupted: a thread that nobody waits for.
+    std::thread::spawn(move || {
+        if let Some(line) = typed {
+            let _ = sender.blocking_send(Ok(line));
+            return;
+        }
+        for line in std::io::stdin().lock().lines() {
+            let line = line.map_err(|e| Failure::failed(format!("cannot read standard input: {e}")));
+            if line.as_ref().is_ok_and(|line| line.trim().is_empty()) {
+                continue;
+            }
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+fn tell(output: Output, method: &MethodInfo) {
+    let mut line = format!("{}{}", method.name, method.signature);
+    if !method.json {
+        line.push_str("  [bytes only]");
+    }
+    for doc in method.doc.lines() {
+        line.push_str("\n    ");
+        line.push_str(doc);
+    }
+    output.result(
+        crate::exit::visible(&line),
+        &json!({
+            "name": method.name,
+            "signature": method.signature,
+            "doc": method.doc,
+            "idempotent": method.idempotent,
+            "json": method.json,
+            "streams_requests": method.streams_requests,
+            "streams_responses": method.streams_responses,
+        }),
+    );
+}
