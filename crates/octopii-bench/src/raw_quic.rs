@@ -21,7 +21,8 @@ pub(crate) struct Pair {
 /// As the transport on loopback.
 const MTU: u16 = 6500;
 
-pub(crate) async fn pair() -> Outcome<Pair> {
+/// The accepting side runs on `server`, the other on the current runtime.
+pub(crate) async fn pair(server_side: &tokio::runtime::Handle) -> Outcome<Pair> {
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519)?;
     let certificate = rcgen::CertificateParams::new(["localhost".to_owned()])?.self_signed(&key)?;
     let private = || PrivatePkcs8KeyDer::from(key.serialize_der()).into();
@@ -77,7 +78,11 @@ pub(crate) async fn pair() -> Outcome<Pair> {
             Arc::new(quinn::TokioRuntime),
         )?)
     };
-    let (from, to) = (bind(None)?, bind(Some(server))?);
+    let from = bind(None)?;
+    let to = {
+        let _entered = server_side.enter();
+        bind(Some(server))?
+    };
     let connecting = from.connect_with(client, to.local_addr()?, "localhost")?;
     let accepting = async {
         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(

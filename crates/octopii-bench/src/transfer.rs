@@ -112,7 +112,7 @@ fn hasher() -> Hashing {
 }
 
 async fn raw_stream(bytes: usize, hashed: bool) -> Outcome<Taken> {
-    let pair = raw_quic::pair().await?;
+    let pair = raw_quic::pair(&tokio::runtime::Handle::current()).await?;
     let begun = (Instant::now(), cpu::seconds()?);
     let client = pair.client.clone();
     let sending = tokio::spawn(async move {

@@ -1,5 +1,6 @@
 //! Calls methods of peers.
 
+mod lane;
 mod options;
 mod retry;
 mod stream;
@@ -14,12 +15,13 @@ use octopii_transport::{Connection, Endpoint, RecvStream, SendStream, StreamErro
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use self::lane::Lanes;
 pub use self::options::{CallOptions, ClientOptions, RetryPolicy};
 use self::retry::Budget;
 pub use self::stream::{Responses, Sender, Upload};
 use crate::context::Inherited;
 use crate::wire::{Head, INLINE, REFUSED, RESPONSE_OVERHEAD, Response};
-use crate::{Code, Shape, Status};
+use crate::{Code, Metadata, Shape, Status};
 
 /// Calls methods of peers. Cloning is cheap, and clones share the retry budget. Calls may be awaited on any executor.
 ///
@@ -36,18 +38,25 @@ pub struct Client {
 struct Shared {
     options: ClientOptions,
     budget: Budget,
+    lanes: Lanes,
 }
 
 impl Client {
     /// A client whose calls travel as streams of `kind`.
     pub fn new(endpoint: &Endpoint, kind: StreamKind) -> Self {
-        Self::with_options(endpoint, kind, ClientOptions::default())
+        // A lost packet holds up everything on a lane: consensus would rather not wait.
+        let lanes = kind != StreamKind::Raft;
+        Self::with_options(endpoint, kind, ClientOptions { lanes, ..ClientOptions::default() })
     }
 
     /// The same, with bounds and a retry policy of its own.
     pub fn with_options(endpoint: &Endpoint, kind: StreamKind, options: ClientOptions) -> Self {
         let budget = Budget::new(&options.retry, endpoint.executor().now());
-        Self { endpoint: endpoint.clone(), kind, shared: Arc::new(Shared { options, budget }) }
+        Self {
+            endpoint: endpoint.clone(),
+            kind,
+            shared: Arc::new(Shared { options, budget, lanes: Lanes::default() }),
+        }
     }
 
     /// Calls `method` at `addr` with a typed request and response.
@@ -157,10 +166,32 @@ impl Client {
         body: &Bytes,
         begun: &Begun,
     ) -> Result<Bytes, Status> {
+        if self.shared.options.lanes && body.len() <= INLINE {
+            let lane = self.shared.lanes.on(
+                connection,
+                self.kind,
+                self.endpoint.executor(),
+                self.shared.options.max_response,
+            );
+            if let Some(call) = lane.begin(&self.head(method, Shape::Unary, begun), body) {
+                return call?.answer().await;
+            }
+        }
         let (mut send, mut recv) = self.open(connection, method, Shape::Unary, body, begun).await?;
         // An error means that the peer stopped reading: it may have answered before it read everything.
         let _ = send.finish();
         self.read_response(&mut recv).await?.single()
+    }
+
+    fn head<'a>(&self, method: &'a str, shape: Shape, begun: &'a Begun) -> Head<&'a str, &'a Metadata> {
+        Head {
+            method,
+            shape,
+            encoding: begun.options.encoding,
+            deadline: begun.end.saturating_duration_since(self.endpoint.executor().now()),
+            trace: begun.options.trace,
+            metadata: &begun.options.metadata,
+        }
     }
 
     /// Opens a stream and writes the head of a request and its body.
@@ -172,15 +203,7 @@ impl Client {
         body: &Bytes,
         begun: &Begun,
     ) -> Result<(SendStream, RecvStream), Status> {
-        let head = Head {
-            method,
-            shape,
-            encoding: begun.options.encoding,
-            deadline: begun.end.saturating_duration_since(self.endpoint.executor().now()),
-            trace: begun.options.trace,
-            metadata: &begun.options.metadata,
-        };
-        let mut first = head.encode(body.len())?;
+        let mut first = self.head(method, shape, begun).encode(body.len())?;
         let rest = if body.len() <= INLINE {
             first.put_slice(body);
             Bytes::new()
@@ -200,19 +223,23 @@ impl Client {
         match recv.read_frame(self.shared.options.max_response + RESPONSE_OVERHEAD).await {
             Ok(Some(frame)) => Ok(Response::decode(frame)),
             Ok(None) => Err(Status::new(Code::Unknown, "the peer ended the call without an answer")),
-            Err(StreamError::Reset(REFUSED)) => Err(Status::new(
-                Code::Unavailable,
-                format!("the peer does not take {:?} calls now", self.kind),
-            )),
-            // Not `ResourceExhausted`, which says that the request may be sent again.
-            Err(StreamError::FrameTooLarge { len, limit }) => Err(Status::new(
-                Code::Internal,
-                format!(
-                    "the response has {len} bytes, over the limit of {limit}: ask for less, or for a chunk"
-                ),
-            )),
-            Err(e) => Err(Status::new(Code::Unknown, e.to_string())),
+            Err(e) => Err(unreadable(e, self.kind)),
         }
+    }
+}
+
+/// Why a response could not be read, as a status that says whether the request may have been carried out.
+fn unreadable(error: StreamError, kind: impl std::fmt::Debug) -> Status {
+    match error {
+        StreamError::Reset(REFUSED) => {
+            Status::new(Code::Unavailable, format!("the peer does not take {kind:?} calls now"))
+        }
+        // Not `ResourceExhausted`, which says that the request may be sent again.
+        StreamError::FrameTooLarge { len, limit } => Status::new(
+            Code::Internal,
+            format!("the response has {len} bytes, over the limit of {limit}: ask for less, or for a chunk"),
+        ),
+        e => Status::new(Code::Unknown, e.to_string()),
     }
 }
 

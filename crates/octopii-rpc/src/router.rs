@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -31,6 +32,8 @@ pub struct Router {
 pub(crate) struct Method {
     pub(crate) shape: Shape,
     pub(crate) handler: Handler,
+    /// Has been seen to compute for a while: it is no longer begun where others wait behind it.
+    pub(crate) busy: Arc<AtomicBool>,
     info: MethodInfo,
 }
 
@@ -174,7 +177,7 @@ impl Router {
             json: false,
         };
         let handler: Handler = Arc::new(move |request| Box::pin(handler(request)));
-        self.methods.insert(name, Method { shape, handler, info });
+        self.methods.insert(name, Method { shape, handler, busy: Arc::default(), info });
         self
     }
 

@@ -2,6 +2,7 @@
 
 mod admission;
 mod call;
+mod lane;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,6 +73,8 @@ pub struct Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.accepting.abort();
+        // Lanes that are open bring no more calls.
+        self.admission.stop();
     }
 }
 

@@ -9,6 +9,14 @@ use crate::{Advice, Code, Encoding, Metadata, Shape, Status, TraceContext};
 const VERSION: u8 = 1;
 const OK: u8 = 0;
 const ITEM: u8 = 255;
+/// On a lane: the beginning of a response, of which more follows.
+const PART: u8 = 254;
+/// The shape that is no call's: the stream is a lane, on which many follow each other.
+const LANE: u8 = 4;
+const LANE_CALL: u8 = 0;
+const LANE_CANCEL: u8 = 1;
+/// Tag and number of a frame on a lane towards the serving side.
+const LANE_HEAD: usize = 1 + 4;
 const MAX_MESSAGE: usize = 4 << 10;
 const MAX_DETAILS: usize = 64 << 10;
 /// Version, shape, encoding, length of the name, deadline, length of the extras.
@@ -47,21 +55,47 @@ pub(crate) struct Request {
 impl Head<&str, &Metadata> {
     /// The frame's length and the frame up to its body, which has `body` bytes.
     pub(crate) fn encode(&self, body: usize) -> Result<BytesMut, Status> {
-        let too_long = |what| Status::new(Code::InvalidArgument, what);
-        let name =
-            u8::try_from(self.method.len()).map_err(|_| too_long("a method's name has at most 255 bytes"))?;
-        // The bounds on metadata keep it far below 64 KiB.
-        let mut extras = if self.trace.is_some() { 3 + TraceContext::LEN } else { 0 };
-        extras += self.metadata.iter().map(|(name, value)| ENTRY + name.len() + value.len()).sum::<usize>();
+        let extras = self.extras();
         let len = FIXED + self.method.len() + extras;
-        let frame = u32::try_from(len + body)
-            .map_err(|_| too_long("a request has at most 4 GiB; send it as a chunk"))?;
+        let frame = self.frame_len(len + body)?;
         let mut out = BytesMut::with_capacity(4 + len + if body <= INLINE { body } else { 0 });
         out.put_u32_le(frame);
+        self.put(extras, &mut out);
+        Ok(out)
+    }
+
+    /// Appends a call on a lane.
+    pub(crate) fn put_on_lane(&self, id: u32, body: &[u8], out: &mut BytesMut) -> Result<(), Status> {
+        let extras = self.extras();
+        let frame = self.frame_len(LANE_HEAD + FIXED + self.method.len() + extras + body.len())?;
+        out.reserve(4 + frame as usize);
+        out.put_u32_le(frame);
+        out.put_u8(LANE_CALL);
+        out.put_u32_le(id);
+        self.put(extras, out);
+        out.put_slice(body);
+        Ok(())
+    }
+
+    /// Bytes of the extras. The bounds on metadata keep them far below 64 KiB.
+    fn extras(&self) -> usize {
+        let trace = if self.trace.is_some() { 3 + TraceContext::LEN } else { 0 };
+        trace + self.metadata.iter().map(|(name, value)| ENTRY + name.len() + value.len()).sum::<usize>()
+    }
+
+    fn frame_len(&self, len: usize) -> Result<u32, Status> {
+        let too_long = |what| Status::new(Code::InvalidArgument, what);
+        if self.method.len() > usize::from(u8::MAX) {
+            return Err(too_long("a method's name has at most 255 bytes"));
+        }
+        u32::try_from(len).map_err(|_| too_long("a request has at most 4 GiB; send it as a chunk"))
+    }
+
+    fn put(&self, extras: usize, out: &mut BytesMut) {
         out.put_u8(VERSION);
         out.put_u8(self.shape.to_byte());
         out.put_u8(self.encoding.to_byte());
-        out.put_u8(name);
+        out.put_u8(self.method.len() as u8);
         out.put_slice(self.method.as_bytes());
         // Rounded up: a caller with less than a millisecond left has not yet run out of time.
         out.put_u32_le(u32::try_from(self.deadline.as_micros().div_ceil(1000)).unwrap_or(u32::MAX));
@@ -78,8 +112,78 @@ impl Head<&str, &Metadata> {
             out.put_slice(name.as_bytes());
             out.put_slice(value);
         }
-        Ok(out)
     }
+}
+
+/// The frame that makes a stream a lane.
+pub(crate) const OPEN_LANE: [u8; 6] = [2, 0, 0, 0, VERSION, LANE];
+
+/// Whether a first frame makes its stream a lane.
+pub(crate) fn opens_lane(frame: &[u8]) -> bool {
+    frame == &OPEN_LANE[4..]
+}
+
+/// Longest frame on a lane towards the serving side.
+pub(crate) const LANE_REQUEST: usize = LANE_HEAD + REQUEST_OVERHEAD + INLINE;
+/// Longest piece of a response on a lane: a long one lets others pass between its pieces.
+pub(crate) const LANE_PIECE: usize = 16 << 10;
+/// Longest frame on a lane from the serving side.
+pub(crate) const LANE_RESPONSE: usize = 4 + LANE_PIECE + RESPONSE_OVERHEAD;
+
+/// A frame on a lane towards the serving side.
+pub(crate) enum OnLane {
+    Call(u32, Bytes),
+    Cancel(u32),
+}
+
+impl OnLane {
+    /// `None`: not such a frame, after which nothing on the lane can be trusted.
+    pub(crate) fn decode(mut frame: Bytes) -> Option<Self> {
+        let tag = frame.try_get_u8().ok()?;
+        let id = frame.try_get_u32_le().ok()?;
+        match tag {
+            LANE_CALL => Some(Self::Call(id, frame)),
+            LANE_CANCEL if frame.is_empty() => Some(Self::Cancel(id)),
+            _ => None,
+        }
+    }
+}
+
+/// Appends the cancellation of a call on a lane.
+pub(crate) fn put_cancel(id: u32, out: &mut BytesMut) {
+    out.put_u32_le(LANE_HEAD as u32);
+    out.put_u8(LANE_CANCEL);
+    out.put_u32_le(id);
+}
+
+/// Appends what precedes `len` bytes of a response on a lane: the last of it, or a part.
+pub(crate) fn put_lane_response(id: u32, last: bool, len: usize, out: &mut BytesMut) {
+    out.put_u32_le((4 + 1 + len) as u32);
+    out.put_u32_le(id);
+    out.put_u8(if last { OK } else { PART });
+}
+
+/// Appends a failure on a lane.
+pub(crate) fn put_lane_failure(id: u32, status: &Status, out: &mut BytesMut) {
+    let frame = failure_frame(status);
+    out.put_u32_le((4 + frame.len() - 4) as u32);
+    out.put_u32_le(id);
+    out.put_slice(&frame[4..]);
+}
+
+/// What comes on a lane for a caller.
+pub(crate) enum ForCaller {
+    Part(Bytes),
+    Last(Response),
+}
+
+/// Decodes a frame on a lane from the serving side. `None`: not such a frame.
+pub(crate) fn decode_lane_response(mut frame: Bytes) -> Option<(u32, ForCaller)> {
+    let id = frame.try_get_u32_le().ok()?;
+    if frame.first() == Some(&PART) {
+        return Some((id, ForCaller::Part(frame.slice(1..))));
+    }
+    Some((id, ForCaller::Last(Response::decode(frame))))
 }
 
 /// Bodies up to this long are copied behind their head; longer ones are handed over as they are.

@@ -118,6 +118,11 @@ impl Connection {
         Ok((send, RecvStream::new(recv).counted(receiving)))
     }
 
+    /// Tells this connection from every other of this process that is open.
+    pub fn id(&self) -> usize {
+        self.inner.stable_id()
+    }
+
     /// Who the peer is, from its certificate.
     pub fn peer(&self) -> &PeerIdentity {
         &self.state.peer

@@ -11,11 +11,15 @@ pub struct ClientOptions {
     pub max_response: usize,
     /// When calls that are declared idempotent are tried again.
     pub retry: RetryPolicy,
+    /// Whether unary calls with requests of at most 4 KiB share one stream to each peer instead of having one each: several
+    /// times the calls per second when many are under way, but a lost packet holds up all of them until it is sent again.
+    /// Default true; [`Client::new`](crate::Client::new) leaves it off for consensus.
+    pub lanes: bool,
 }
 
 impl Default for ClientOptions {
     fn default() -> Self {
-        Self { max_response: 16 << 20, retry: RetryPolicy::default() }
+        Self { max_response: 16 << 20, retry: RetryPolicy::default(), lanes: true }
     }
 }
 

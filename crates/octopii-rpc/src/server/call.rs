@@ -10,10 +10,11 @@ use octopii_transport::{Connection, Incoming, NodeId, RecvStream, SendStream, St
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::context::EndOnDrop;
-use crate::server::Shared;
-use crate::server::admission::Memory;
-use crate::wire::{self, INLINE, REFUSED, REQUEST_OVERHEAD, failure_frame, response_head};
-use crate::{Body, Cancellation, Code, Context, Reply, Request, Shape, Status};
+use crate::router::Method;
+use crate::server::admission::{Memory, Permit};
+use crate::server::{Shared, lane};
+use crate::wire::{self, Head, INLINE, REFUSED, REQUEST_OVERHEAD, failure_frame, response_head};
+use crate::{Body, Cancellation, Code, Context, Metadata, Reply, Request, Shape, Status};
 
 /// How a call ends that has no whole response.
 enum Ending {
@@ -31,17 +32,22 @@ impl From<Status> for Ending {
 }
 
 pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming) {
-    let Incoming { mut send, recv, connection } = incoming;
+    let Incoming { mut send, mut recv, connection } = incoming;
     let mut deadline = Instant::now();
-    let ending = match run(&shared, &connection, &mut send, recv, &mut deadline).await {
-        Ok(()) => return,
-        Err(ending) => ending,
+    let first = read_first(&shared, connection.peer().node_id, &mut recv).await;
+    let outcome = match first {
+        Ok((frame, memory)) if memory.is_none() && wire::opens_lane(&frame) => {
+            return lane::serve(shared, connection, send, recv).await;
+        }
+        Ok((frame, _memory)) => run(&shared, &connection, &mut send, recv, frame, &mut deadline).await,
+        Err(ending) => Err(ending),
     };
-    match ending {
-        Ending::NotBegun => send.reset(REFUSED),
+    match outcome {
+        Ok(()) => {}
+        Err(Ending::NotBegun) => send.reset(REFUSED),
         // Dropping the stream says that the outcome is unknown, should somebody listen after all.
-        Ending::Gone => {}
-        Ending::Failed(status) => {
+        Err(Ending::Gone) => {}
+        Err(Ending::Failed(status)) => {
             let last = deadline.max(Instant::now() + shared.options.request_timeout);
             // An error means that the caller or the connection is gone, or that the caller does not read: nobody is left to
             // tell.
@@ -57,53 +63,83 @@ async fn run(
     shared: &Arc<Shared>,
     connection: &Connection,
     send: &mut SendStream,
-    mut recv: RecvStream,
+    recv: RecvStream,
+    frame: Bytes,
     deadline: &mut Instant,
 ) -> Result<(), Ending> {
-    let peer = connection.peer().node_id;
-    let (wire::Request { head, body }, _memory) = read_request(shared, peer, &mut recv).await?;
-    let method = shared.router.method(&head.method, head.shape)?;
-    // Held until the response is taken: a caller that does not read it holds a call, never more of our memory.
-    let _permit = shared.admission.begin(peer)?;
-    let options = &shared.options;
-    let longest = if head.shape == Shape::Unary { options.max_deadline } else { options.max_stream_deadline };
-    *deadline = Instant::now() + head.deadline.min(longest);
+    let Begun { method, head, body, permit: _permit, deadline: granted } =
+        begin(shared, connection, frame, Instant::now())?;
+    *deadline = granted;
     let body = if head.shape.streams_requests() {
         if !body.is_empty() {
             return Err(Status::new(Code::InvalidArgument, "a stream of requests begins with none").into());
         }
-        Body::Stream(requests(Arc::clone(shared), peer, head.shape, recv))
+        Body::Stream(requests(Arc::clone(shared), connection.peer().node_id, head.shape, recv))
     } else {
         Body::Whole(body)
     };
-    let cancellation = Cancellation::default();
-    let _ended = EndOnDrop(cancellation.clone());
-    let context = Context {
-        peer: *connection.peer(),
-        remote_addr: connection.remote_addr(),
-        deadline: *deadline,
-        method: head.method,
-        shape: head.shape,
-        encoding: head.encoding,
-        metadata: head.metadata,
-        trace: head.trace,
-        cancellation,
-    };
+    let ended = EndOnDrop(Cancellation::default());
+    let context = context(connection, head, granted, &ended);
     let inherited = context.inherited();
     let answer = async {
         // The call itself may panic as well as its future.
         let call =
             AssertUnwindSafe(async { (method.handler)(Request { context, body }).await }).catch_unwind();
-        let reply = until(*deadline, send, call).await?.map_err(|_| panicked())??;
+        let reply = until(granted, send, call).await?.map_err(|_| panicked())??;
         match reply {
-            Reply::Whole(body) => respond(shared, send, body, *deadline).await,
-            Reply::Stream(stream) => respond_with_stream(shared, send, stream, *deadline).await,
+            Reply::Whole(body) => respond(shared, send, body, granted).await,
+            Reply::Stream(stream) => respond_with_stream(shared, send, stream, granted).await,
         }
     };
     inherited.scope(answer).await
 }
 
-fn panicked() -> Status {
+/// A call that may run.
+pub(super) struct Begun<'a> {
+    pub(super) method: &'a Method,
+    pub(super) head: Head<String, Metadata>,
+    pub(super) body: Bytes,
+    /// Held until the response is taken: a caller that does not read it holds a call, never more of our memory.
+    pub(super) permit: Permit,
+    pub(super) deadline: Instant,
+}
+
+/// Decodes a request and admits its call.
+pub(super) fn begin<'a>(
+    shared: &'a Shared,
+    connection: &Connection,
+    frame: Bytes,
+    now: Instant,
+) -> Result<Begun<'a>, Status> {
+    let wire::Request { head, body } = wire::Request::decode(frame)?;
+    let method = shared.router.method(&head.method, head.shape)?;
+    let permit = shared.admission.begin(connection.peer().node_id)?;
+    let options = &shared.options;
+    let longest = if head.shape == Shape::Unary { options.max_deadline } else { options.max_stream_deadline };
+    let deadline = now + head.deadline.min(longest);
+    Ok(Begun { method, head, body, permit, deadline })
+}
+
+pub(super) fn context(
+    connection: &Connection,
+    head: Head<String, Metadata>,
+    deadline: Instant,
+    ended: &EndOnDrop,
+) -> Context {
+    Context {
+        peer: *connection.peer(),
+        remote_addr: connection.remote_addr(),
+        deadline,
+        method: head.method,
+        shape: head.shape,
+        encoding: head.encoding,
+        metadata: head.metadata,
+        trace: head.trace,
+        cancellation: ended.0.clone(),
+    }
+}
+
+pub(super) fn panicked() -> Status {
     Status::new(Code::Internal, "the handler panicked")
 }
 
@@ -119,11 +155,11 @@ async fn until<F: Future>(deadline: Instant, send: &mut SendStream, work: F) -> 
     }
 }
 
-async fn read_request(
+async fn read_first(
     shared: &Shared,
     peer: NodeId,
     recv: &mut RecvStream,
-) -> Result<(wire::Request, Option<Memory>), Ending> {
+) -> Result<(Bytes, Option<Memory>), Ending> {
     let limit = shared.options.max_request + REQUEST_OVERHEAD;
     let reading = async {
         let Some(len) = recv.frame_len(limit).await.map_err(|e| unreadable(&e))? else {
@@ -132,7 +168,7 @@ async fn read_request(
         // Small ones are bounded by the number of streams.
         let memory = if len > INLINE { Some(shared.admission.reserve(peer, len)?) } else { None };
         match recv.read_frame(limit).await.map_err(|e| unreadable(&e))? {
-            Some(frame) => Ok((wire::Request::decode(frame)?, memory)),
+            Some(frame) => Ok((frame, memory)),
             None => Err(Ending::NotBegun),
         }
     };

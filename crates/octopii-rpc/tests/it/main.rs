@@ -5,9 +5,11 @@
     reason = "tests fail by panicking and run on their own runtime"
 )]
 
+mod bad_network;
 mod calls;
 mod hostile;
 mod inherited;
+mod lanes;
 mod messages;
 mod retry;
 mod services;

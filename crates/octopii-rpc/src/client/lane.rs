@@ -1,0 +1,254 @@
+//! Lanes, calling side: small unary calls to one peer share a stream, so that many leave in one packet.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::{Bytes, BytesMut};
+use octopii_transport::{Connection, Executor, RecvStream, SendStream, StreamError, StreamKind};
+use tokio::sync::{Notify, oneshot};
+
+use super::unreadable;
+use crate::wire::{self, ForCaller, Head, LANE_RESPONSE, OPEN_LANE, REFUSED, Response};
+use crate::{Code, Metadata, Status};
+
+/// Requests that wait to be written; with more, calls take a stream of their own, where flow control makes them wait.
+const MAX_UNWRITTEN: usize = 64 << 10;
+
+/// The lanes of a client: one for each of its connections.
+#[derive(Debug, Default)]
+pub(super) struct Lanes(Mutex<BTreeMap<usize, Arc<Lane>>>);
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        for lane in self.0.get_mut().expect("no panic while held").values() {
+            lane.close(&Status::new(Code::Cancelled, "the client is gone"));
+        }
+    }
+}
+
+impl Lanes {
+    /// The lane on `connection`, opened if there is none.
+    pub(super) fn on(
+        &self,
+        connection: &Connection,
+        kind: StreamKind,
+        executor: &Executor,
+        max_response: usize,
+    ) -> Arc<Lane> {
+        let mut lanes = self.0.lock().expect("no panic while held");
+        match lanes.get(&connection.id()) {
+            Some(lane) if !lane.is_closed() => return Arc::clone(lane),
+            _ => {}
+        }
+        lanes.retain(|_, lane| !lane.is_closed());
+        let lane = Arc::new(Lane { state: Mutex::default(), asked: Notify::new(), max_response });
+        lanes.insert(connection.id(), Arc::clone(&lane));
+        executor.spawn(run(Arc::clone(&lane), connection.clone(), kind));
+        lane
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Lane {
+    state: Mutex<State>,
+    /// There is something to write, or the lane is closed.
+    asked: Notify,
+    max_response: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    unwritten: BytesMut,
+    waiting: BTreeMap<u32, Waiting>,
+    last_id: u32,
+    answered: bool,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    answer: oneshot::Sender<Result<Bytes, Status>>,
+    /// The parts of the response that have come.
+    parts: BytesMut,
+}
+
+/// A call on a lane. Dropping it cancels the handler.
+pub(super) struct OnLane {
+    lane: Arc<Lane>,
+    id: u32,
+    answer: oneshot::Receiver<Result<Bytes, Status>>,
+}
+
+impl Drop for OnLane {
+    fn drop(&mut self) {
+        let mut state = self.lane.state();
+        if state.waiting.remove(&self.id).is_some() && !state.closed {
+            wire::put_cancel(self.id, &mut state.unwritten);
+            self.lane.asked.notify_one();
+        }
+    }
+}
+
+impl OnLane {
+    pub(super) async fn answer(mut self) -> Result<Bytes, Status> {
+        (&mut self.answer).await.unwrap_or_else(|_| {
+            Err(Status::new(Code::Unknown, "the runtime was shut down before an answer came"))
+        })
+    }
+}
+
+impl Lane {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while held")
+    }
+
+    fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    /// Begins a call; `None` if the lane cannot take it now.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        head: &Head<&str, &Metadata>,
+        body: &[u8],
+    ) -> Option<Result<OnLane, Status>> {
+        let mut state = self.state();
+        if state.closed || state.unwritten.len() > MAX_UNWRITTEN {
+            return None;
+        }
+        loop {
+            state.last_id = state.last_id.wrapping_add(1);
+            if !state.waiting.contains_key(&state.last_id) {
+                break;
+            }
+        }
+        let id = state.last_id;
+        if let Err(status) = head.put_on_lane(id, body, &mut state.unwritten) {
+            return Some(Err(status));
+        }
+        let (answer, answered) = oneshot::channel();
+        state.waiting.insert(id, Waiting { answer, parts: BytesMut::new() });
+        drop(state);
+        self.asked.notify_one();
+        Some(Ok(OnLane { lane: Arc::clone(self), id, answer: answered }))
+    }
+
+    /// Takes no more calls; those that wait fail like this.
+    fn close(&self, status: &Status) {
+        let mut state = self.state();
+        state.closed = true;
+        for waiting in std::mem::take(&mut state.waiting).into_values() {
+            // An error means that the caller has just given up.
+            let _ = waiting.answer.send(Err(status.clone()));
+        }
+        drop(state);
+        self.asked.notify_one();
+    }
+
+    /// Hands a response to its caller; false if the lane cannot be trusted any more.
+    fn take(&self, frame: Bytes) -> bool {
+        let Some((id, what)) = wire::decode_lane_response(frame) else { return false };
+        let mut state = self.state();
+        state.answered = true;
+        // Who has given up is no longer there.
+        let Some(waiting) = state.waiting.get_mut(&id) else { return true };
+        let more = match &what {
+            ForCaller::Part(bytes) | ForCaller::Last(Response::Done(bytes)) => bytes.len(),
+            ForCaller::Last(_) => 0,
+        };
+        if waiting.parts.len() + more > self.max_response {
+            let error = StreamError::FrameTooLarge {
+                len: (waiting.parts.len() + more) as u64,
+                limit: self.max_response,
+            };
+            let failed = state.waiting.remove(&id);
+            wire::put_cancel(id, &mut state.unwritten);
+            drop(state);
+            self.asked.notify_one();
+            if let Some(waiting) = failed {
+                let _ = waiting.answer.send(Err(unreadable(error, StreamKind::Rpc)));
+            }
+            return true;
+        }
+        let response = match what {
+            ForCaller::Part(bytes) => {
+                waiting.parts.extend_from_slice(&bytes);
+                return true;
+            }
+            ForCaller::Last(response) => response,
+        };
+        let Some(Waiting { answer, mut parts }) = state.waiting.remove(&id) else { return true };
+        drop(state);
+        let result = match response.single() {
+            Ok(rest) if !parts.is_empty() => {
+                parts.extend_from_slice(&rest);
+                Ok(parts.freeze())
+            }
+            result => result,
+        };
+        let _ = answer.send(result);
+        true
+    }
+}
+
+async fn run(lane: Arc<Lane>, connection: Connection, kind: StreamKind) {
+    let (send, recv) = match connection.open_with(kind, OPEN_LANE, Bytes::new()).await {
+        Ok(streams) => streams,
+        // Nothing has been sent.
+        Err(e) => return lane.close(&Status::new(Code::Unavailable, e.to_string())),
+    };
+    // Not one after the other: each side goes on reading while it waits to write.
+    let error = tokio::select! {
+        error = read(&lane, recv) => error,
+        error = write(&lane, send) => error,
+    };
+    let refused = error == StreamError::Reset(REFUSED) && !lane.state().answered;
+    let status = match error {
+        // Nobody has taken the lane, so nobody has taken a call on it.
+        StreamError::Reset(REFUSED) if refused => unreadable(StreamError::Reset(REFUSED), kind),
+        StreamError::Reset(_) => Status::new(Code::Unknown, error.to_string()),
+        other => unreadable(other, kind),
+    };
+    lane.close(&status);
+}
+
+/// Reads responses until the lane ends; gives why.
+async fn read(lane: &Lane, mut recv: RecvStream) -> StreamError {
+    loop {
+        match recv.read_frame(LANE_RESPONSE).await {
+            Ok(Some(frame)) => {
+                let mut next = Some(frame);
+                while let Some(frame) = next {
+                    if !lane.take(frame) {
+                        return StreamError::UnexpectedEnd;
+                    }
+                    next = recv.received_frame(LANE_RESPONSE);
+                }
+            }
+            Ok(None) => return StreamError::UnexpectedEnd,
+            Err(e) => return e,
+        }
+    }
+}
+
+/// Writes requests until the lane is closed; gives why.
+async fn write(lane: &Lane, mut send: SendStream) -> StreamError {
+    loop {
+        let (unwritten, closed) = {
+            let mut state = lane.state();
+            (state.unwritten.split().freeze(), state.closed)
+        };
+        if closed {
+            return StreamError::Finished;
+        }
+        if unwritten.is_empty() {
+            lane.asked.notified().await;
+            // Others that are about to call go with it.
+            tokio::task::yield_now().await;
+        } else if send.write_chunk(unwritten).await.is_err() {
+            // What the peer says to that tells more. New calls take another lane meanwhile.
+            lane.state().closed = true;
+            std::future::pending::<()>().await;
+        }
+    }
+}
