@@ -219,8 +219,7 @@ async fn receive(
     let _ = last.send(message);
     let _ = timeout(shared.options.idle_timeout, &mut responding.0).await;
     if complete.is_some() {
-        // Others may fetch it until the sender has no more use for that, which it tells by ending its stream. The wait
-        // for that takes part in the limit on streams, and none longer than this.
+        // Others may fetch it until the sender has no more use for that, which it tells by ending its stream.
         let _ = timeout(RETAIN, recv.end()).await;
     }
 }
@@ -282,10 +281,12 @@ impl Receiving<'_> {
                 }
             }
         };
+        tokio::pin!(gathering);
         tokio::select! {
             biased;
-            gathered = gathering => gathered,
-            error = obeying => Err(abandoned(error)),
+            gathered = &mut gathering => gathered,
+            // There are no more orders: it puts away what it has, and ends.
+            error = obeying => gathering.await.map_err(|_| abandoned(error)),
         }
     }
 

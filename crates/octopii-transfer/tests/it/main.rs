@@ -12,5 +12,6 @@ mod nodes;
 mod raw;
 mod recording;
 mod relays;
+mod relays_by_hand;
 mod status;
 mod tree;

@@ -1,0 +1,274 @@
+//! Senders and relays of a relayed chunk that speak the protocol by hand, honestly and not.
+
+use std::time::Duration;
+
+use octopii_transfer::{Destination, Digest};
+use octopii_transport::{Acceptor, Endpoint, StreamKind};
+use octopii_vfs::RealVfs;
+
+use crate::nodes::{Node, content, endpoint, eventually, names, quick, read};
+use crate::raw::{ACCEPT, ACK, FAIL, REFUSE, Raw, done, message};
+
+const BLOCK: u32 = 4096;
+const KEY: u128 = 0x0123_4567_89ab_cdef;
+const NEED: u8 = 13;
+const CONTENT: u8 = 15;
+
+/// A sender and a relay by hand, and a real receiver between them.
+struct Scene {
+    sender: Endpoint,
+    relay: Endpoint,
+    fetches: Acceptor,
+    node: Node,
+}
+
+fn scene() -> Scene {
+    let (sender, relay) = (endpoint(1), endpoint(3));
+    let node = Node::with(2, RealVfs::shared(), quick());
+    node.receive_into("file", Destination::File { dir: node.inbox(), name: "f".into(), replace: false });
+    node.receive_into("blob", Destination::Memory { limit: 100_000 });
+    let fetches = relay.acceptor(StreamKind::Transfer).unwrap();
+    Scene { sender, relay, fetches, node }
+}
+
+fn offer(id: u128, purpose: &str, size: usize) -> Vec<u8> {
+    let body = [
+        &[1 | 2 | 4][..],
+        &id.to_le_bytes(),
+        &BLOCK.to_le_bytes(),
+        &(size as u64).to_le_bytes(),
+        &[purpose.len() as u8],
+        &1u16.to_le_bytes(),
+        &0u32.to_le_bytes(),
+        purpose.as_bytes(),
+        b"f",
+        &KEY.to_le_bytes(),
+    ]
+    .concat();
+    [&[1][..], &message(1, &body)].concat()
+}
+
+/// Vouches for the block at `offset` of `data`.
+fn vouch(data: &[u8], offset: usize) -> Vec<u8> {
+    let end = data.len().min(offset + BLOCK as usize);
+    let len = (end - offset) as u32;
+    let prefix = Digest::of(&data[..end]);
+    message(11, &[&(offset as u64).to_le_bytes()[..], &len.to_le_bytes(), &prefix.0].concat())
+}
+
+fn vouch_for_all(data: &[u8]) -> Vec<u8> {
+    (0..data.len()).step_by(BLOCK as usize).flat_map(|offset| vouch(data, offset)).collect()
+}
+
+fn supplied_by(relay: &Endpoint) -> Vec<u8> {
+    let addr = relay.local_addr();
+    let std::net::IpAddr::V4(ip) = addr.ip() else { panic!("an IPv4 address") };
+    let body =
+        [&[1][..], &relay.node_id().to_le_bytes(), &ip.to_ipv6_mapped().octets(), &addr.port().to_le_bytes()];
+    message(12, &body.concat())
+}
+
+fn supplied_by_sender() -> Vec<u8> {
+    message(12, &[0])
+}
+
+/// The data message of the block at `offset`.
+fn block(data: &[u8], offset: usize) -> Vec<u8> {
+    let end = data.len().min(offset + BLOCK as usize);
+    crate::raw::data(&data[..offset], &data[offset..end])
+}
+
+fn content_message(data: &[u8], offset: usize) -> Vec<u8> {
+    let end = data.len().min(offset + BLOCK as usize);
+    message(CONTENT, &[&(offset as u64).to_le_bytes()[..], &data[offset..end]].concat())
+}
+
+impl Scene {
+    async fn offered(&self, id: u128, purpose: &str, size: usize, shares: bool) -> Raw {
+        let mut raw = Raw::open(&self.sender, self.node.addr()).await;
+        raw.write(&offer(id, purpose, size)).await;
+        let (tag, body) = raw.read().await;
+        assert_eq!((tag, body[0]), (ACCEPT, u8::from(shares)));
+        raw
+    }
+
+    /// A fetch that the receiver makes, and from where on.
+    async fn fetched(&mut self) -> (Raw, u64) {
+        let mut raw = Raw::accept(&mut self.fetches).await;
+        let mut version = [0];
+        raw.recv.read_exact(&mut version).await.unwrap();
+        let (tag, body) = raw.read().await;
+        assert_eq!((version, tag, &body[..16]), ([1], 14, &KEY.to_le_bytes()[..]));
+        (raw, u64::from_le_bytes(body[16..].try_into().unwrap()))
+    }
+}
+
+async fn expect_need(raw: &mut Raw, offset: u64, code: u16) {
+    let (tag, body) = raw.read().await;
+    let found =
+        (tag, u64::from_le_bytes(body[..8].try_into().unwrap()), u16::from_le_bytes([body[8], body[9]]));
+    assert_eq!(found, (NEED, offset, code));
+}
+
+/// A relay that sends wrong bytes, then one that vanishes, then the sender itself, with leftovers of an earlier order.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_gets_what_the_sender_vouches_for_whoever_supplies_it() {
+    let mut scene = scene();
+    let data = content(5 * BLOCK as usize + 10);
+    let mut raw = scene.offered(1, "file", data.len(), true).await;
+    raw.write(&[vouch_for_all(&data), done(data.len() as u64, Digest::of(&data))].concat()).await;
+    raw.write(&supplied_by(&scene.relay)).await;
+    let (mut feed, from) = scene.fetched().await;
+    assert_eq!(from, 0);
+    let mut wrong = data.clone();
+    wrong[BLOCK as usize + 1] ^= 1;
+    for offset in [0, BLOCK as usize, 2 * BLOCK as usize] {
+        feed.write(&content_message(&wrong, offset)).await;
+    }
+    expect_need(&mut raw, BLOCK.into(), 10).await;
+    // The block itself, and then another relay.
+    raw.write(&[block(&data, BLOCK as usize), supplied_by(&scene.relay)].concat()).await;
+    let (mut feed, from) = scene.fetched().await;
+    assert_eq!(from, 2 * u64::from(BLOCK));
+    feed.write(&content_message(&data, 2 * BLOCK as usize)).await;
+    feed.send.finish().unwrap();
+    expect_need(&mut raw, 3 * u64::from(BLOCK), 11).await;
+    raw.write(&supplied_by(&scene.relay)).await;
+    let (feed, from) = scene.fetched().await;
+    assert_eq!(from, 3 * u64::from(BLOCK));
+    drop(feed);
+    let (tag, _) = raw.read().await;
+    assert_eq!(tag, NEED);
+    raw.write(&supplied_by_sender()).await;
+    expect_need(&mut raw, 3 * u64::from(BLOCK), 14).await;
+    // One block too early and one twice: left over.
+    for offset in [4, 3, 3, 4, 5] {
+        raw.write(&block(&data, offset * BLOCK as usize)).await;
+    }
+    let (tag, _) = raw.read().await;
+    assert_eq!(tag, ACK);
+    assert!(read(&scene.node.inbox().join("f")) == data);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_contradicts_itself_is_refused() {
+    let scene = scene();
+    let data = content(3 * BLOCK as usize);
+    let mut other = data.clone();
+    other[0] ^= 1;
+    let short = |n: usize| vouch(&data[..n], 0);
+    let wrongs: [(&str, Vec<u8>, u16); 7] = [
+        ("a gap", vouch(&data, BLOCK as usize), 7),
+        ("twice", [vouch(&data, 0), vouch(&data, 0)].concat(), 7),
+        (
+            "a short block before another",
+            [
+                short(10),
+                message(11, &[[10, 0, 0, 0, 0, 0, 0, 0].as_slice(), &BLOCK.to_le_bytes(), &[0; 32]].concat()),
+            ]
+            .concat(),
+            7,
+        ),
+        ("another block than was vouched for", [vouch(&data, 0), block(&other, 0)].concat(), 7),
+        (
+            "an end before everything",
+            [vouch(&data, 0), done(data.len() as u64, Digest::of(&data))].concat(),
+            11,
+        ),
+        ("another size", [vouch_for_all(&data), done(1, Digest::of(&data))].concat(), 11),
+        ("an unknown supplier", message(12, &[9]), 7),
+    ];
+    for (id, (what, bytes, code)) in wrongs.into_iter().enumerate() {
+        let mut raw = scene.offered(id as u128, "file", data.len(), true).await;
+        raw.write(&bytes).await;
+        let (tag, body) = raw.read().await;
+        assert_eq!((tag, u16::from_le_bytes([body[0], body[1]])), (FAIL, code), "{what}");
+    }
+    eventually("cleaning up", || names(&scene.node.inbox()).is_empty()).await;
+}
+
+/// What is vouched for takes memory until it is there: it is bounded.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_vouches_without_end() {
+    let scene = scene();
+    let blocks = 4097_usize;
+    let mut raw = scene.offered(1, "file", (blocks + 5) * BLOCK as usize, true).await;
+    let many: Vec<u8> = (0..blocks)
+        .flat_map(|i| {
+            let offset = i as u64 * u64::from(BLOCK);
+            message(11, &[&offset.to_le_bytes()[..], &BLOCK.to_le_bytes(), &[0; 32]].concat())
+        })
+        .collect();
+    raw.write(&many).await;
+    raw.expect_failure(FAIL, 7).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_knows_the_key_may_fetch() {
+    let scene = scene();
+    let data = content(2 * BLOCK as usize + 7);
+    let fetch = |key: u128, offset: u64| {
+        [&[1][..], &message(14, &[&key.to_le_bytes()[..], &offset.to_le_bytes()].concat())].concat()
+    };
+    let mut raw = scene.offered(1, "file", data.len(), true).await;
+    for (key, offset) in [(KEY + 1, 0), (KEY, 1), (KEY, u64::MAX)] {
+        let mut stranger = Raw::open(&scene.relay, scene.node.addr()).await;
+        stranger.write(&fetch(key, offset)).await;
+        stranger.expect_failure(REFUSE, 2).await;
+    }
+    let mut friend = Raw::open(&scene.relay, scene.node.addr()).await;
+    friend.write(&fetch(KEY, 0)).await;
+    for offset in [0, BLOCK as usize, 2 * BLOCK as usize] {
+        raw.write(&block(&data, offset)).await;
+        // As soon as it is there and verified, and while the rest is not.
+        let (tag, body) = friend.read().await;
+        let end = data.len().min(offset + BLOCK as usize);
+        assert_eq!((tag, &body[..8]), (CONTENT, &(offset as u64).to_le_bytes()[..]));
+        assert_eq!(&body[8..], &data[offset..end]);
+    }
+    raw.write(&done(data.len() as u64, Digest::of(&data))).await;
+    let (tag, _) = raw.read().await;
+    assert_eq!(tag, ACK);
+    // Also afterwards, until the sender has no more use for it. Taken away at the end, it would be gone by then.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut late = Raw::open(&scene.relay, scene.node.addr()).await;
+    late.write(&fetch(KEY, u64::from(BLOCK))).await;
+    assert_eq!(late.read().await.0, CONTENT);
+    drop(raw);
+    let begun = tokio::time::Instant::now();
+    loop {
+        let mut late = Raw::open(&scene.relay, scene.node.addr()).await;
+        late.write(&fetch(KEY, 0)).await;
+        if late.read().await.0 == REFUSE {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(15), "it can still be fetched");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_in_memory_is_not_shared_and_needs_no_relay() {
+    let scene = scene();
+    let data = content(2 * BLOCK as usize);
+    let mut raw = scene.offered(1, "blob", data.len(), false).await;
+    raw.write(&[block(&data, 0), block(&data, BLOCK as usize)].concat()).await;
+    raw.write(&done(data.len() as u64, Digest::of(&data))).await;
+    assert_eq!(raw.read().await.0, ACK);
+}
+
+/// A relay under another identity than the sender named gets no chance.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_must_be_who_the_sender_says() {
+    let scene = scene();
+    let data = content(BLOCK as usize);
+    let mut raw = scene.offered(1, "file", data.len(), true).await;
+    let addr = scene.relay.local_addr();
+    let std::net::IpAddr::V4(ip) = addr.ip() else { panic!("an IPv4 address") };
+    let body = [&[1][..], &77u64.to_le_bytes(), &ip.to_ipv6_mapped().octets(), &addr.port().to_le_bytes()];
+    raw.write(&message(12, &body.concat())).await;
+    let (tag, body) = raw.read().await;
+    assert_eq!((tag, &body[..8]), (NEED, &[0; 8][..]));
+    raw.write(&[crate::raw::data(b"", &data), done(data.len() as u64, Digest::of(&data))].concat()).await;
+    assert_eq!(raw.read().await.0, ACK);
+}
