@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "measures real time on real files")]
 
 mod cpu;
+mod distribute;
 mod propose;
 mod raw_quic;
 mod rpc;
@@ -32,6 +33,12 @@ struct Args {
     /// Entries of 100 B, in millions, of the log whose memory is measured
     #[arg(long, default_value_t = 5)]
     millions: u64,
+    /// Receivers of a distribution
+    #[arg(long, default_value_t = 16)]
+    receivers: usize,
+    /// Mbit/s of each receiver's link, and of the sender's
+    #[arg(long, default_value_t = 100)]
+    mbit: u32,
     /// Seconds per round where time bounds it
     #[arg(long, default_value_t = 2)]
     seconds: u64,
@@ -41,6 +48,8 @@ struct Args {
     /// Open this log, tell what memory it takes, and do nothing else
     #[arg(long, hide = true)]
     memory_of: Option<PathBuf>,
+    #[command(flatten)]
+    role: distribute::Role,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -49,12 +58,17 @@ enum Layer {
     Rpc,
     Transfer,
     Propose,
+    /// Needs root; not among the defaults
+    Distribute,
 }
 
 fn main() -> Outcome<()> {
     let args = Args::parse();
     if let Some(dir) = args.memory_of {
         return wal::tell_memory_of(&dir);
+    }
+    if args.role.play()? {
+        return Ok(());
     }
     std::fs::create_dir_all(&args.dir)?;
     let scratch = tempfile::Builder::new().prefix("octopii-bench-").tempdir_in(&args.dir)?;
@@ -69,6 +83,7 @@ fn main() -> Outcome<()> {
             Layer::Rpc => rpc::measure(rounds, time)?,
             Layer::Transfer => transfer::measure(dir, rounds, args.mib)?,
             Layer::Propose => propose::measure(dir, rounds, time)?,
+            Layer::Distribute => distribute::measure(dir, rounds, args.mib, args.receivers, args.mbit)?,
         }
     }
     Ok(())
