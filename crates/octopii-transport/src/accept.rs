@@ -159,7 +159,7 @@ async fn accept_connection(
         Err(_) => return tracing::debug!(%remote, "handshake timed out"),
     };
     drop(handshake);
-    let connection = match tls::peer(&quic) {
+    let connection = match tls::peer(&quic, &shared.credentials().identity) {
         Ok(found) if found.0.cluster == shared.cluster => Connection::new(quic.clone(), found, false),
         Ok(_) | Err(_) => {
             return quic.close(REFUSED.into(), b"the certificate names no node of this cluster");

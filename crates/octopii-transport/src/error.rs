@@ -49,6 +49,14 @@ pub enum IdentityError {
     /// Not a role.
     #[error("a role is \"member\", \"operator\" or \"client\"")]
     UnknownRole,
+    /// A pattern for names that cannot be used.
+    #[error("the name pattern {pattern:?} cannot be used: {reason}, such as node-{{id}}.prod.example.com")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// An identity is to take the place of another node's.
     #[error("this identity is node {found}'s, or of another cluster: node {expected} keeps its id for life")]
     AnotherNode {

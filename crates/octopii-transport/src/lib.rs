@@ -41,8 +41,8 @@ pub use error::{
 };
 pub use executor::Executor;
 pub use identity::{
-    CertificateHash, Certified, ClusterAuthority, ClusterId, Identity, NodeId, NodeKey, PeerIdentity,
-    PeerRole,
+    CertificateHash, Certified, ClusterAuthority, ClusterId, Identity, NameRules, NodeId, NodeKey,
+    PeerIdentity, PeerRole,
 };
 pub use join::{Admission, Applicant, JoinRefusal, JoinToken, TokenVerifier, join};
 pub use options::{EndpointOptions, Limits};

@@ -241,7 +241,7 @@ async fn dial(shared: &Shared, addr: SocketAddr) -> Result<Connection, ConnectEr
         Ok(Err(e)) => return Err(connect_error(addr, &e)),
         Err(_) => return Err(ConnectError::Unreachable(addr)),
     };
-    match tls::peer(&quic) {
+    match tls::peer(&quic, &shared.credentials().identity) {
         Ok(found) if found.0.cluster == shared.cluster => {
             let connection = Connection::new(quic, found, true);
             connection.set_instance(instance);

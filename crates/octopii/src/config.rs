@@ -8,7 +8,7 @@ use std::time::Duration;
 use octopii_raft::RaftConfig;
 use octopii_rpc::{MessengerOptions, ServerOptions};
 use octopii_transfer::TransferOptions;
-use octopii_transport::{Identity, JoinToken, Limits, NodeId};
+use octopii_transport::{Identity, JoinToken, Limits, NameRules, NodeId, PeerRole};
 use octopii_wal::Durability;
 use serde::Deserialize;
 
@@ -67,8 +67,24 @@ pub enum IdentitySource {
     File(PathBuf),
     /// This one.
     Given(Identity),
+    /// Made by a company's own authority (cert-manager, SPIFFE and the like), in files of PEM.
+    External(ExternalIdentity),
     /// The one in the data directory; if there is none, one is asked for with this token, and kept there.
     Token(JoinToken),
+}
+
+/// Where a certificate of somebody else's making lies, and how its names are read. Read again when the node is told to
+/// ([`OctopiiNode::reload_identity`](crate::OctopiiNode::reload_identity), SIGHUP to the command).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExternalIdentity {
+    /// The node's certificate, and those between it and an authority (`tls.crt`).
+    pub certificate: PathBuf,
+    /// Its private key (`tls.key`).
+    pub key: PathBuf,
+    /// The authorities to trust (`ca.crt`).
+    pub roots: PathBuf,
+    /// How names tell nodes; the same on every node of the cluster.
+    pub names: NameRules,
 }
 
 /// A configuration that cannot be used.
@@ -102,7 +118,8 @@ impl Config {
     /// Reads a TOML file, then lets `OCTOPII_*` environment variables override it. `None`: the environment alone.
     ///
     /// Keys: `data_dir`, `bind`, `node_id`, `identity` (a PEM file), `authority` (a PEM file), `consensus`, `durability` (`"synced"`, `"none"`, or
-    /// an interval such as `"200ms"`), `call_timeout`, the table `[members]` (`1 = "127.0.0.1:5001"`), and the table
+    /// an interval such as `"200ms"`), `call_timeout`, the table `[members]` (`1 = "127.0.0.1:5001"`), the table `[external_identity]` (`certificate`, `key`, `roots`: PEM files;
+    /// `cluster`: its name; `names`: patterns, see [`NameRules`]; `role`: of names without one), and the table
     /// `[raft]` with `heartbeat_interval`, `election_timeout_min`, `election_timeout_max`, `request_timeout`,
     /// `snapshot_every`. Variables: `OCTOPII_DATA_DIR`, `OCTOPII_BIND`, `OCTOPII_NODE_ID`, `OCTOPII_IDENTITY`,
     /// `OCTOPII_AUTHORITY`, `OCTOPII_DURABILITY`. Unknown keys are refused.
@@ -126,6 +143,9 @@ impl Config {
         set(&mut self.bind, file.bind);
         self.node_id = file.node_id.or(self.node_id);
         set(&mut self.identity, file.identity.map(IdentitySource::File));
+        if let Some(external) = file.external_identity {
+            self.identity = IdentitySource::External(external.checked().map_err(invalid)?);
+        }
         self.authority = file.authority.or(self.authority.take());
         set(&mut self.consensus, file.consensus);
         for (id, addr) in file.members {
@@ -227,6 +247,27 @@ struct File {
     members: BTreeMap<String, SocketAddr>,
     #[serde(default)]
     raft: RaftFile,
+    external_identity: Option<ExternalFile>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExternalFile {
+    certificate: PathBuf,
+    key: PathBuf,
+    roots: PathBuf,
+    cluster: String,
+    names: Vec<String>,
+    role: Option<String>,
+}
+
+impl ExternalFile {
+    fn checked(self) -> Result<ExternalIdentity, String> {
+        let role = self.role.map_or(Ok(PeerRole::Member), |role| role.parse()).map_err(|e| e.to_string())?;
+        let patterns = self.names.iter().map(|pattern| (pattern, role));
+        let names = NameRules::new(&self.cluster, patterns).map_err(|e| e.to_string())?;
+        Ok(ExternalIdentity { certificate: self.certificate, key: self.key, roots: self.roots, names })
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -324,6 +365,10 @@ mod tests {
             ("call_timeout = \"5 parsecs\"", "parsecs"),
             ("[members]\nseven = \"127.0.0.1:1\"", "seven"),
             ("[raft]\nspeed = 1", "speed"),
+            (
+                "[external_identity]\ncertificate = \"c\"\nkey = \"k\"\nroots = \"r\"\ncluster = \"prod\"\nnames = [\"node\"]",
+                "{id}",
+            ),
         ] {
             let error = Config::default().apply_toml(text, "octopii.toml").expect_err(text).to_string();
             assert!(error.contains(told) && error.contains("octopii.toml"), "{error}");

@@ -8,7 +8,7 @@ use octopii_transport::{ClusterAuthority, Identity, IdentityError, NodeId, PeerR
 use octopii_vfs::{LockGuard, Vfs, create_dir_all_durable, read_file, write_file_durable};
 use serde::{Deserialize, Serialize};
 
-use crate::{Config, IdentitySource};
+use crate::{Config, ExternalIdentity, IdentitySource};
 
 /// Why a node's data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -220,6 +220,7 @@ fn find_identity(
 ) -> Result<(Identity, bool), DataDirError> {
     let authority_dir = match &config.identity {
         IdentitySource::Given(identity) => return Ok((identity.clone(), false)),
+        IdentitySource::External(external) => return Ok((read_external(vfs, external)?, false)),
         IdentitySource::File(path) => {
             let missing = || io_error(path, io::Error::new(io::ErrorKind::NotFound, "no such file"));
             return Ok((read_identity(vfs, path)?.ok_or_else(missing)?, false));
@@ -309,6 +310,17 @@ pub fn read_identity(vfs: &dyn Vfs, path: &Path) -> Result<Option<Identity>, Dat
     let identity = Identity::from_pem(&text)
         .map_err(|source| DataDirError::Identity { path: path.to_owned(), source })?;
     Ok(Some(identity))
+}
+
+/// Reads an identity of somebody else's making.
+pub(crate) fn read_external(vfs: &dyn Vfs, files: &ExternalIdentity) -> Result<Identity, DataDirError> {
+    let read = |path: &Path| {
+        let missing = || io_error(path, io::Error::new(io::ErrorKind::NotFound, "no such file"));
+        read_text(vfs, path)?.ok_or_else(missing)
+    };
+    let (chain, key, roots) = (read(&files.certificate)?, read(&files.key)?, read(&files.roots)?);
+    Identity::external(&chain, &key, &roots, files.names.clone())
+        .map_err(|source| DataDirError::Identity { path: files.certificate.clone(), source })
 }
 
 /// Reads an authority from a PEM file; `None` if there is no such file.

@@ -58,7 +58,7 @@ mod runtime;
 mod service;
 
 pub use client::{Client, bind_for};
-pub use config::{Config, ConfigError, IdentitySource, parse_duration};
+pub use config::{Config, ConfigError, ExternalIdentity, IdentitySource, parse_duration};
 pub use data_dir::{DataDirError, local_authority, read_authority, read_identity, state_dir};
 pub use issuing::{TokenRequest, TokenState, TokenSummary};
 pub use joining::JoinClusterError;
@@ -81,8 +81,8 @@ pub use octopii_transfer::{
 };
 pub use octopii_transport::{
     BindError, CertificateHash, ClusterAuthority, ClusterId, ConnectError, DatagramSocket, Executor, Health,
-    Identity, IdentityError, JoinError, JoinRefusal, JoinToken, Limits, NodeId, PeerIdentity, PeerRole,
-    PeerStats, Revocation, RevokeError, Revoked, TokenError,
+    Identity, IdentityError, JoinError, JoinRefusal, JoinToken, Limits, NameRules, NodeId, PeerIdentity,
+    PeerRole, PeerStats, Revocation, RevokeError, Revoked, TokenError,
 };
 pub use octopii_vfs::{RealVfs, Vfs};
 pub use octopii_wal::{Durability, Topic, WriteAheadLog};

@@ -266,6 +266,7 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
     let home = match &config.identity {
         IdentitySource::Given(_) => Home::Nowhere,
         IdentitySource::File(path) => Home::Users(path.clone()),
+        IdentitySource::External(files) => Home::External(files.clone()),
         IdentitySource::Auto | IdentitySource::LocalAuthority(_) | IdentitySource::Token(_) => {
             Home::Own(data_dir.path.join("identity.pem"))
         }

@@ -10,7 +10,8 @@ use octopii_transport::{CertificateHash, Certified, Endpoint, Identity, Identity
 use octopii_vfs::Vfs;
 use tokio::sync::Mutex;
 
-use crate::data_dir::{DataDirError, read_identity};
+use crate::ExternalIdentity;
+use crate::data_dir::{DataDirError, read_external, read_identity};
 use crate::issuing::{Issuer, RENEW, Renewal};
 use crate::joining::keep;
 use crate::service::administering;
@@ -48,8 +49,24 @@ pub(crate) enum Home {
     Own(PathBuf),
     /// In a file that the user looks after.
     Users(PathBuf),
+    /// In files that an authority of somebody else's looks after.
+    External(ExternalIdentity),
     /// Given in code.
     Nowhere,
+}
+
+impl Home {
+    fn read(&self, vfs: &dyn Vfs) -> Result<Identity, RotateError> {
+        match self {
+            Self::Own(path) | Self::Users(path) => {
+                let missing =
+                    || DataDirError::Io { path: path.clone(), source: std::io::ErrorKind::NotFound.into() };
+                Ok(read_identity(vfs, path)?.ok_or_else(missing)?)
+            }
+            Self::External(files) => Ok(read_external(vfs, files)?),
+            Self::Nowhere => Err(RotateError::NoFile),
+        }
+    }
 }
 
 /// Replaces a node's identity, one change at a time.
@@ -88,6 +105,9 @@ impl Rotation {
         let path = match &inner.home {
             Home::Own(path) => path.clone(),
             Home::Users(path) => return Err(RotateError::NotOurs(path.display().to_string())),
+            Home::External(files) => {
+                return Err(RotateError::NotOurs(files.certificate.display().to_string()));
+            }
             Home::Nowhere => return Err(RotateError::NotOurs("the program that runs it".to_owned())),
         };
         let _one_at_a_time = inner.changing.lock().await;
@@ -104,14 +124,9 @@ impl Rotation {
     /// Reads the identity's file again; whether it has changed.
     pub(crate) async fn reload(&self) -> Result<bool, RotateError> {
         let inner = &*self.0;
-        let (Home::Own(path) | Home::Users(path)) = inner.home.clone() else {
-            return Err(RotateError::NoFile);
-        };
         let _one_at_a_time = inner.changing.lock().await;
-        let vfs = Arc::clone(&inner.vfs);
-        let missing = DataDirError::Io { path: path.clone(), source: std::io::ErrorKind::NotFound.into() };
-        let read = inner.endpoint.executor().blocking(move || read_identity(&*vfs, &path)).await?;
-        let identity: Identity = read.ok_or(missing)?;
+        let (home, vfs) = (inner.home.clone(), Arc::clone(&inner.vfs));
+        let identity = inner.endpoint.executor().blocking(move || home.read(&*vfs)).await?;
         let changed = identity.to_pem() != inner.endpoint.identity().to_pem();
         if changed {
             inner.endpoint.set_identity(&identity)?;

@@ -1,6 +1,7 @@
 //! A node's identity: private key, certificate, and whom it trusts.
 
 use std::fmt;
+use std::sync::Arc;
 
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
@@ -8,7 +9,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use super::authority::MAX_ROOTS;
 use super::names::named_cluster;
-use super::{CertificateHash, ClusterAuthority, ClusterId, NodeId, PeerIdentity, PeerRole, peer_identity};
+use super::{
+    CertificateHash, ClusterAuthority, ClusterId, NameRules, NodeId, PeerIdentity, PeerRole, peer_identity,
+};
 use crate::IdentityError;
 
 /// A node's private key and certificate, with the authorities' certificates to verify peers against.
@@ -18,6 +21,8 @@ pub struct Identity {
     /// The first has signed the certificate.
     roots: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
+    /// For certificates of somebody else's making.
+    rules: Option<Arc<NameRules>>,
 }
 
 impl Identity {
@@ -30,7 +35,31 @@ impl Identity {
         if roots.is_empty() || roots.len() > MAX_ROOTS {
             return Err(IdentityError::Unusable(format!("it names {} authorities", roots.len())));
         }
-        Ok(Self { peer, chain, roots, key })
+        Ok(Self::from_parts(peer, chain, roots, key, None))
+    }
+
+    pub(super) fn from_parts(
+        peer: PeerIdentity,
+        chain: Vec<CertificateDer<'static>>,
+        roots: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        rules: Option<Arc<NameRules>>,
+    ) -> Self {
+        Self { peer, chain, roots, key, rules }
+    }
+
+    /// Who another certificate names, whose chain has been verified: a node of this cluster, or an error.
+    pub(crate) fn identify(&self, certificate: &CertificateDer<'_>) -> Result<PeerIdentity, IdentityError> {
+        let peer = match &self.rules {
+            Some(rules) => rules.identify(certificate)?,
+            None => peer_identity(certificate)?,
+        };
+        if peer.cluster == self.peer.cluster { Ok(peer) } else { Err(IdentityError::NotANode) }
+    }
+
+    /// Whether the certificates carry names of somebody else's choice.
+    pub(crate) fn is_external(&self) -> bool {
+        self.rules.is_some()
     }
 
     /// The id on the certificate.
@@ -74,7 +103,8 @@ impl Identity {
         Self::assemble(self.peer, self.chain.clone(), roots, self.key.clone_key())
     }
 
-    /// The identity as PEM: node certificate, authorities' certificates, private key. Keep it secret (mode 0600).
+    /// The identity as PEM: node certificate, authorities' certificates, private key. Keep it secret (mode 0600). One of
+    /// [`external`](Self::external) making cannot be read again from it: its rules are not in it.
     pub fn to_pem(&self) -> String {
         let certificates: String =
             self.chain.iter().chain(&self.roots).map(|der| pem("CERTIFICATE", der)).collect();
@@ -155,6 +185,7 @@ impl Clone for Identity {
             chain: self.chain.clone(),
             roots: self.roots.clone(),
             key: self.key.clone_key(),
+            rules: self.rules.clone(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod authority;
 mod certificate;
+mod external;
 mod key;
 mod names;
 
@@ -15,6 +16,7 @@ use crate::IdentityError;
 pub use authority::ClusterAuthority;
 pub(crate) use authority::public_key_of;
 pub use certificate::Identity;
+pub use external::NameRules;
 pub(crate) use key::verify;
 pub use key::{Certified, NodeKey};
 pub(crate) use names::{cluster_name, peer_identity};

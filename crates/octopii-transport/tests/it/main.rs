@@ -6,6 +6,7 @@
 )]
 
 mod executor;
+mod external;
 mod hostile;
 mod joining;
 mod limits;
