@@ -45,7 +45,7 @@ pub enum SourceError {
     },
 }
 
-/// Why a transfer failed. Nothing remains at the receiver of a transfer that failed, unless the error says that the
+/// Why a transfer failed. Nothing remains under its name at the receiver of a transfer that failed, unless the error says that the
 /// outcome is unknown.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -56,6 +56,9 @@ pub enum TransferError {
     /// The source changed while it was being sent: what the receiver got was thrown away.
     #[error("{} changed while it was being sent: send it again when nothing writes to it", .0.display())]
     SourceChanged(PathBuf),
+    /// The stream to send could not be read to its end. The receiver keeps nothing of it.
+    #[error("the stream to send could not be read: {0}")]
+    Stream(Arc<io::Error>),
     /// The options contradict the protocol's limits. Nothing was sent.
     #[error("{0}")]
     InvalidOptions(&'static str),
@@ -121,6 +124,9 @@ pub enum TransferError {
     /// Enough others have the chunk: this peer's transfer goes on in the background.
     #[error("the quorum was decided before this peer had everything: it goes on in the background")]
     Unfinished,
+    /// The sender has begun to send the same content again; what had arrived is the new transfer's.
+    #[error("the sender has begun this transfer again")]
+    Superseded,
     /// This node is going away.
     #[error("this node is shutting down")]
     ShuttingDown,

@@ -9,38 +9,46 @@
 //!   checked as it arrives, and the acknowledgement carries the receiver's own digest of the whole.
 //! - A received file is written under a hidden name, verified, synced, renamed without overwriting anything (unless
 //!   asked to), and its directory synced: only then is it acknowledged. Under its final name a file is complete or absent.
-//! - A failed or cancelled transfer leaves nothing behind; what a crash leaves is removed by the next start.
+//! - A file that is cut off, by a lost connection or a killed process on either side, is gone on with where it was last synced;
+//!   what was received before is checked on the disk meanwhile, and one damaged block costs that block. Nobody coming back, it
+//!   expires. A transfer that failed for another reason, or was cancelled, leaves nothing behind.
 //! - Memory is bounded on both sides, whatever the size of the chunk and whatever a peer claims.
 //! - Every wait ends: by the transfer's own time limit, or when nothing moves any more.
 //!
 //! Whole directories travel as trees ([`Transfer::send_tree`], [`Transfer::receive_trees`]): the same promises for every file in
 //! them, at the cost of a few syncs for thousands.
 //!
-//! What is *not* here: choosing who may send what beyond the policy's word, compression, and resuming a
-//! transfer that was cut off. The bytes are described in `docs/formats/transfer.md` and
+//! What is *not* here: choosing who may send what beyond the policy's word, and compression. The bytes are described in `docs/formats/transfer.md` and
 //! `docs/formats/tree.md`.
 
 mod activity;
 mod budget;
 mod buffers;
+mod checkpoints;
+mod claims;
 mod digest;
 mod distribute;
 mod error;
 mod failure;
 mod id;
 mod inbox;
+mod journal;
 mod link;
 mod name;
+mod pace;
 mod policy;
 mod progress;
+mod reading;
 mod receive;
 mod registry;
 mod relay;
 mod send;
+mod sending;
 mod service;
 mod sink;
 mod source;
-mod store;
+mod storing;
+mod supply;
 mod temporary;
 mod tree;
 mod wire;
@@ -53,7 +61,7 @@ pub use id::TransferId;
 pub use inbox::InboxPolicy;
 pub use name::check_file_name;
 pub use policy::{Destination, Location, Offer, ReceivePolicy, ReceivedChunk};
-pub use progress::{Progress, ProgressFn};
+pub use progress::{Phase, Progress, ProgressFn, ProgressStream};
 pub use send::{Receipt, SendOptions};
 pub use service::{Transfer, TransferOptions};
 pub use source::ChunkSource;

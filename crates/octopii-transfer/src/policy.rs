@@ -85,7 +85,7 @@ pub trait ReceivePolicy: Send + Sync + 'static {
     /// durable file of which the sender knows nothing.
     fn received(&self, received: ReceivedChunk);
 
-    /// An accepted chunk did not arrive; nothing of it is left.
+    /// An accepted chunk did not arrive; nothing of it is left, or a hidden file from which its sender may go on.
     fn failed(&self, offer: &Offer, error: &TransferError) {
         let (_, _) = (offer, error);
     }

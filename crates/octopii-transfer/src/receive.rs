@@ -1,8 +1,8 @@
 //! The receiving side of one stream.
 //!
 //! Three tasks share the work, so that network, disk and the way back never wait for one another longer than a bounded
-//! queue allows: this one reads blocks from the network, [`store_blocks`] checks and writes them on blocking threads, and
-//! [`respond`] tells the sender how far that has got and, at the end, what came of it.
+//! queue allows: this one reads what arrives, [`Storing`] checks and writes it on blocking threads, and [`respond`] tells the
+//! sender how far that has got, what it should send again and, at the end, what came of it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,31 +10,39 @@ use std::time::Duration;
 
 use octopii_transport::{Connection, Incoming, SendStream, StreamError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::activity::Activity;
+use crate::claims::Claim;
+use crate::journal::About;
 use crate::link::Inlet;
+use crate::reading::{Expected, read_arrivals};
 use crate::registry::Registration;
 use crate::relay::gather::{Gather, Terms, read_orders};
 use crate::relay::shelf::Shelved;
 use crate::service::{AbortOnDrop, Shared};
-use crate::sink::{IncomingBlock, Sink};
-use crate::store::store_blocks;
+use crate::sink::{Opened, Sink};
+use crate::storing::{Arrival, Damage, MAX_REPAIRS, Stored, Storing};
 use crate::wire::relay::{Need, RelayKey};
-use crate::wire::{self, Acknowledgement, OfferBody, Tag};
+use crate::wire::{self, Acceptance, Acknowledgement, OfferBody, Span, Tag};
 use crate::{
     Destination, Digest, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refusal, TransferError,
     TransferId, relay,
 };
 
-/// Blocks between network and disk.
+/// Blocks between network and disk. With those in the steps of checking and writing and the one that is arriving, a transfer
+/// holds up to 13 blocks.
 const QUEUE: usize = 4;
 
 /// How often the sender hears how far its chunk has got.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 
-/// A block may take this many idle times: one byte now and then is no transfer.
-pub(crate) const BLOCK_PATIENCE: u32 = 10;
+/// How long an earlier transfer of the same content may take to let go of it.
+const HANDOVER: Duration = Duration::from_secs(5);
+
+/// A file in use by another process, or in the middle of a sweep, is tried this often.
+const OPEN_ATTEMPTS: u32 = 20;
+const OPEN_PERIOD: Duration = Duration::from_millis(50);
 
 /// How long a chunk that arrived is kept at hand for other receivers, at the most.
 const RETAIN: Duration = Duration::from_secs(600);
@@ -52,7 +60,8 @@ struct Accepted {
     offer: Arc<Offer>,
     policy: Arc<dyn ReceivePolicy>,
     registration: Registration,
-    sink: Sink,
+    sink: Box<Sink>,
+    claim: Option<Claim>,
     slot: OwnedSemaphorePermit,
     /// If the sender lets other receivers have the content from here.
     shelved: Option<Arc<Shelved>>,
@@ -72,7 +81,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, incoming: Incoming) {
             }
             return;
         }
-        Ok(Opening::Offer(body)) => match accept(&shared, offer(body.clone(), &connection), &body).await {
+        Ok(Opening::Offer(body)) => match accept(&shared, &body, &connection).await {
             Ok(accepted) => return receive(&shared, accepted, body, send, recv).await,
             Err(refusal) => wire::refuse(&refusal),
         },
@@ -108,21 +117,36 @@ async fn answer_and_finish(send: &mut SendStream, answer: &[u8]) -> Result<(), S
     send.finish()
 }
 
-fn offer(body: OfferBody, connection: &Connection) -> Offer {
+fn offer(body: &OfferBody, connection: &Connection) -> Offer {
     Offer {
         id: body.id,
-        purpose: body.purpose,
-        name: body.name,
+        purpose: body.purpose.clone(),
+        name: body.name.clone(),
         size: body.size,
-        meta: body.meta,
+        meta: body.meta.clone(),
         peer: *connection.peer(),
         remote_addr: connection.remote_addr(),
     }
 }
 
-async fn accept(shared: &Arc<Shared>, offer: Offer, body: &OfferBody) -> Result<Accepted, Refusal> {
+async fn accept(
+    shared: &Arc<Shared>,
+    body: &OfferBody,
+    connection: &Connection,
+) -> Result<Accepted, Refusal> {
+    let offer = Arc::new(offer(body, connection));
     let Some(policy) = shared.policy(&offer.purpose) else {
         return Err(Refusal::new(FailureCode::UnknownPurpose, "nothing here takes chunks of this purpose"));
+    };
+    let about = body.resume.map(|key| About { key, size: body.size, block_size: body.block_size });
+    let claim = match body.resume {
+        None => None,
+        Some(key) => match shared.claims.claim(key, HANDOVER).await {
+            None => {
+                return Err(Refusal::new(FailureCode::Busy, "an earlier transfer of it has not ended yet"));
+            }
+            claim => claim,
+        },
     };
     let Ok(slot) = Arc::clone(&shared.slots).try_acquire_owned() else {
         let message =
@@ -135,31 +159,64 @@ async fn accept(shared: &Arc<Shared>, offer: Offer, body: &OfferBody) -> Result<
             "this transfer is under way or finished; ask its status",
         ));
     };
-    let service = Arc::clone(shared);
-    let opened = shared.executor.blocking(move || {
-        let opened = policy.accept(&offer).and_then(|destination| {
-            if let Destination::File { dir, .. } = &destination {
+    let destination = {
+        let (service, policy, offer) = (Arc::clone(shared), Arc::clone(&policy), Arc::clone(&offer));
+        let deciding = shared.executor.blocking(move || {
+            let decided = policy.accept(&offer);
+            if let Ok(Destination::File { dir, .. }) = &decided {
                 service.sweep_once(dir);
             }
-            Sink::open(&service.resources, destination, offer.size).map_err(|e| {
-                tracing::debug!(id = %offer.id, "cannot receive: {e}");
-                e.to_peer()
-            })
+            decided
         });
-        opened.map(|sink| (Arc::new(offer), policy, sink))
-    });
-    match opened.await {
-        Ok((offer, policy, sink)) => {
+        deciding.await
+    };
+    let opened = match destination {
+        Ok(destination) => open(shared, &Arc::new(destination), body, about).await.map_err(|e| {
+            tracing::debug!(id = %offer.id, "cannot receive: {e}");
+            e.to_peer()
+        }),
+        Err(refusal) => Err(refusal),
+    };
+    match opened {
+        Ok(mut sink) => {
             let shelve = |key| {
-                let (file, _) = sink.store.file()?;
-                shared.shelf.put(key, file, body.block_size, sink.store.written())
+                let file = Arc::clone(sink.store.file()?.file());
+                shared.shelf.put(key, file, body.block_size, sink.checker.offset())
             };
             let shelved = body.relay.and_then(shelve).map(Arc::new);
-            Ok(Accepted { offer, policy, registration, sink, slot, shelved })
+            if shelved.is_some() {
+                sink.store.expect_readers();
+            }
+            Ok(Accepted { offer, policy, registration, sink, claim, slot, shelved })
         }
         Err(refusal) => {
             registration.end(Err(refusal.clone()));
             Err(refusal)
+        }
+    }
+}
+
+async fn open(
+    shared: &Arc<Shared>,
+    destination: &Arc<Destination>,
+    body: &OfferBody,
+    mut about: Option<About>,
+) -> Result<Box<Sink>, TransferError> {
+    let (size, block_size) = (body.size, body.block_size);
+    let mut attempts = 0;
+    loop {
+        let (resources, to) = (Arc::clone(&shared.resources), Arc::clone(destination));
+        let opening = shared.executor.blocking(move || Sink::open(&resources, &to, size, block_size, about));
+        match opening.await? {
+            Opened::Sink(sink) => return Ok(sink),
+            Opened::InUse => {
+                attempts += 1;
+                if attempts == OPEN_ATTEMPTS {
+                    // Another process has it: this one begins anew, and keeps nothing.
+                    about = None;
+                }
+                sleep(OPEN_PERIOD).await;
+            }
         }
     }
 }
@@ -172,11 +229,13 @@ async fn receive(
     send: SendStream,
     mut recv: Inlet,
 ) {
-    let Accepted { offer, policy, registration, sink, slot, shelved } = accepted;
+    let Accepted { offer, policy, registration, sink, claim, slot, shelved } = accepted;
     let (last, rx) = oneshot::channel();
     let (needs, needed) = mpsc::channel(1);
-    let answers = Answers { verified: Arc::clone(registration.verified()), needed, last: rx };
-    let responding = respond(send, wire::accept(0, shelved.is_some()), answers);
+    let (again, wanted) = mpsc::channel(MAX_REPAIRS);
+    let acceptance = Acceptance { shares: shelved.is_some(), have: sink.have };
+    let answers = Answers { verified: Arc::clone(registration.verified()), needed, wanted, last: rx };
+    let responding = respond(send, wire::accept(&acceptance), answers);
     let mut responding = AbortOnDrop(shared.executor.spawn(responding));
     let stored = {
         let run = Receiving {
@@ -187,7 +246,7 @@ async fn receive(
             shelved: shelved.as_ref(),
         };
         match body.relay {
-            None => run.take_from_sender(sink, &mut recv).await,
+            None => run.take_from_sender(sink, &mut recv, again, claim).await,
             Some(key) => run.take_from_anyone(sink, &mut recv, key, needs).await,
         }
     };
@@ -233,50 +292,79 @@ struct Receiving<'a> {
     shelved: Option<&'a Arc<Shelved>>,
 }
 
+/// How handing blocks to a sink ended, and the error that cut it short, if one did.
+type Passed = (Stored, Result<Option<Digest>, TransferError>);
+
 impl Receiving<'_> {
     /// Everything from the first block to the last, from the sender itself. Gives back the filled sink and the digest that
     /// the sender claims.
-    async fn take_from_sender(&self, sink: Sink, recv: &mut Inlet) -> Result<(Sink, Digest), TransferError> {
+    async fn take_from_sender(
+        &self,
+        sink: Box<Sink>,
+        recv: &mut Inlet,
+        again: mpsc::Sender<Span>,
+        mut claim: Option<Claim>,
+    ) -> Result<(Box<Sink>, Digest), TransferError> {
         let idle = self.shared.options.idle_timeout;
-        let (size, block_size) = (self.body.size, self.body.block_size);
-        match self
-            .pass(sink, |blocks| read_blocks(recv, blocks, size, block_size, &self.activity, idle))
-            .await?
-        {
-            Passed::Whole(sink, digest) => Ok((sink, digest)),
-            Passed::Mismatch(sink, error) => {
-                self.shared.executor.blocking(move || drop(sink)).await;
-                Err(error)
+        let expected =
+            Expected { from: sink.have.bytes, size: self.body.size, block_size: self.body.block_size };
+        let superseded = async {
+            match &mut claim {
+                Some(claim) => claim.superseded().await,
+                None => std::future::pending().await,
             }
+        };
+        let read = |arrivals| async {
+            tokio::select! {
+                biased;
+                read = read_arrivals(recv, arrivals, expected, &self.activity, idle) => read.map(|()| None),
+                () = superseded => Err(TransferError::Superseded),
+            }
+        };
+        match self.pass(sink, Damage::Ask(again), read).await? {
+            (Stored::Whole(sink, digest), Ok(_)) => Ok((sink, digest)),
+            (Stored::Whole(sink, _), Err(error)) => Err(self.let_go(sink, 0, error).await),
+            (Stored::Cut(sink, stored), cut) => {
+                // The end had come, but the connection did not last until a damaged block had been sent again.
+                let error = cut.err().unwrap_or(TransferError::Cancelled);
+                Err(self.let_go(sink, stored, error).await)
+            }
+            (Stored::Mismatch(sink, error), _) => Err(self.let_go(sink, 0, error).await),
         }
     }
 
     /// The same, from whoever the sender names. A block that is not what the sender vouches for is asked for again.
     async fn take_from_anyone(
         &self,
-        mut sink: Sink,
+        mut sink: Box<Sink>,
         recv: &mut Inlet,
         key: RelayKey,
         needs: mpsc::Sender<Need>,
-    ) -> Result<(Sink, Digest), TransferError> {
+    ) -> Result<(Box<Sink>, Digest), TransferError> {
         let idle = self.shared.options.idle_timeout;
         let terms = Terms {
             key,
             block_size: self.body.block_size,
             announced: self.body.size,
-            have: sink.store.written(),
+            have: sink.checker.offset(),
         };
         let (tx, orders) = mpsc::channel(QUEUE);
         let mut gather = Gather::new(self.shared, &self.activity, self.verified, &terms, orders, needs);
         let obeying = read_orders(recv, tx, terms.block_size, &self.activity, idle);
         let gathering = async {
             loop {
-                match self.pass(sink, |blocks| gather.run(blocks)).await? {
-                    Passed::Whole(sink, digest) => return Ok((sink, digest)),
-                    Passed::Mismatch(good, error) => {
+                match self.pass(sink, Damage::Stop, |blocks| gather.run(blocks)).await? {
+                    (Stored::Cut(sink, _), Ok(Some(digest))) => return Ok((sink, digest)),
+                    (Stored::Mismatch(good, error), _) => {
                         tracing::debug!("{error}; asking for them again");
                         sink = good;
-                        gather.rewind(sink.store.written()).await?;
+                        gather.rewind(sink.checker.offset()).await?;
+                    }
+                    (Stored::Cut(sink, _) | Stored::Whole(sink, _), Err(error)) => {
+                        return Err(self.let_go(sink, 0, error).await);
+                    }
+                    (Stored::Cut(sink, _) | Stored::Whole(sink, _), Ok(_)) => {
+                        return Err(self.let_go(sink, 0, ENDED_EARLY).await);
                     }
                 }
             }
@@ -290,130 +378,91 @@ impl Receiving<'_> {
         }
     }
 
-    /// Hands what `reading` reads to the sink until all is read, or one block is not what it should be.
+    /// Hands what `reading` reads to the sink until all is there, nothing more comes, or one block is not what it should be.
     async fn pass<F>(
         &self,
-        sink: Sink,
-        reading: impl FnOnce(mpsc::Sender<IncomingBlock>) -> F,
+        sink: Box<Sink>,
+        damage: Damage,
+        reading: impl FnOnce(mpsc::Sender<Arrival>) -> F,
     ) -> Result<Passed, TransferError>
     where
         F: Future<Output = Result<Option<Digest>, TransferError>>,
     {
-        let (blocks, rx) = mpsc::channel(QUEUE);
-        let storing = store_blocks(
-            Arc::clone(self.shared),
-            sink,
-            rx,
-            Arc::clone(self.verified),
+        let (arrivals, rx) = mpsc::channel(QUEUE);
+        let storing = Storing::new(
+            self.shared.executor.clone(),
             Arc::clone(&self.activity),
+            Arc::clone(self.verified),
             self.shelved.cloned(),
+            damage,
         );
-        let mut storing = AbortOnDrop(self.shared.executor.spawn(storing));
+        let mut storing = AbortOnDrop(self.shared.executor.spawn(storing.run(sink, rx)));
         let idle = self.shared.options.idle_timeout;
         let read = tokio::select! {
             biased;
-            read = reading(blocks) => read,
-            // While blocks may still come, storing ends for one reason only: it failed. The sender must hear of it now,
-            // not with its next block.
+            // While content may still come, storing ends in few ways only: everything is there, a block is not what it should
+            // be, or it failed. The sender must hear of it now, not with its next block.
             stored = &mut storing.0 => {
-                let (sink, mismatch) = stored.map_err(|_| TransferError::ShuttingDown)??;
-                return Ok(Passed::Mismatch(sink, mismatch.unwrap_or(ENDED_EARLY)));
+                return Ok((stored.map_err(|_| TransferError::ShuttingDown).flatten()?, Ok(None)));
             }
+            read = reading(arrivals) => read.map_err(abandoned),
             () = self.activity.stalled(idle) => Err(TransferError::Stalled { idle }),
         };
-        // Whatever ended the reading, `blocks` is dropped by now and the storing task ends after at most a queue's worth.
-        let stored = timeout(idle, &mut storing.0).await.map_err(|_| TransferError::Stalled { idle })?;
-        let (sink, mismatch) = stored.map_err(|_| TransferError::ShuttingDown)??;
-        match (read, mismatch) {
-            (_, Some(error)) => Ok(Passed::Mismatch(sink, error)),
-            (Ok(Some(digest)), None) => Ok(Passed::Whole(sink, digest)),
-            (Ok(None), None) => Ok(Passed::Mismatch(sink, ENDED_EARLY)),
-            (Err(error), None) => {
-                self.shared.executor.blocking(move || drop(sink)).await;
-                Err(abandoned(error))
-            }
-        }
+        // Whatever ended the reading, nothing more arrives: storing ends after at most a queue's worth, or, if everything has
+        // arrived, when what was there before has been checked.
+        let stored = tokio::select! {
+            biased;
+            stored = &mut storing.0 => stored.map_err(|_| TransferError::ShuttingDown).flatten()?,
+            () = self.activity.stalled(idle) => return Err(TransferError::Stalled { idle }),
+        };
+        Ok((stored, read))
     }
-}
 
-/// What came of handing blocks to a sink.
-enum Passed {
-    Whole(Sink, Digest),
-    /// Up to here all is well; the next block was not what it should be.
-    Mismatch(Sink, TransferError),
+    /// Keeps what has arrived if another transfer may go on from it after this error.
+    async fn let_go(&self, mut sink: Box<Sink>, stored: u64, error: TransferError) -> TransferError {
+        let service = Arc::clone(self.shared);
+        let resumable = matches!(
+            error,
+            TransferError::Lost(_)
+                | TransferError::Stalled { .. }
+                | TransferError::Superseded
+                | TransferError::ShuttingDown
+        );
+        let letting_go = self.shared.executor.blocking(move || {
+            if !resumable {
+                sink.store.set_keep(false);
+                return;
+            }
+            let dir = sink.store.file().map(|file| file.dir().to_owned());
+            if sink.keep(stored)
+                && let Some(dir) = dir
+            {
+                service.sweep(&dir);
+            }
+        });
+        letting_go.await;
+        error
+    }
 }
 
 /// The sender's stream was dropped, or reset on purpose, before it was done.
 fn abandoned(error: TransferError) -> TransferError {
     match error {
-        TransferError::Lost(StreamError::Reset(_)) => TransferError::Cancelled,
+        TransferError::Lost(StreamError::Reset(_) | StreamError::UnexpectedEnd) => TransferError::Cancelled,
         other => other,
-    }
-}
-
-/// Reads blocks until the sender is done, and returns the digest it claims; `None` if nobody takes the blocks any more.
-async fn read_blocks(
-    recv: &mut Inlet,
-    blocks: mpsc::Sender<IncomingBlock>,
-    announced: Option<u64>,
-    block_size: u32,
-    activity: &Activity,
-    idle: Duration,
-) -> Result<Option<Digest>, TransferError> {
-    let mut received = 0u64;
-    let mut last_was_short = false;
-    loop {
-        let header = recv.header().await?;
-        match header.tag {
-            Tag::Data => {
-                let len = header.len - wire::DATA_PREFIX - wire::DATA_SUFFIX;
-                let mut offset = [0; wire::DATA_PREFIX];
-                recv.read_exact(&mut offset).await?;
-                if u64::from_le_bytes(offset) != received {
-                    return Err(TransferError::Protocol("a block does not follow the one before it"));
-                }
-                if len > block_size as usize || last_was_short {
-                    return Err(TransferError::Protocol(
-                        "only the last block may differ from the block size",
-                    ));
-                }
-                last_was_short = len < block_size as usize;
-                received += len as u64;
-                if announced.is_some_and(|size| received > size) {
-                    return Err(size_mismatch(announced, received));
-                }
-                let patience = idle.saturating_mul(BLOCK_PATIENCE);
-                let parts = timeout(patience, recv.parts(len, activity));
-                let parts = parts.await.map_err(|_| TransferError::Stalled { idle: patience })??;
-                let mut prefix = [0; wire::DATA_SUFFIX];
-                recv.read_exact(&mut prefix).await?;
-                if blocks.send(IncomingBlock { parts, len, prefix: Digest(prefix) }).await.is_err() {
-                    return Ok(None);
-                }
-                activity.tick();
-            }
-            Tag::Done => {
-                let (size, digest) = wire::decode_done(&recv.body(header).await?)?;
-                if size != received || announced.is_some_and(|announced| announced != size) {
-                    return Err(size_mismatch(announced.or(Some(size)), received));
-                }
-                return Ok(Some(digest));
-            }
-            _ => return Err(TransferError::Protocol("only blocks and their end follow an offer")),
-        }
     }
 }
 
 /// Verifies the whole, publishes it and lets the policy know, in this order.
 async fn publish(
     shared: &Arc<Shared>,
-    sink: Sink,
+    sink: Box<Sink>,
     expected: Digest,
     offer: Arc<Offer>,
     policy: Arc<dyn ReceivePolicy>,
 ) -> Result<Acknowledgement, TransferError> {
     let publishing = shared.executor.blocking(move || {
-        let size = sink.store.written();
+        let size = sink.checker.offset();
         let (location, digest, level) = sink.finish(expected)?;
         policy.received(ReceivedChunk { offer: Offer::clone(&offer), location, digest, size });
         Ok(Acknowledgement { level, size, digest })
@@ -425,13 +474,14 @@ async fn publish(
 struct Answers {
     verified: Arc<AtomicU64>,
     needed: mpsc::Receiver<Need>,
+    wanted: mpsc::Receiver<Span>,
     last: oneshot::Receiver<Vec<u8>>,
 }
 
 /// The way back: the acceptance, signs of life, what is needed, and the last word. If there is no last word the stream is
 /// reset.
 async fn respond(mut send: SendStream, acceptance: Vec<u8>, answers: Answers) -> Result<(), StreamError> {
-    let Answers { verified, mut needed, mut last } = answers;
+    let Answers { verified, mut needed, mut wanted, mut last } = answers;
     send.write_all(&acceptance).await?;
     loop {
         tokio::select! {
@@ -443,15 +493,10 @@ async fn respond(mut send: SendStream, acceptance: Vec<u8>, answers: Answers) ->
                 return send.stopped().await.map(|_| ());
             }
             Some(need) = needed.recv() => send.write_all(&wire::relay::need(&need)).await?,
-            () = tokio::time::sleep(PROGRESS_PERIOD) => {
+            Some(span) = wanted.recv() => send.write_all(&wire::again(span)).await?,
+            () = sleep(PROGRESS_PERIOD) => {
                 send.write_all(&wire::progress(verified.load(Ordering::Relaxed))).await?;
             }
         }
     }
-}
-
-pub(crate) fn size_mismatch(announced: Option<u64>, received: u64) -> TransferError {
-    let announced = announced.unwrap_or_default();
-    let message = format!("{announced} bytes were announced, but {received} arrived");
-    TransferError::Unacceptable(Refusal::new(FailureCode::SizeMismatch, message))
 }

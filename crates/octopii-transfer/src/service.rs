@@ -5,20 +5,24 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use octopii_transport::{Acceptor, Endpoint, Executor, StreamKind};
 use octopii_vfs::Vfs;
+use tokio::io::AsyncRead;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::budget::MemoryBudget;
+use crate::checkpoints;
+use crate::claims::Claims;
 use crate::registry::Registry;
 use crate::relay::shelf::Shelf;
 use crate::send::{self, Receipt, SendOptions};
 use crate::sink::Resources;
-use crate::temporary::sweep;
+use crate::supply::Outgoing;
+use crate::temporary::{Keeping, sweep};
 use crate::tree::{self, LargeFiles, TreeOptions, TreePolicy, TreeReport, Trees};
 use crate::{ChunkSource, ReceivePolicy, StartError, TransferError, TransferId, TransferStatus, receive};
 
@@ -40,6 +44,15 @@ pub struct TransferOptions {
     pub offer_timeout: Duration,
     /// How many ended transfers are remembered for [`Transfer::status`]. Default 1,024.
     pub remembered: usize,
+    /// Where this node keeps what lets another process go on with an interrupted transfer. Without it only this process can.
+    /// Default: none.
+    pub state_dir: Option<PathBuf>,
+    /// How long a file that was cut off is kept, to be gone on with. Default 24 h.
+    pub keep_partial: Duration,
+    /// How many such files are kept in one directory, at the most. Default 16.
+    pub max_partial_files: usize,
+    /// How many bytes they may have together. Default 64 GiB.
+    pub max_partial_bytes: u64,
 }
 
 impl Default for TransferOptions {
@@ -51,6 +64,10 @@ impl Default for TransferOptions {
             idle_timeout: Duration::from_secs(30),
             offer_timeout: Duration::from_secs(5),
             remembered: 1024,
+            state_dir: None,
+            keep_partial: Duration::from_secs(24 * 3600),
+            max_partial_files: 16,
+            max_partial_bytes: 64 << 30,
         }
     }
 }
@@ -75,6 +92,7 @@ pub(crate) struct Shared {
     pub(crate) options: TransferOptions,
     pub(crate) resources: Arc<Resources>,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) claims: Arc<Claims>,
     pub(crate) slots: Arc<Semaphore>,
     /// What other receivers may fetch from here.
     pub(crate) shelf: Arc<Shelf>,
@@ -113,6 +131,7 @@ impl Transfer {
             executor: executor.clone(),
             resources: Arc::new(Resources { vfs, memory, leave_free: options.leave_free }),
             registry: Registry::new(options.remembered),
+            claims: Arc::default(),
             slots: Arc::new(Semaphore::new(options.max_incoming)),
             shelf: Arc::default(),
             phase: watch::Sender::new(Phase::Serving),
@@ -121,6 +140,15 @@ impl Transfer {
             trees: Trees::default(),
             options,
         });
+        if let Some(dir) = shared.options.state_dir.clone() {
+            let (on, vfs) = (executor.clone(), Arc::clone(&shared.resources.vfs));
+            executor.spawn(async move {
+                let tidying = on.blocking(move || checkpoints::tidy(&*vfs, &dir, SystemTime::now()));
+                if let Err(e) = tidying.await {
+                    tracing::warn!("cannot tidy up the state of earlier transfers: {e}");
+                }
+            });
+        }
         let accepting = AbortOnDrop(executor.spawn(accept_streams(Arc::clone(&shared), chunks, trees)));
         let large = LargeFiles(Arc::clone(&shared.trees.sessions));
         let transfer = Self { service: Arc::new(Service { shared, accepting }) };
@@ -159,7 +187,22 @@ impl Transfer {
     ) -> Result<Receipt, TransferError> {
         let shared = Arc::clone(&self.service.shared);
         let executor = shared.executor.clone();
-        let sending = send::send(shared, addr, source.clone(), options);
+        let sending = send::send(shared, addr, Outgoing::Chunk(source.clone()), options);
+        executor.run(sending).await.unwrap_or(Err(TransferError::ShuttingDown))
+    }
+
+    /// As [`send`](Self::send), of whatever `bytes` gives until its end, of unknown length: standard input, a decoder, another
+    /// connection. It is read once, on Octopii's threads; so it cannot be tried again, or gone on with, once it was cut off.
+    /// The latest 32 MiB are held, to send a damaged block again.
+    pub async fn send_stream(
+        &self,
+        addr: SocketAddr,
+        bytes: impl AsyncRead + Send + 'static,
+        options: SendOptions,
+    ) -> Result<Receipt, TransferError> {
+        let shared = Arc::clone(&self.service.shared);
+        let executor = shared.executor.clone();
+        let sending = send::send(shared, addr, Outgoing::Stream(Box::pin(bytes)), options);
         executor.run(sending).await.unwrap_or(Err(TransferError::ShuttingDown))
     }
 
@@ -254,9 +297,22 @@ impl Shared {
             return;
         }
         drop(swept);
-        match sweep(&*self.resources.vfs, dir) {
+        self.sweep(dir);
+    }
+
+    /// Removes unfinished files that nobody uses and that are not to be kept. Blocks.
+    pub(crate) fn sweep(&self, dir: &Path) {
+        let options = &self.options;
+        let keeping = Keeping {
+            time: options.keep_partial,
+            count: options.max_partial_files,
+            bytes: options.max_partial_bytes,
+        };
+        match sweep(&*self.resources.vfs, dir, keeping, SystemTime::now()) {
             Ok(0) => {}
-            Ok(n) => tracing::info!(dir = %dir.display(), "removed {n} unfinished files of an earlier run"),
+            Ok(n) => {
+                tracing::info!(dir = %dir.display(), "removed {n} unfinished files of earlier transfers");
+            }
             Err(e) => tracing::warn!(dir = %dir.display(), "cannot clean up unfinished files: {e}"),
         }
     }

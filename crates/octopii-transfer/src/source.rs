@@ -3,13 +3,14 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bytes::Bytes;
-use octopii_vfs::{FileHandle, FileKind, OpenMode, Vfs};
+use octopii_vfs::{FileHandle, FileKind, FileVersion, OpenMode, Vfs};
 
 use crate::buffers::Buffers;
+use crate::checkpoints::Checkpoints;
 use crate::digest::PrefixHasher;
+use crate::wire::{CHECKPOINT, Span};
 use crate::{Digest, SourceError, TransferError};
 
 /// A chunk to send.
@@ -31,19 +32,17 @@ impl ChunkSource {
     }
 }
 
-/// An opened source. Blocking: every call belongs on a blocking thread.
+/// An opened source, which can be read from anywhere and any number of times. All calls block.
 #[derive(Debug)]
 pub(crate) struct OpenSource {
     content: Content,
     size: u64,
-    offset: u64,
-    hasher: PrefixHasher,
     buffers: Arc<Buffers>,
 }
 
 #[derive(Debug)]
 enum Content {
-    File { path: PathBuf, file: FileHandle, modified: Option<SystemTime> },
+    File { path: PathBuf, target: PathBuf, file: FileHandle, version: FileVersion },
     Memory(Bytes),
 }
 
@@ -69,32 +68,40 @@ impl OpenSource {
                     FileKind::Other => return Err(SourceError::NotAFile(path.clone())),
                 }
                 let file = vfs.open(&target, OpenMode::Read).map_err(unreadable)?;
-                let size = file.len().map_err(unreadable)?;
-                let modified = file.modified().map_err(unreadable)?;
-                (Content::File { path: path.clone(), file, modified }, size)
+                let version = file.version().map_err(unreadable)?;
+                (Content::File { path: path.clone(), target, file, version }, version.len)
             }
         };
-        Ok(Self { content, size, offset: 0, hasher: PrefixHasher::default(), buffers: Arc::default() })
+        Ok(Self { content, size, buffers: Arc::default() })
     }
 
     pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
-    /// The next block of `block_size` bytes (the last one may be shorter), or `None` at the end.
-    pub(crate) fn next_block(&mut self, block_size: u32) -> Result<Option<Block>, TransferError> {
-        let offset = self.offset;
-        let len = (self.size - offset).min(u64::from(block_size)) as usize;
-        if len == 0 {
-            return self.check_unchanged().map(|()| None);
+    /// The file's one path and its version; `None` for memory.
+    pub(crate) fn file(&self) -> Option<(&Path, &FileVersion)> {
+        match &self.content {
+            Content::File { target, version, .. } => Some((target, version)),
+            Content::Memory(_) => None,
         }
-        let content = self.content_at(offset, len)?;
-        self.hasher.update(&content);
-        self.offset += len as u64;
-        Ok(Some(Block { offset, content, prefix: self.hasher.prefix() }))
     }
 
-    /// The content of a block, wherever it is; neither hashed nor counted as read.
+    /// A part of the content once more; the source must not have changed at all since it was opened.
+    pub(crate) fn read_again(&self, span: Span) -> Result<Bytes, TransferError> {
+        if span.offset.checked_add(span.len.into()).is_none_or(|end| end > self.size) {
+            return Err(TransferError::Protocol("a block beyond the end of the content was asked for again"));
+        }
+        let content = self.content_at(span.offset, span.len as usize)?;
+        if let Content::File { path, file, version, .. } = &self.content
+            && file.version().map_err(|error| unreadable(path, error))? != *version
+        {
+            return Err(TransferError::SourceChanged(path.clone()));
+        }
+        Ok(content)
+    }
+
+    /// The content of a block, wherever it is.
     pub(crate) fn content_at(&self, offset: u64, len: usize) -> Result<Bytes, TransferError> {
         match &self.content {
             Content::Memory(bytes) => Ok(bytes.slice(offset as usize..offset as usize + len)),
@@ -107,6 +114,64 @@ impl OpenSource {
                 Ok(buffer.freeze())
             }
         }
+    }
+
+    /// Length and time of the last change must be what they were. A file that was only renamed meanwhile may be sent.
+    fn check_unchanged(&self) -> Result<(), TransferError> {
+        let Content::File { path, file, version, .. } = &self.content else { return Ok(()) };
+        let now = file.version().map_err(|error| unreadable(path, error))?;
+        if (now.len, now.modified_ns) == (version.len, version.modified_ns) {
+            Ok(())
+        } else {
+            Err(TransferError::SourceChanged(path.clone()))
+        }
+    }
+}
+
+/// Reads a source from some offset to its end, hashing. All calls block.
+#[derive(Debug)]
+pub(crate) struct BlockReader {
+    source: Arc<OpenSource>,
+    checkpoints: Arc<Checkpoints>,
+    offset: u64,
+    hasher: PrefixHasher,
+}
+
+impl BlockReader {
+    /// Begins at the beginning, and keeps nothing for later.
+    pub(crate) fn new(source: Arc<OpenSource>) -> Self {
+        let checkpoints = Arc::new(Checkpoints::in_memory());
+        Self { source, checkpoints, offset: 0, hasher: PrefixHasher::default() }
+    }
+
+    /// Begins at `offset`. What lies before is not read if a checkpoint there is known; otherwise it is hashed now.
+    pub(crate) fn at(
+        source: Arc<OpenSource>,
+        checkpoints: Arc<Checkpoints>,
+        offset: u64,
+    ) -> Result<Self, TransferError> {
+        let known = checkpoints.at(offset).and_then(|chain| PrefixHasher::after(chain, offset));
+        let mut reader = Self { source, checkpoints, offset: 0, hasher: PrefixHasher::default() };
+        match known {
+            Some(hasher) => (reader.offset, reader.hasher) = (offset, hasher),
+            None => {
+                let step = CHECKPOINT.min(1 << 20);
+                while reader.offset < offset {
+                    reader.next_block(step.min(offset - reader.offset) as u32)?;
+                }
+            }
+        }
+        Ok(reader)
+    }
+
+    /// Where the next block begins.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The digest of everything before the next block.
+    pub(crate) fn digest(&self) -> Digest {
+        self.hasher.prefix()
     }
 
     /// As many of the next blocks as wanted; fewer than that means that the source ends there.
@@ -125,18 +190,22 @@ impl OpenSource {
         Ok(blocks)
     }
 
-    /// The digest of everything read so far.
-    pub(crate) fn digest(&self) -> Digest {
-        self.hasher.prefix()
-    }
-
-    fn check_unchanged(&self) -> Result<(), TransferError> {
-        let Content::File { path, file, modified } = &self.content else { return Ok(()) };
-        match file.len().and_then(|len| Ok((len, file.modified()?))) {
-            Ok(now) if now == (self.size, *modified) => Ok(()),
-            Ok(_) => Err(TransferError::SourceChanged(path.clone())),
-            Err(error) => Err(unreadable(path, error).into()),
+    /// The next block of `block_size` bytes (the last one may be shorter), or `None` at the end.
+    fn next_block(&mut self, block_size: u32) -> Result<Option<Block>, TransferError> {
+        let offset = self.offset;
+        let len = (self.source.size - offset).min(u64::from(block_size)) as usize;
+        if len == 0 {
+            return self.source.check_unchanged().map(|()| None);
         }
+        let content = self.source.content_at(offset, len)?;
+        self.hasher.update(&content);
+        self.offset += len as u64;
+        if self.offset.is_multiple_of(CHECKPOINT)
+            && let Some(chain) = self.hasher.chain()
+        {
+            self.checkpoints.note(self.offset, chain);
+        }
+        Ok(Some(Block { offset, content, prefix: self.hasher.prefix() }))
     }
 }
 

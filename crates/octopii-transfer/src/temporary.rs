@@ -1,15 +1,20 @@
-//! Files that are not there yet: hidden while they grow, published whole, removed if nothing comes of them.
+//! Files that are not there yet: hidden while they grow, published whole, removed if nothing comes of them. One that can be
+//! resumed is kept for a while, with its journal beside it.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use octopii_vfs::{FileHandle, FileKind, LockGuard, OpenMode, Vfs, create_dir_all_durable};
 
 use crate::TransferError;
+use crate::checkpoints::hex;
+use crate::journal::{About, Journal, Prefix};
 use crate::name::{TEMPORARY_PREFIX, check_file_name, numbered};
 
 const TEMPORARY_SUFFIX: &str = ".part";
+const JOURNAL_SUFFIX: &str = ".journal";
 
 /// How many names are tried before a file whose name is taken is given up.
 const MAX_NUMBER: u32 = 9999;
@@ -24,8 +29,21 @@ pub(crate) struct TemporaryFile {
     dir: PathBuf,
     path: PathBuf,
     file: FileHandle,
+    journal: Option<PathBuf>,
     named: bool,
-    _lock: Box<dyn LockGuard>,
+    keep: bool,
+    lock: Arc<dyn LockGuard>,
+}
+
+/// What of abandoned files is kept in a directory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Keeping {
+    /// How long after the last sync.
+    pub(crate) time: Duration,
+    /// How many files.
+    pub(crate) count: usize,
+    /// How many bytes in all.
+    pub(crate) bytes: u64,
 }
 
 impl TemporaryFile {
@@ -47,8 +65,10 @@ impl TemporaryFile {
                         dir: dir.to_owned(),
                         path,
                         file,
+                        journal: None,
                         named: true,
-                        _lock: lock,
+                        keep: false,
+                        lock: lock.into(),
                     });
                 }
                 // A sweep was quicker than the lock; it will not meet the next name.
@@ -67,6 +87,76 @@ impl TemporaryFile {
         }
     }
 
+    /// Opens the file of content that can be resumed, with what an earlier transfer left of it, or creates it. `None` if it
+    /// is in use.
+    pub(crate) fn open_resumable(
+        vfs: &Arc<dyn Vfs>,
+        dir: &Path,
+        about: About,
+    ) -> Result<Option<(Self, Journal, Prefix)>, TransferError> {
+        create_dir_all_durable(&**vfs, dir)
+            .map_err(|e| TransferError::store("creating directory", dir, e))?;
+        let name = crate::Digest::of(&[&b"octopii partial"[..], &about.key.0].concat());
+        let stem = format!("{TEMPORARY_PREFIX}{}", hex(&name.0[..16]));
+        let path = dir.join(format!("{stem}{TEMPORARY_SUFFIX}"));
+        let journal = dir.join(format!("{stem}{JOURNAL_SUFFIX}"));
+        let failed = |e| TransferError::store("opening a file to resume in", dir, e);
+        let lock: Arc<dyn LockGuard> = match vfs.lock(&path) {
+            Ok(lock) => lock.into(),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(e) => return Err(failed(e)),
+        };
+        let file = vfs.open(&path, OpenMode::ReadWrite).map_err(failed)?;
+        let mut temporary = Self {
+            vfs: Arc::clone(vfs),
+            dir: dir.to_owned(),
+            path,
+            file,
+            journal: Some(journal.clone()),
+            named: true,
+            keep: false,
+            lock,
+        };
+        let journal = match vfs.open(&journal, OpenMode::ReadWrite) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => vfs.open(&journal, OpenMode::CreateNew),
+            other => other,
+        }
+        .map_err(failed)?;
+        let stored = temporary.file.len().map_err(failed)?;
+        if let Some((journal, prefix)) =
+            Journal::resume(about, FileHandle::clone(&journal), stored).map_err(failed)?
+        {
+            temporary.keep = true;
+            return Ok(Some((temporary, journal, prefix)));
+        }
+        // Nothing that could be believed: the content begins anew.
+        temporary.file.set_len(0).map_err(failed)?;
+        let journal = Journal::begin(about, journal).map_err(failed)?;
+        Ok(Some((temporary, journal, Prefix::default())))
+    }
+
+    /// Whether the file stays for another transfer to go on from when this is dropped.
+    pub(crate) fn set_keep(&mut self, keep: bool) {
+        self.keep = keep;
+    }
+
+    pub(crate) fn is_kept(&self) -> bool {
+        self.keep
+    }
+
+    pub(crate) fn is_resumable(&self) -> bool {
+        self.journal.is_some()
+    }
+
+    /// In force as long as anyone holds it.
+    pub(crate) fn lock(&self) -> &Arc<dyn LockGuard> {
+        &self.lock
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub(crate) fn file(&self) -> &FileHandle {
         &self.file
     }
@@ -80,6 +170,7 @@ impl TemporaryFile {
         self.file.sync_data().map_err(|e| TransferError::store("syncing", &self.path, e))?;
         let path = if replace { self.replace(name)? } else { self.place(name)? };
         self.named = false;
+        self.remove_journal();
         if let Err(e) = self.vfs.sync_dir(&self.dir) {
             // The sender will be told that nothing is here. A file that has replaced another stays: taking it away
             // would leave neither. An error here changes nothing about that answer.
@@ -89,6 +180,14 @@ impl TemporaryFile {
             return Err(TransferError::store("syncing directory", &self.dir, e));
         }
         Ok(path)
+    }
+
+    fn remove_journal(&self) {
+        if let Some(journal) = &self.journal
+            && let Err(e) = self.vfs.remove_file(journal)
+        {
+            tracing::warn!(path = %journal.display(), "cannot remove a journal: {e}");
+        }
     }
 
     fn replace(&self, name: &str) -> Result<PathBuf, TransferError> {
@@ -113,34 +212,58 @@ impl TemporaryFile {
 
 impl Drop for TemporaryFile {
     fn drop(&mut self) {
-        if self.named
-            && let Err(e) = self.vfs.remove_file(&self.path)
-        {
+        if !self.named || self.keep {
+            return;
+        }
+        if let Err(e) = self.vfs.remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), "cannot remove a temporary file: {e}");
         }
+        self.remove_journal();
     }
 }
 
-/// Removes the temporary files that dead processes have left in `dir`. Those of live transfers, here or in another
-/// process, and everything that is not Octopii's stay. Returns how many were removed.
-pub(crate) fn sweep(vfs: &dyn Vfs, dir: &Path) -> io::Result<usize> {
+/// Removes the temporary files that dead processes have left in `dir`, but for those that can be resumed: of them the latest
+/// stay, as many as `keeping` allows. Those of live transfers, here or in another process, and everything that is not
+/// Octopii's stay. Returns how many were removed.
+pub(crate) fn sweep(vfs: &dyn Vfs, dir: &Path, keeping: Keeping, now: SystemTime) -> io::Result<usize> {
     let entries = match vfs.read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
         Err(e) => return Err(e),
     };
     let mut removed = 0;
-    for entry in entries {
-        if entry.metadata.kind != FileKind::File || !entry.name.to_str().is_some_and(is_temporary) {
+    let mut abandoned = Vec::new();
+    for entry in &entries {
+        let Some(name) = entry.name.to_str().filter(|_| entry.metadata.kind == FileKind::File) else {
             continue;
-        }
-        let path = dir.join(&entry.name);
-        match vfs.lock(&path) {
-            Ok(_held) => match vfs.remove_file(&path) {
-                Ok(()) => removed += 1,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        };
+        if let Some(stem) = stem(name, TEMPORARY_SUFFIX) {
+            let journal = dir.join(format!("{stem}{JOURNAL_SUFFIX}"));
+            let age = match vfs.open(&journal, OpenMode::Read).and_then(|file| file.modified()) {
+                // Of a file system that keeps no times nothing is kept.
+                Ok(modified) => modified.map(|at| now.duration_since(at).unwrap_or_default()),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
                 Err(e) => return Err(e),
-            },
+            };
+            abandoned.push((age.unwrap_or(Duration::MAX), entry.metadata.len, dir.join(name), journal));
+        } else if let Some(stem) = stem(name, JOURNAL_SUFFIX)
+            && !entries.iter().any(|e| e.name.to_str() == Some(&format!("{stem}{TEMPORARY_SUFFIX}")))
+        {
+            remove_if_there(vfs, &dir.join(name))?;
+        }
+    }
+    abandoned.sort();
+    let (mut count, mut bytes) = (0, 0u64);
+    for (age, len, path, journal) in abandoned {
+        match vfs.lock(&path) {
+            Ok(_held) => {
+                count += 1;
+                bytes = bytes.saturating_add(len);
+                if age >= keeping.time || count > keeping.count || bytes > keeping.bytes {
+                    remove_if_there(vfs, &journal)?;
+                    removed += usize::from(remove_if_there(vfs, &path)?);
+                }
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(e),
         }
@@ -148,10 +271,19 @@ pub(crate) fn sweep(vfs: &dyn Vfs, dir: &Path) -> io::Result<usize> {
     Ok(removed)
 }
 
-fn is_temporary(name: &str) -> bool {
-    name.strip_prefix(TEMPORARY_PREFIX)
-        .and_then(|rest| rest.strip_suffix(TEMPORARY_SUFFIX))
-        .is_some_and(|id| id.len() == 32 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+fn remove_if_there(vfs: &dyn Vfs, path: &Path) -> io::Result<bool> {
+    match vfs.remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// The part of the name of a temporary file, or of a journal, that both have in common.
+fn stem<'a>(name: &'a str, suffix: &str) -> Option<&'a str> {
+    let stem = name.strip_suffix(suffix)?;
+    let id = stem.strip_prefix(TEMPORARY_PREFIX)?;
+    (id.len() == 32 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))).then_some(stem)
 }
 
 /// Whether a policy's choice of name can be trusted to stay within its directory.
@@ -168,7 +300,10 @@ pub(crate) fn check_destination_name(name: &str) -> Result<(), TransferError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::ResumeKey;
     use octopii_vfs::RealVfs;
+
+    const KEEPING: Keeping = Keeping { time: Duration::from_secs(3600), count: 9, bytes: 1 << 20 };
 
     fn names(dir: &Path) -> Vec<String> {
         let entries = RealVfs.read_dir(dir).unwrap();
@@ -210,12 +345,38 @@ mod tests {
         for name in others.iter().copied().chain([dead.as_str()]) {
             vfs.open(&dir.path().join(name), OpenMode::CreateNew).unwrap();
         }
-        assert_eq!(sweep(&*vfs, dir.path()).unwrap(), 1);
+        assert_eq!(sweep(&*vfs, dir.path(), KEEPING, SystemTime::now()).unwrap(), 1);
         let left = names(dir.path());
         assert!(!left.contains(&dead));
         assert_eq!(left.len(), others.len() + 1);
         drop(live);
         assert_eq!(names(dir.path()).len(), others.len());
-        assert_eq!(sweep(&*vfs, &dir.path().join("missing")).unwrap(), 0);
+        let missing = dir.path().join("missing");
+        assert_eq!(sweep(&*vfs, &missing, KEEPING, SystemTime::now()).unwrap(), 0);
+    }
+
+    fn abandon(vfs: &Arc<dyn Vfs>, dir: &Path, n: u8) {
+        let about = About { key: ResumeKey([n; 16]), size: None, block_size: 4096 };
+        let (mut file, _, _) = TemporaryFile::open_resumable(vfs, dir, about).unwrap().unwrap();
+        assert!(TemporaryFile::open_resumable(vfs, dir, about).unwrap().is_none(), "it is in use");
+        file.file().write_all_at(&[n; 1000], 0).unwrap();
+        file.set_keep(true);
+    }
+
+    #[test]
+    fn what_can_be_resumed_is_kept_within_bounds() {
+        let dir = tempfile::tempdir().unwrap();
+        let (dir, vfs) = (dir.path(), RealVfs::shared());
+        (0..4).for_each(|n| abandon(&vfs, dir, n));
+        let orphan = dir.join(format!("{TEMPORARY_PREFIX}{:032x}{JOURNAL_SUFFIX}", 7));
+        vfs.open(&orphan, OpenMode::CreateNew).unwrap();
+        let now = SystemTime::now();
+        let swept = |keeping, now| sweep(&*vfs, dir, keeping, now).unwrap();
+        assert_eq!((swept(KEEPING, now), names(dir).len()), (0, 8), "but the journal of nothing");
+        assert_eq!(swept(Keeping { count: 3, ..KEEPING }, now), 1);
+        assert_eq!(swept(Keeping { bytes: 2999, ..KEEPING }, now), 1);
+        assert_eq!(names(dir).len(), 4);
+        assert_eq!(swept(KEEPING, now + 2 * KEEPING.time), 2);
+        assert!(names(dir).is_empty());
     }
 }

@@ -7,6 +7,8 @@
 
 pub(crate) mod relay;
 
+use std::fmt;
+
 use bytes::Bytes;
 
 use self::relay::RelayKey;
@@ -25,17 +27,22 @@ pub(crate) const DATA_PREFIX: usize = 8;
 /// The digest after the content of a data message.
 pub(crate) const DATA_SUFFIX: usize = 32;
 
+/// Content can be resumed at multiples of this: every legal block size divides it.
+pub(crate) const CHECKPOINT: u64 = 4 << 20;
+
 pub(crate) const MAX_PURPOSE: usize = 64;
 pub(crate) const MAX_NAME_FIELD: usize = 1024;
 pub(crate) const MAX_META: usize = 64 << 10;
 const MAX_MESSAGE: usize = 1024;
 
 const OFFER_FIXED: usize = 1 + 16 + 4 + 8 + 1 + 2 + 4;
-const MAX_OFFER: usize = OFFER_FIXED + MAX_PURPOSE + MAX_NAME_FIELD + MAX_META + relay::KEY_LEN;
+const MAX_OFFER: usize =
+    OFFER_FIXED + MAX_PURPOSE + MAX_NAME_FIELD + MAX_META + relay::KEY_LEN + ResumeKey::LEN;
 
 const FLAG_SIZE: u8 = 1;
 const FLAG_NAME: u8 = 2;
 const FLAG_RELAY: u8 = 4;
+const FLAG_RESUME: u8 = 8;
 /// Of an acceptance: others may fetch what this receiver gets.
 const FLAG_SHARES: u8 = 1;
 
@@ -57,6 +64,8 @@ pub(crate) enum Tag {
     Need = 13,
     Fetch = 14,
     Content = 15,
+    Again = 16,
+    Repair = 17,
 }
 
 /// What precedes every body.
@@ -78,6 +87,54 @@ pub(crate) struct OfferBody {
     pub(crate) meta: Bytes,
     /// Content may come from other receivers, and go to them, by this key.
     pub(crate) relay: Option<RelayKey>,
+    /// Names the content across transfers, if it can be resumed.
+    pub(crate) resume: Option<ResumeKey>,
+}
+
+/// Names a content of one source across transfers: made at random by the sender and told to nobody but the receivers, so that
+/// only who knows it can go on with what was received under it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ResumeKey(pub(crate) [u8; Self::LEN]);
+
+impl ResumeKey {
+    pub(crate) const LEN: usize = 16;
+}
+
+impl fmt::Debug for ResumeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResumeKey(_)")
+    }
+}
+
+/// What a receiver says when it takes an offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Acceptance {
+    /// Others may fetch the content from it.
+    pub(crate) shares: bool,
+    pub(crate) have: Have,
+}
+
+/// What the receiver has already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Have {
+    /// Content bytes from the beginning.
+    pub(crate) bytes: u64,
+    /// Their digest.
+    pub(crate) prefix: Digest,
+}
+
+impl Have {
+    /// Nothing.
+    pub(crate) fn nothing() -> Self {
+        Self { bytes: 0, prefix: Digest::of(b"") }
+    }
+}
+
+/// A part of the content that the receiver wants once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) offset: u64,
+    pub(crate) len: u32,
 }
 
 /// How far a receiver went before it acknowledged.
@@ -125,7 +182,7 @@ impl Header {
     pub(crate) fn decode(bytes: [u8; HEADER_LEN]) -> Result<Self, Malformed> {
         let (tag, limit) = match bytes[0] {
             1 => (Tag::Offer, OFFER_FIXED..=MAX_OFFER),
-            2 => (Tag::Accept, 9..=9),
+            2 => (Tag::Accept, 9..=41),
             3 => (Tag::Refuse, 4..=4 + MAX_MESSAGE),
             4 => (Tag::Data, DATA_PREFIX + 1 + DATA_SUFFIX..=DATA_PREFIX + MAX_BLOCK as usize + DATA_SUFFIX),
             5 => (Tag::Done, 40..=40),
@@ -139,6 +196,8 @@ impl Header {
             13 => (Tag::Need, 10..=10),
             14 => (Tag::Fetch, 24..=24),
             15 => (Tag::Content, DATA_PREFIX + 1..=DATA_PREFIX + MAX_BLOCK as usize),
+            16 => (Tag::Again, 12..=12),
+            17 => (Tag::Repair, DATA_PREFIX + 1..=DATA_PREFIX + MAX_BLOCK as usize),
             _ => return Err(Malformed("unknown message tag")),
         };
         let len = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
@@ -165,6 +224,7 @@ pub(crate) fn offer(offer: &OfferBody) -> Vec<u8> {
         flags |= if offer.size.is_some() { FLAG_SIZE } else { 0 };
         flags |= if offer.name.is_some() { FLAG_NAME } else { 0 };
         flags |= if offer.relay.is_some() { FLAG_RELAY } else { 0 };
+        flags |= if offer.resume.is_some() { FLAG_RESUME } else { 0 };
         let name = offer.name.as_deref().unwrap_or_default();
         out.push(flags);
         out.extend_from_slice(&offer.id.0.to_le_bytes());
@@ -177,22 +237,41 @@ pub(crate) fn offer(offer: &OfferBody) -> Vec<u8> {
         out.extend_from_slice(name.as_bytes());
         out.extend_from_slice(&offer.meta);
         out.extend(offer.relay.iter().flat_map(|key| key.0.to_le_bytes()));
+        out.extend(offer.resume.iter().flat_map(|key| key.0));
     })
 }
 
-pub(crate) fn accept(have: u64, shares: bool) -> Vec<u8> {
+pub(crate) fn accept(acceptance: &Acceptance) -> Vec<u8> {
     message(Tag::Accept, |out| {
-        out.push(if shares { FLAG_SHARES } else { 0 });
-        out.extend_from_slice(&have.to_le_bytes());
+        out.push(if acceptance.shares { FLAG_SHARES } else { 0 });
+        out.extend_from_slice(&acceptance.have.bytes.to_le_bytes());
+        if acceptance.have.bytes > 0 {
+            out.extend_from_slice(&acceptance.have.prefix.0);
+        }
+    })
+}
+
+pub(crate) fn again(span: Span) -> Vec<u8> {
+    message(Tag::Again, |out| {
+        out.extend_from_slice(&span.offset.to_le_bytes());
+        out.extend_from_slice(&span.len.to_le_bytes());
     })
 }
 
 /// Header and prefix of a data message; `content_len` bytes of content and the prefix digest must follow.
 pub(crate) fn data_start(offset: u64, content_len: usize) -> [u8; HEADER_LEN + DATA_PREFIX] {
-    let len = (DATA_PREFIX + content_len + DATA_SUFFIX) as u32;
+    content_start(Tag::Data, offset, DATA_PREFIX + content_len + DATA_SUFFIX)
+}
+
+/// Header and prefix of a repair; `content_len` bytes of content must follow.
+pub(crate) fn repair_start(offset: u64, content_len: usize) -> [u8; HEADER_LEN + DATA_PREFIX] {
+    content_start(Tag::Repair, offset, DATA_PREFIX + content_len)
+}
+
+fn content_start(tag: Tag, offset: u64, len: usize) -> [u8; HEADER_LEN + DATA_PREFIX] {
     let mut out = [0; HEADER_LEN + DATA_PREFIX];
-    out[0] = Tag::Data as u8;
-    out[1..HEADER_LEN].copy_from_slice(&len.to_le_bytes());
+    out[0] = tag as u8;
+    out[1..HEADER_LEN].copy_from_slice(&(len as u32).to_le_bytes());
     out[HEADER_LEN..].copy_from_slice(&offset.to_le_bytes());
     out
 }
@@ -264,13 +343,13 @@ fn put_refusal(out: &mut Vec<u8>, refusal: &Refusal) {
 pub(crate) fn decode_offer(body: &[u8]) -> Result<OfferBody, Malformed> {
     let mut r = Reader(body);
     let flags = r.u8()?;
-    if flags & !(FLAG_SIZE | FLAG_NAME | FLAG_RELAY) != 0 {
+    if flags & !(FLAG_SIZE | FLAG_NAME | FLAG_RELAY | FLAG_RESUME) != 0 {
         return Err(Malformed("reserved flags are set in the offer"));
     }
     let id = TransferId(u128::from_le_bytes(r.array()?));
     let block_size = u32::from_le_bytes(r.array()?);
-    if !(MIN_BLOCK..=MAX_BLOCK).contains(&block_size) {
-        return Err(Malformed("block size out of range"));
+    if !(MIN_BLOCK..=MAX_BLOCK).contains(&block_size) || !block_size.is_power_of_two() {
+        return Err(Malformed("block size out of range, or no power of two"));
     }
     let size = u64::from_le_bytes(r.array()?);
     let purpose_len = r.u8()? as usize;
@@ -286,6 +365,10 @@ pub(crate) fn decode_offer(body: &[u8]) -> Result<OfferBody, Malformed> {
         0 => None,
         _ => Some(RelayKey(u128::from_le_bytes(r.array()?))),
     };
+    let resume = match flags & FLAG_RESUME {
+        0 => None,
+        _ => Some(ResumeKey(r.array()?)),
+    };
     r.end()?;
     Ok(OfferBody {
         id,
@@ -295,19 +378,35 @@ pub(crate) fn decode_offer(body: &[u8]) -> Result<OfferBody, Malformed> {
         name: (flags & FLAG_NAME != 0).then_some(name),
         meta,
         relay,
+        resume,
     })
 }
 
-/// How many bytes the receiver has already, and whether others may fetch from it.
-pub(crate) fn decode_accept(body: &[u8]) -> Result<(u64, bool), Malformed> {
+pub(crate) fn decode_accept(body: &[u8]) -> Result<Acceptance, Malformed> {
     let mut r = Reader(body);
     let flags = r.u8()?;
     if flags & !FLAG_SHARES != 0 {
         return Err(Malformed("reserved flags are set in the acceptance"));
     }
-    let have = u64::from_le_bytes(r.array()?);
+    let have = match u64::from_le_bytes(r.array()?) {
+        0 => Have::nothing(),
+        bytes => Have { bytes, prefix: Digest(r.array()?) },
+    };
     r.end()?;
-    Ok((have, flags & FLAG_SHARES != 0))
+    if !have.bytes.is_multiple_of(CHECKPOINT) {
+        return Err(Malformed("resuming begins at a multiple of 4 MiB"));
+    }
+    Ok(Acceptance { shares: flags & FLAG_SHARES != 0, have })
+}
+
+pub(crate) fn decode_again(body: &[u8]) -> Result<Span, Malformed> {
+    let mut r = Reader(body);
+    let out = Span { offset: u64::from_le_bytes(r.array()?), len: u32::from_le_bytes(r.array()?) };
+    r.end()?;
+    if out.len == 0 || out.len > MAX_BLOCK || out.offset.checked_add(out.len.into()).is_none() {
+        return Err(Malformed("a block asked for again is out of range"));
+    }
+    Ok(out)
 }
 
 pub(crate) fn decode_done(body: &[u8]) -> Result<(u64, Digest), Malformed> {

@@ -13,7 +13,7 @@ mod real;
 mod real_dir;
 
 use std::fmt;
-use std::io::{self, IoSlice};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -54,6 +54,21 @@ pub enum FileKind {
     Directory,
     /// Anything else: a symbolic link, a device, a socket.
     Other,
+}
+
+/// What changes when a file's content does, unless someone hides it on purpose; what a file system does not tell is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FileVersion {
+    /// The device that holds it.
+    pub device: u64,
+    /// Its number there: another file under the same name has another one.
+    pub inode: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// When the content was last changed, in nanoseconds since 1970. Can be set at will.
+    pub modified_ns: i128,
+    /// When content or metadata was last changed, in nanoseconds since 1970. Cannot be set.
+    pub changed_ns: i128,
 }
 
 /// One name in a directory.
@@ -132,17 +147,6 @@ pub trait VfsFile: Send + Sync + fmt::Debug {
         self.write_all_at(data, offset)
     }
 
-    /// Writes all of `data`, one buffer after the other, from `offset` on. As [`write_all_at`](Self::write_all_at), with
-    /// fewer system calls where the file system can.
-    fn write_all_vectored_at(&self, data: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
-        let mut at = offset;
-        for part in data {
-            self.write_all_at(part, at)?;
-            at += part.len() as u64;
-        }
-        Ok(())
-    }
-
     /// Current length in bytes.
     fn len(&self) -> io::Result<u64>;
 
@@ -160,6 +164,13 @@ pub trait VfsFile: Send + Sync + fmt::Debug {
     fn set_attributes(&self, mode: u32, modified: Option<Timestamp>) -> io::Result<()> {
         let (_, _) = (mode, modified);
         Ok(())
+    }
+
+    /// What tells one content of the file from another without reading it.
+    fn version(&self) -> io::Result<FileVersion> {
+        let modified = self.modified()?.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let modified_ns = modified.map_or(0, |since| since.as_nanos() as i128);
+        Ok(FileVersion { len: self.len()?, modified_ns, ..FileVersion::default() })
     }
 
     /// Cuts or extends the file to `len` bytes; the extension reads as zeroes.

@@ -2,7 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "this is the one place that touches std::fs")]
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,8 @@ use rustix::fs::{FallocateFlags, FlockOperation, RenameFlags, fallocate, flock, 
 
 use crate::real_dir::{RealDir, set_attributes_of};
 use crate::{
-    DirEntry, DirHandle, FileHandle, FileKind, LockGuard, Metadata, OpenMode, Timestamp, Vfs, VfsFile,
+    DirEntry, DirHandle, FileHandle, FileKind, FileVersion, LockGuard, Metadata, OpenMode, Timestamp, Vfs,
+    VfsFile,
 };
 
 /// The machine's own file system. Files are created with mode 0600, directories with 0700: what a node keeps is its own.
@@ -30,9 +31,6 @@ impl RealVfs {
 /// Much data goes into the page cache in pieces of this size. In one call a write of megabytes takes several times as long
 /// on fresh space, all of it in copying to pages of the cache that are as large as the call.
 const PIECE: usize = 64 << 10;
-
-/// Buffers that one call writes, at the most; the kernel takes 1,024.
-const MAX_BUFFERS: usize = 512;
 
 #[derive(Debug)]
 pub(crate) struct RealFile(pub(crate) File);
@@ -170,38 +168,6 @@ impl VfsFile for RealFile {
         Ok(())
     }
 
-    fn write_all_vectored_at(&self, data: &[IoSlice<'_>], mut offset: u64) -> io::Result<()> {
-        let mut rest = data;
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let fits = |part: &&IoSlice<'_>| {
-                bytes += part.len();
-                bytes <= PIECE
-            };
-            let count = rest.iter().take(MAX_BUFFERS).take_while(fits).count().max(1);
-            let some = &rest[..count];
-            let mut written = rustix::io::retry_on_intr(|| rustix::io::pwritev(&self.0, some, offset))?;
-            offset += written as u64;
-            let mut done = 0;
-            while done < some.len() && written >= some[done].len() {
-                written -= some[done].len();
-                done += 1;
-            }
-            if written > 0 {
-                // A short write ended in the middle of a buffer: what is left of that one goes by itself.
-                let tail = &some[done][written..];
-                self.0.write_all_at(tail, offset)?;
-                offset += tail.len() as u64;
-                done += 1;
-            }
-            if done == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            rest = &rest[done..];
-        }
-        Ok(())
-    }
-
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.size())
     }
@@ -212,6 +178,18 @@ impl VfsFile for RealFile {
 
     fn set_attributes(&self, mode: u32, modified: Option<Timestamp>) -> io::Result<()> {
         set_attributes_of(self.0.as_fd(), mode, modified)
+    }
+
+    fn version(&self) -> io::Result<FileVersion> {
+        let metadata = self.0.metadata()?;
+        let nanoseconds = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
+        Ok(FileVersion {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            len: metadata.size(),
+            modified_ns: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+            changed_ns: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+        })
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -74,10 +74,11 @@ pub use octopii_rpc::{
 };
 pub use octopii_transfer::{
     AckLevel, ChunkSource, Destination, Digest, Distribution, EntryFailure, EntryFn, EntryOutcome,
-    ExistingTree, FailureCode, InboxPolicy, Links, Location, NotDone, Offer, Progress, ProgressFn, Receipt,
-    ReceivePolicy, ReceivedChunk, ReceivedTree, Refusal, SendOptions, SourceError, Topology, Transfer,
-    TransferError, TransferId, TransferOptions, TransferResult, TreeDestination, TreeInbox, TreeLimits,
-    TreeOffer, TreeOptions, TreePolicy, TreeProgress, TreeProgressFn, TreeReport, UndoneEntry, shown_path,
+    ExistingTree, FailureCode, InboxPolicy, Links, Location, NotDone, Offer, Phase, Progress, ProgressFn,
+    ProgressStream, Receipt, ReceivePolicy, ReceivedChunk, ReceivedTree, Refusal, SendOptions, SourceError,
+    Topology, Transfer, TransferError, TransferId, TransferOptions, TransferResult, TreeDestination,
+    TreeInbox, TreeLimits, TreeOffer, TreeOptions, TreePolicy, TreeProgress, TreeProgressFn, TreeReport,
+    UndoneEntry, shown_path,
 };
 pub use octopii_transport::{
     BindError, CertificateHash, ClusterAuthority, ClusterId, ConnectError, DatagramSocket, Executor, Health,

@@ -228,7 +228,9 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
     };
     let endpoint = Endpoint::bind(&executor, &data_dir.identity, options)?;
     const FRESH: &str = "the endpoint was made a moment ago";
-    let transfer = Transfer::start(&endpoint, Arc::clone(&vfs), config.transfer.clone()).expect(FRESH);
+    let mut transfers = config.transfer.clone();
+    transfers.state_dir.get_or_insert_with(|| data_dir.path.join("transfers"));
+    let transfer = Transfer::start(&endpoint, Arc::clone(&vfs), transfers).expect(FRESH);
     let inbox = Arc::new(Inbox::new(config.chunk_queue));
     transfer.receive(INBOX, inbox.policy(data_dir.path.join("inbox")));
     transfer.receive_trees(INBOX, TreeInbox::new(data_dir.path.join("inbox")));

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use octopii_transport::Executor;
 use tokio::sync::watch;
 
-use crate::source::OpenSource;
+use crate::source::{BlockReader, OpenSource};
 use crate::wire::relay::Vouched;
 use crate::{Digest, TransferError};
 
@@ -44,12 +44,12 @@ impl Ledger {
     }
 
     /// Reads and hashes the source to its end, as far ahead as is useful.
-    pub(crate) async fn fill(&self, executor: &Executor, source: OpenSource) {
+    pub(crate) async fn fill(&self, executor: &Executor, source: BlockReader) {
         let end = self.hash(executor, source).await;
         self.hashed.send_modify(|state| state.1 = Some(end));
     }
 
-    async fn hash(&self, executor: &Executor, mut source: OpenSource) -> Result<Digest, TransferError> {
+    async fn hash(&self, executor: &Executor, mut source: BlockReader) -> Result<Digest, TransferError> {
         let mut told = self.told.subscribe();
         let block_size = self.block_size;
         loop {

@@ -11,9 +11,9 @@ use crate::distribute::ledger::Content;
 use crate::distribute::origin::Origin;
 use crate::distribute::plan::Supply;
 use crate::link::Inlet;
-use crate::progress::Progress;
+use crate::progress::{Meter, Phase, Progress};
 use crate::wire::relay::{self, Need, Supplier};
-use crate::wire::{self, Acknowledgement, OfferBody, Tag};
+use crate::wire::{self, Acceptance, Acknowledgement, Have, OfferBody, Tag};
 use crate::{FailureCode, TransferError, TransferId};
 
 /// Blocks vouched for ahead of what the receiver has verified, at the most.
@@ -29,6 +29,7 @@ pub(super) struct Member {
     pub(super) id: TransferId,
     /// Bytes it has verified, as of its last report.
     pub(super) verified: AtomicU64,
+    meter: Meter,
     orders: Mutex<Orders>,
     /// There are new orders, or there is room for more.
     stir: Notify,
@@ -71,7 +72,14 @@ pub(super) struct Ended {
 
 impl Member {
     pub(super) fn new(addr: SocketAddr, id: TransferId) -> Self {
-        Self { addr, id, verified: AtomicU64::new(0), orders: Mutex::default(), stir: Notify::new() }
+        Self {
+            addr,
+            id,
+            verified: AtomicU64::new(0),
+            meter: Meter::default(),
+            orders: Mutex::default(),
+            stir: Notify::new(),
+        }
     }
 
     /// Lets its conversation know who supplies it from now on.
@@ -99,11 +107,12 @@ pub(super) async fn converse(origin: &Origin, i: usize) -> Result<Ended, Transfe
     let mut recv = Inlet::new(recv);
     let opening = [&[wire::VERSION][..], &wire::offer(&offer(origin, member.id))].concat();
     let sent = send.write_all(&opening).await;
-    let (have, shares) = match crate::send::read_acceptance(&mut recv, member.addr).await {
-        // What was said before the stream broke tells more than the break.
-        Err(TransferError::Lost(lost)) => return Err(TransferError::Lost(sent.err().unwrap_or(lost))),
-        other => other?,
-    };
+    let Acceptance { have: Have { bytes: have, .. }, shares } =
+        match crate::send::read_acceptance(&mut recv, member.addr).await {
+            // What was said before the stream broke tells more than the break.
+            Err(TransferError::Lost(lost)) => return Err(TransferError::Lost(sent.err().unwrap_or(lost))),
+            other => other?,
+        };
     if have != 0 {
         return Err(TransferError::Protocol("the receiver wants to resume what was never begun"));
     }
@@ -145,6 +154,7 @@ fn offer(origin: &Origin, id: TransferId) -> OfferBody {
         name: origin.options.name.clone(),
         meta: origin.options.meta.clone(),
         relay: Some(origin.key),
+        resume: None,
     }
 }
 
@@ -303,8 +313,16 @@ async fn obey(
 
 fn report(origin: &Origin, i: usize, verified: u64) {
     if let Some(progress) = &origin.options.progress {
-        let peer = origin.members[i].addr;
-        let total = Some(origin.content.ledger.size());
-        progress(Progress { peer, sent: verified, verified, total });
+        let member = &origin.members[i];
+        let size = origin.content.ledger.size();
+        progress(Progress {
+            peer: member.addr,
+            phase: if verified < size { Phase::Sending } else { Phase::Finishing },
+            sent: verified,
+            verified,
+            resumed: 0,
+            total: Some(size),
+            bytes_per_second: member.meter.rate(verified),
+        });
     }
 }

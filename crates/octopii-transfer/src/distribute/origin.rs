@@ -16,7 +16,7 @@ use crate::distribute::plan::{Plan, Supply};
 use crate::distribute::{TransferResult, failed, succeeded};
 use crate::send::{Receipt, SendOptions};
 use crate::service::{AbortOnDrop, Shared};
-use crate::source::OpenSource;
+use crate::source::{BlockReader, OpenSource};
 use crate::wire::relay::RelayKey;
 use crate::wire::{Acknowledgement, MAX_BLOCK};
 use crate::{ChunkSource, TransferError, TransferId};
@@ -96,8 +96,8 @@ pub(super) async fn distribute(
         Ok(()) => open(&shared, source).await,
         Err(error) => Err(error),
     };
-    let (hashing, reading) = match opened {
-        Ok(both) => both,
+    let source = match opened {
+        Ok(source) => source,
         Err(error) => {
             for (i, peer) in peers.into_iter().enumerate() {
                 // An error means that nobody wants to know.
@@ -106,7 +106,7 @@ pub(super) async fn distribute(
             return;
         }
     };
-    let size = reading.size();
+    let size = source.size();
     let block_size = if size / u64::from(BLOCK) > MANY_BLOCKS { MAX_BLOCK } else { BLOCK };
     let ledger = Arc::new(Ledger::new(size, block_size));
     let first = options.id.take();
@@ -115,7 +115,7 @@ pub(super) async fn distribute(
         plan: Mutex::new(Plan::new(peers.len(), block_size)),
         activities: peers.iter().map(|_| Activity::default()).collect(),
         members: peers.into_iter().zip(ids).map(|(addr, id)| Member::new(addr, id)).collect(),
-        content: Content { ledger: Arc::clone(&ledger), source: Arc::new(reading) },
+        content: Content { ledger: Arc::clone(&ledger), source: Arc::clone(&source) },
         key: RelayKey::random(),
         shared: Arc::clone(&shared),
         options,
@@ -123,7 +123,7 @@ pub(super) async fn distribute(
         started,
     });
     let executor = shared.executor.clone();
-    let filling = async move { ledger.fill(&executor, hashing).await };
+    let filling = async move { ledger.fill(&executor, BlockReader::new(source)).await };
     let _filling = AbortOnDrop(shared.executor.spawn(filling));
     let reviewing = Arc::clone(&origin);
     let _reviewing = AbortOnDrop(shared.executor.spawn(async move {
@@ -151,7 +151,8 @@ pub(super) async fn distribute(
                 let Acknowledgement { level, size, digest } = end.ack;
                 let id = origin.members[i].id;
                 ended.push(end);
-                succeeded(peer, &Receipt { id, digest, bytes: size, level, duration: started.elapsed() })
+                let duration = started.elapsed();
+                succeeded(peer, &Receipt { id, digest, bytes: size, resumed: 0, level, duration })
             }
             Err(error) => failed(peer, verified, started.elapsed(), error),
         };
@@ -159,13 +160,9 @@ pub(super) async fn distribute(
     }
 }
 
-async fn open(shared: &Arc<Shared>, source: ChunkSource) -> Result<(OpenSource, OpenSource), TransferError> {
+async fn open(shared: &Arc<Shared>, source: ChunkSource) -> Result<Arc<OpenSource>, TransferError> {
     let vfs = Arc::clone(&shared.resources.vfs);
-    let opening = move || {
-        let hashing = OpenSource::open(&source, &vfs)?;
-        Ok::<_, TransferError>((hashing, OpenSource::open(&source, &vfs)?))
-    };
-    shared.executor.blocking(opening).await
+    Ok(Arc::new(shared.executor.blocking(move || OpenSource::open(&source, &vfs)).await?))
 }
 
 /// Everything about receiver `i`, from the offer to its result. Those it supplied are moved if it is lost.

@@ -10,10 +10,11 @@ use tokio::time::timeout;
 
 use crate::activity::Activity;
 use crate::link::Inlet;
-use crate::receive::{BLOCK_PATIENCE, size_mismatch};
+use crate::reading::{BLOCK_PATIENCE, read_block, size_mismatch};
 use crate::relay::feed::{Fed, Feed, Wanted};
 use crate::service::Shared;
 use crate::sink::IncomingBlock;
+use crate::storing::Arrival;
 use crate::wire::relay::{Need, RelayKey, Supplier, Vouched, decode_supplier, decode_vouch};
 use crate::wire::{self, Tag};
 use crate::{Digest, FailureCode, TransferError};
@@ -30,10 +31,7 @@ pub(crate) enum Order {
     Vouch(Vouched),
     Supplier(Supplier),
     /// A block with its content: the sender is the supplier now.
-    Block {
-        offset: u64,
-        block: IncomingBlock,
-    },
+    Block(IncomingBlock),
     Done {
         size: u64,
         digest: Digest,
@@ -77,16 +75,8 @@ async fn read_order(
                 return Err(TransferError::Protocol("a block is larger than was offered"));
             }
             let patience = idle.saturating_mul(BLOCK_PATIENCE);
-            let reading = async {
-                let mut offset = [0; wire::DATA_PREFIX];
-                recv.read_exact(&mut offset).await?;
-                let parts = recv.parts(len, activity).await?;
-                let mut prefix = [0; wire::DATA_SUFFIX];
-                recv.read_exact(&mut prefix).await?;
-                let block = IncomingBlock { parts, len, prefix: Digest(prefix) };
-                Ok(Order::Block { offset: u64::from_le_bytes(offset), block })
-            };
-            timeout(patience, reading).await.unwrap_or(Err(TransferError::Stalled { idle: patience }))
+            let reading = timeout(patience, read_block(recv, header, activity)).await;
+            reading.unwrap_or(Err(TransferError::Stalled { idle: patience })).map(Order::Block)
         }
         Tag::Done => {
             let (size, digest) = wire::decode_done(&recv.body(header).await?)?;
@@ -164,7 +154,7 @@ impl Gather {
     /// blocks any more. After it was dropped, [`rewind`](Self::rewind) makes it usable again.
     pub(crate) async fn run(
         &mut self,
-        blocks: mpsc::Sender<IncomingBlock>,
+        blocks: mpsc::Sender<Arrival>,
     ) -> Result<Option<Digest>, TransferError> {
         loop {
             if let Some((size, digest)) = self.end
@@ -173,7 +163,7 @@ impl Gather {
                 return Ok(Some(digest));
             }
             if let Some(block) = self.match_early().await? {
-                if blocks.send(block).await.is_err() {
+                if blocks.send(Arrival::Block(block)).await.is_err() {
                     return Ok(None);
                 }
                 continue;
@@ -190,7 +180,7 @@ impl Gather {
                 order = orders.recv() => {
                     let order = order.ok_or(TransferError::Cancelled)?;
                     if let Some(block) = self.obey(order)?
-                        && blocks.send(block).await.is_err()
+                        && blocks.send(Arrival::Block(block)).await.is_err()
                     {
                         return Ok(None);
                     }
@@ -244,7 +234,8 @@ impl Gather {
                     Wanted { node, addr, key: self.key, from: self.next, block_size: self.block_size };
                 self.feed = Some(Feed::open(&self.shared, wanted, &self.activity));
             }
-            Order::Block { offset, block } => {
+            Order::Block(block) => {
+                let offset = block.offset;
                 if offset == self.vouched_to {
                     self.vouch(block.len as u32, block.prefix)?;
                 } else if self.vouched_at(offset) != Some((block.len as u32, block.prefix))
@@ -300,7 +291,7 @@ impl Gather {
             return Ok(None);
         }
         self.next += u64::from(len);
-        Ok(Some(IncomingBlock { parts: fed.parts, len: fed.len, prefix }))
+        Ok(Some(IncomingBlock { offset: fed.offset, parts: fed.parts, len: fed.len, prefix }))
     }
 
     fn drop_feed(&mut self) {

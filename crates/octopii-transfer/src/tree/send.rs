@@ -29,6 +29,7 @@ use super::walk::{Step, Walk, read_small};
 use super::wire::{self, Entry, Open, PAGE_BYTES, PAGE_ENTRIES, RECORDS, SMALL, Tag, Verdict, WINDOW};
 use crate::activity::Activity;
 use crate::service::{AbortOnDrop, Shared};
+use crate::supply::Outgoing;
 use crate::{ChunkSource, Digest, FailureCode, Refusal, SendOptions, SourceError, TransferError, TransferId};
 
 /// Messages between the walk, the packer and the network.
@@ -548,10 +549,17 @@ fn send_large(
 ) -> impl Future<Output = (u64, Result<(), NotDone>)> + Send + use<> {
     let source = ChunkSource::File(root.join(&job.path));
     async move {
-        let options = SendOptions { meta: large_meta(tree, job.entry), ..SendOptions::new(LARGE) };
+        // What is left of a tree is found by the tree that comes next.
+        let options =
+            SendOptions { meta: large_meta(tree, job.entry), resume: false, ..SendOptions::new(LARGE) };
         let mut tries = 0;
         let sent = loop {
-            let sending = crate::send::send(Arc::clone(&shared), addr, source.clone(), options.clone());
+            let sending = crate::send::send(
+                Arc::clone(&shared),
+                addr,
+                Outgoing::Chunk(source.clone()),
+                options.clone(),
+            );
             match Box::pin(sending).await {
                 Err(TransferError::Refused { refusal, .. })
                     if refusal.code == FailureCode::Busy && tries < BUSY_TRIES =>

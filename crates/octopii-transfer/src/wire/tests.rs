@@ -11,6 +11,7 @@ fn sample_offer() -> OfferBody {
         name: Some("nm".into()),
         meta: Bytes::from_static(b"xyz"),
         relay: None,
+        resume: Some(ResumeKey([0xab; 16])),
     }
 }
 
@@ -24,8 +25,8 @@ fn split(message: &[u8]) -> (Header, &[u8]) {
 fn offer_has_the_documented_bytes() {
     let bytes = offer(&sample_offer());
     let expected = [
-        &[1, 42, 0, 0, 0][..],
-        &[3],
+        &[1, 58, 0, 0, 0][..],
+        &[11],
         &[0x10, 0x0f, 0x0e, 0x0d, 0x0c, 0x0b, 0x0a, 0x09, 0x08, 0x07, 0x06, 0x05, 0x04, 0x03, 0x02, 0x01],
         &[0, 0, 0x10, 0],
         &[5, 0, 0, 0, 0, 0, 0, 0],
@@ -33,6 +34,7 @@ fn offer_has_the_documented_bytes() {
         &[2, 0],
         &[3, 0, 0, 0],
         b"pnmxyz",
+        &[0xab; 16],
     ]
     .concat();
     assert_eq!(bytes, expected);
@@ -42,19 +44,36 @@ fn offer_has_the_documented_bytes() {
 fn messages_survive_their_encoding() {
     let bytes = offer(&sample_offer());
     assert_eq!(decode_offer(split(&bytes).1), Ok(sample_offer()));
-    let bare = OfferBody { size: None, name: None, meta: Bytes::new(), ..sample_offer() };
+    let bare = OfferBody { resume: None, size: None, name: None, meta: Bytes::new(), ..sample_offer() };
     let bytes = offer(&bare);
     assert_eq!(decode_offer(split(&bytes).1), Ok(bare));
 
-    let relayed = OfferBody { relay: Some(RelayKey(3)), ..sample_offer() };
+    let relayed = OfferBody { relay: Some(RelayKey(3)), resume: None, ..sample_offer() };
     let bytes = offer(&relayed);
     assert_eq!(bytes[5], 7, "bit 2: a key follows");
     assert_eq!(bytes[bytes.len() - 16..], 3u128.to_le_bytes());
     assert_eq!(decode_offer(split(&bytes).1), Ok(relayed));
     assert!(decode_offer(&bytes[5..bytes.len() - 1]).is_err());
 
-    assert_eq!(decode_accept(split(&accept(7, false)).1), Ok((7, false)));
-    assert_eq!(decode_accept(split(&accept(7, true)).1), Ok((7, true)));
+    let both = OfferBody { relay: Some(RelayKey(3)), ..sample_offer() };
+    assert_eq!(decode_offer(split(&offer(&both)).1), Ok(both));
+
+    let have = Have { bytes: 3 * CHECKPOINT, prefix: Digest::of(b"x") };
+    for shares in [false, true] {
+        for have in [have, Have::nothing()] {
+            let acceptance = Acceptance { shares, have };
+            assert_eq!(decode_accept(split(&accept(&acceptance)).1), Ok(acceptance));
+        }
+    }
+    let between = Have { bytes: 3 * CHECKPOINT + 1, ..have };
+    assert!(decode_accept(split(&accept(&Acceptance { shares: false, have: between })).1).is_err());
+    let span = Span { offset: 9, len: MAX_BLOCK };
+    assert_eq!(decode_again(split(&again(span)).1), Ok(span));
+    for bad in
+        [Span { len: 0, ..span }, Span { len: MAX_BLOCK + 1, ..span }, Span { offset: u64::MAX, ..span }]
+    {
+        assert!(decode_again(split(&again(bad)).1).is_err());
+    }
     assert_eq!(decode_progress(split(&progress(9)).1), Ok(9));
     let digest = Digest::of(b"a");
     assert_eq!(decode_done(split(&done(3, digest)).1), Ok((3, digest)));

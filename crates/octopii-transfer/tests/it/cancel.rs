@@ -10,13 +10,17 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::nodes::{BLOCK, Node, content, endpoint, eventually, names, quick};
-use crate::raw::{ACCEPT, Raw, message, read_offer};
+use crate::raw::{ACCEPT, Raw, accept_body, message, read_offer};
 
 /// Options that tell when the first bytes have gone out.
 fn noticing(purpose: &str) -> (SendOptions, Arc<Notify>) {
     let moving = Arc::new(Notify::new());
     let notify = Arc::clone(&moving);
-    let progress = Arc::new(move |_| notify.notify_one());
+    let progress = Arc::new(move |p: octopii_transfer::Progress| {
+        if p.sent > 0 {
+            notify.notify_one();
+        }
+    });
     (SendOptions { progress: Some(progress), ..SendOptions::new(purpose) }, moving)
 }
 
@@ -78,7 +82,7 @@ async fn time_limits_hold_against_a_silent_receiver() {
         loop {
             let mut raw = Raw::accept(&mut acceptor).await;
             read_offer(&mut raw).await;
-            raw.write(&message(ACCEPT, &[0; 9])).await;
+            raw.write(&message(ACCEPT, &accept_body(0, b""))).await;
             held.push(raw);
         }
     });

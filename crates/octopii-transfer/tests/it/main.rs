@@ -13,5 +13,8 @@ mod raw;
 mod recording;
 mod relays;
 mod relays_by_hand;
+mod repair;
+mod resume;
+mod sources;
 mod status;
 mod tree;

@@ -11,6 +11,7 @@ pub(crate) const ACCEPT: u8 = 2;
 pub(crate) const REFUSE: u8 = 3;
 pub(crate) const ACK: u8 = 7;
 pub(crate) const FAIL: u8 = 8;
+pub(crate) const AGAIN: u8 = 16;
 
 pub(crate) struct Raw {
     pub(crate) connection: Connection,
@@ -64,8 +65,14 @@ impl Raw {
 
     pub(crate) async fn expect_accept(&mut self) {
         let (tag, body) = self.read().await;
-        assert_eq!((tag, &body[..]), (ACCEPT, &[0; 9][..]));
+        assert_eq!((tag, &body[..]), (ACCEPT, &accept_body(0, b"")[..]));
     }
+}
+
+/// Of a receiver that has the first `have` bytes, which are `content`.
+pub(crate) fn accept_body(have: u64, content: &[u8]) -> Vec<u8> {
+    let digest = Digest::of(content).0;
+    [&[0][..], &have.to_le_bytes(), if have > 0 { &digest } else { &[] }].concat()
 }
 
 pub(crate) fn message(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -74,8 +81,20 @@ pub(crate) fn message(tag: u8, body: &[u8]) -> Vec<u8> {
 
 /// Version and offer of a chunk named "f".
 pub(crate) fn opening(id: u128, purpose: &str, size: Option<u64>, block: u32) -> Vec<u8> {
+    opening_with(id, None, purpose, size, block)
+}
+
+/// Of one that can be resumed.
+pub(crate) fn opening_with(
+    id: u128,
+    key: Option<[u8; 16]>,
+    purpose: &str,
+    size: Option<u64>,
+    block: u32,
+) -> Vec<u8> {
+    let flags = 2 | u8::from(size.is_some()) | if key.is_some() { 8 } else { 0 };
     let body = [
-        &[2 | u8::from(size.is_some())][..],
+        &[flags][..],
         &id.to_le_bytes(),
         &block.to_le_bytes(),
         &size.unwrap_or(0).to_le_bytes(),
@@ -84,6 +103,7 @@ pub(crate) fn opening(id: u128, purpose: &str, size: Option<u64>, block: u32) ->
         &0u32.to_le_bytes(),
         purpose.as_bytes(),
         b"f",
+        key.as_ref().map_or(&[], |key| &key[..]),
     ]
     .concat();
     [&[1][..], &message(1, &body)].concat()
@@ -93,6 +113,11 @@ pub(crate) fn opening(id: u128, purpose: &str, size: Option<u64>, block: u32) ->
 pub(crate) fn data(before: &[u8], content: &[u8]) -> Vec<u8> {
     let prefix = Digest::of(&[before, content].concat());
     message(4, &[&(before.len() as u64).to_le_bytes()[..], content, &prefix.0].concat())
+}
+
+/// A block that was asked for again.
+pub(crate) fn repair(offset: usize, content: &[u8]) -> Vec<u8> {
+    message(17, &[&(offset as u64).to_le_bytes()[..], content].concat())
 }
 
 pub(crate) fn done(size: u64, digest: Digest) -> Vec<u8> {

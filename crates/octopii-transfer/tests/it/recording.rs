@@ -1,6 +1,6 @@
 //! The real file system, with a record of what was done to it and faults put in on purpose.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -193,8 +193,8 @@ impl VfsFile for RecordingFile {
         self.1.run(Op::Write, || self.0.write_all_at(data, offset))
     }
 
-    fn write_all_vectored_at(&self, data: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
-        self.1.run(Op::Write, || self.0.write_all_vectored_at(data, offset))
+    fn write_all_at_uncached(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.1.run(Op::Write, || self.0.write_all_at_uncached(data, offset))
     }
 
     fn len(&self) -> io::Result<u64> {

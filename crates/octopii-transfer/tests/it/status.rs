@@ -8,7 +8,7 @@ use octopii_transfer::{
 use octopii_transport::{Acceptor, StreamKind};
 
 use crate::nodes::{Node, content, endpoint, eventually, names};
-use crate::raw::{ACCEPT, ACK, Raw, ack_body, data, done, message, opening, query, read_offer};
+use crate::raw::{ACCEPT, ACK, Raw, accept_body, ack_body, data, done, message, opening, query, read_offer};
 
 /// A sender that loses its connection right after its last byte finds out that the receiver has everything.
 #[tokio::test(flavor = "multi_thread")]
@@ -90,7 +90,7 @@ async fn answer_status(acceptor: &mut Acceptor, body: &[u8]) -> TransferId {
 async fn take_and_cut(acceptor: &mut Acceptor) -> TransferId {
     let mut raw = Raw::accept(acceptor).await;
     let id = read_offer(&mut raw).await;
-    raw.write(&message(ACCEPT, &[0; 9])).await;
+    raw.write(&message(ACCEPT, &accept_body(0, b""))).await;
     assert_eq!(raw.read().await.0, 4);
     assert_eq!(raw.read().await.0, 5);
     raw.connection.close("cut");
@@ -136,7 +136,7 @@ async fn a_false_acknowledgement_is_not_believed() {
         tokio::spawn(async move {
             let mut raw = Raw::accept(&mut acceptor).await;
             read_offer(&mut raw).await;
-            raw.write(&message(ACCEPT, &[0; 9])).await;
+            raw.write(&message(ACCEPT, &accept_body(0, b""))).await;
             while raw.read().await.0 != 5 {}
             raw.write(&message(ACK, &ack_body(size, digest))).await;
             raw.send.finish().unwrap();
@@ -159,7 +159,10 @@ async fn an_early_acknowledgement_is_not_believed() {
     tokio::spawn(async move {
         let mut raw = Raw::accept(&mut acceptor).await;
         read_offer(&mut raw).await;
-        raw.write(&[message(ACCEPT, &[0; 9]), message(ACK, &ack_body(32 << 20, digest))].concat()).await;
+        raw.write(
+            &[message(ACCEPT, &accept_body(0, b"")), message(ACK, &ack_body(32 << 20, digest))].concat(),
+        )
+        .await;
         tokio::time::sleep(Duration::from_secs(5)).await;
         drop(raw);
     });

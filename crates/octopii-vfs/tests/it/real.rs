@@ -1,6 +1,6 @@
 //! [`octopii_vfs::RealVfs`] against the contracts of the traits.
 
-use std::io::{ErrorKind, IoSlice};
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use octopii_vfs::{FileKind, OpenMode, RealVfs, Vfs};
@@ -54,19 +54,24 @@ fn what_is_written_past_the_cache_is_read_through_it() {
 }
 
 #[test]
-fn many_buffers_are_written_one_after_the_other() {
+fn a_version_changes_with_the_content_and_its_time_cannot_be_hidden() {
     let dir = tempfile::tempdir().unwrap();
-    let file = RealVfs.open(&dir.path().join("file"), OpenMode::CreateNew).unwrap();
-    let parts: Vec<Vec<u8>> = (0..1500).map(|i| vec![i as u8; i % 7]).collect();
-    let slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
-    file.write_all_vectored_at(&slices, 3).unwrap();
-    file.write_all_vectored_at(&[IoSlice::new(b""), IoSlice::new(b"")], 9).unwrap();
-    file.write_all_vectored_at(&[], 9).unwrap();
-    let expected = [&[0; 3][..], &parts.concat()].concat();
-    let mut found = vec![1; expected.len()];
-    assert_eq!(file.len().unwrap(), expected.len() as u64);
-    file.read_exact_at(&mut found, 0).unwrap();
-    assert!(found == expected);
+    let path = dir.path().join("file");
+    let file = RealVfs.open(&path, OpenMode::CreateNew).unwrap();
+    file.write_all_at(b"one", 0).unwrap();
+    let before = file.version().unwrap();
+    assert_eq!(file.version().unwrap(), before);
+    assert_eq!(before.len, 3);
+    let metadata = std::fs::metadata(&path).unwrap();
+    assert_eq!((before.device, before.inode), (metadata.dev(), metadata.ino()));
+    // The clock of a file system ticks every few milliseconds.
+    std::thread::park_timeout(std::time::Duration::from_millis(50));
+    file.write_all_at(b"two", 0).unwrap();
+    let hidden = std::fs::File::options().write(true).open(&path).unwrap();
+    hidden.set_modified(metadata.modified().unwrap()).unwrap();
+    let after = file.version().unwrap();
+    assert_eq!((after.len, after.modified_ns), (before.len, before.modified_ns));
+    assert_ne!(after.changed_ns, before.changed_ns);
 }
 
 #[test]

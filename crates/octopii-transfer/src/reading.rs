@@ -1,0 +1,115 @@
+//! What the sender of an accepted chunk may say: blocks in order, repairs, the end.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::activity::Activity;
+use crate::link::Inlet;
+use crate::sink::IncomingBlock;
+use crate::storing::Arrival;
+use crate::wire::{self, Header, Tag};
+use crate::{Digest, FailureCode, Refusal, TransferError};
+
+/// A block may take this many idle times: one byte now and then is no transfer.
+pub(crate) const BLOCK_PATIENCE: u32 = 10;
+
+/// What was agreed on before the first block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Expected {
+    /// Where the first block begins.
+    pub(crate) from: u64,
+    /// Content bytes in all, if the sender knows.
+    pub(crate) size: Option<u64>,
+    pub(crate) block_size: u32,
+}
+
+/// Hands over what arrives until nothing more can: the end has come and then the stream was finished or lost, or nobody takes
+/// it any more. Not cancel-safe.
+pub(crate) async fn read_arrivals(
+    recv: &mut Inlet,
+    arrivals: mpsc::Sender<Arrival>,
+    expected: Expected,
+    activity: &Activity,
+    idle: Duration,
+) -> Result<(), TransferError> {
+    let patience = idle.saturating_mul(BLOCK_PATIENCE);
+    let mut received = expected.from;
+    let mut last_was_short = false;
+    let mut done = false;
+    loop {
+        let header = match recv.header().await {
+            // Whoever has sent everything may leave before it is acknowledged.
+            Err(TransferError::Lost(_)) if done => return Ok(()),
+            other => other?,
+        };
+        let message = async {
+            match header.tag {
+                Tag::Data if !done => {
+                    let block = read_block(recv, header, activity).await?;
+                    if block.offset != received {
+                        return Err(TransferError::Protocol("a block does not follow the one before it"));
+                    }
+                    if block.len > expected.block_size as usize || last_was_short {
+                        return Err(TransferError::Protocol(
+                            "only the last block may differ from the block size",
+                        ));
+                    }
+                    last_was_short = block.len < expected.block_size as usize;
+                    received += block.len as u64;
+                    if expected.size.is_some_and(|size| received > size) {
+                        return Err(size_mismatch(expected.size, received));
+                    }
+                    Ok(Arrival::Block(block))
+                }
+                Tag::Repair => {
+                    let len = header.len - wire::DATA_PREFIX;
+                    let offset = read_offset(recv).await?;
+                    Ok(Arrival::Repair { offset, parts: recv.parts(len, activity).await? })
+                }
+                Tag::Done if !done => {
+                    let (size, digest) = wire::decode_done(&recv.body(header).await?)?;
+                    if size != received || expected.size.is_some_and(|expected| expected != size) {
+                        return Err(size_mismatch(expected.size.or(Some(size)), received));
+                    }
+                    done = true;
+                    Ok(Arrival::Done(digest))
+                }
+                _ => Err(TransferError::Protocol("only blocks and their end follow an offer")),
+            }
+        };
+        let arrival =
+            timeout(patience, message).await.unwrap_or(Err(TransferError::Stalled { idle: patience }))?;
+        if arrivals.send(arrival).await.is_err() {
+            return Ok(());
+        }
+        activity.tick();
+    }
+}
+
+/// Reads a data message whose header has been read. Not cancel-safe.
+pub(crate) async fn read_block(
+    recv: &mut Inlet,
+    header: Header,
+    activity: &Activity,
+) -> Result<IncomingBlock, TransferError> {
+    let len = header.len - wire::DATA_PREFIX - wire::DATA_SUFFIX;
+    let offset = read_offset(recv).await?;
+    let parts = recv.parts(len, activity).await?;
+    let mut prefix = [0; wire::DATA_SUFFIX];
+    recv.read_exact(&mut prefix).await?;
+    Ok(IncomingBlock { offset, parts, len, prefix: Digest(prefix) })
+}
+
+async fn read_offset(recv: &mut Inlet) -> Result<u64, TransferError> {
+    let mut offset = [0; wire::DATA_PREFIX];
+    recv.read_exact(&mut offset).await?;
+    Ok(u64::from_le_bytes(offset))
+}
+
+pub(crate) fn size_mismatch(announced: Option<u64>, received: u64) -> TransferError {
+    let announced = announced.unwrap_or_default();
+    let message = format!("{announced} bytes were announced, but {received} arrived");
+    TransferError::Unacceptable(Refusal::new(FailureCode::SizeMismatch, message))
+}

@@ -1,0 +1,417 @@
+//! The sending side of one transfer.
+//!
+//! A task reads and hashes the source on blocking threads, a bounded queue ahead of the network; this one writes blocks to
+//! the stream and listens at the same time for what the receiver says. A transfer that is cut off may be tried again.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use octopii_transport::{Connection, SendStream, StreamError, StreamKind};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use crate::activity::Activity;
+use crate::link::Inlet;
+use crate::pace::Pace;
+use crate::progress::{Meter, Phase, Progress};
+use crate::send::{SendOptions, read_acceptance, status};
+use crate::service::{AbortOnDrop, Shared};
+use crate::source::Block;
+use crate::supply::{QUEUE, Reading, Supply, Whole};
+use crate::wire::{self, Acknowledgement, OfferBody, ResumeKey, Span, Tag, TransferStatus};
+use crate::{FailureCode, TransferError, TransferId};
+
+/// What is written at once.
+const WRITE_STEP: usize = 256 << 10;
+
+/// A lost acknowledgement is asked for this often.
+const STATUS_PERIOD: Duration = Duration::from_millis(200);
+
+/// The pause before the first retry; it doubles from one to the next.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Requests for blocks that wait to be answered; the receiver may wait, too.
+const REQUESTS: usize = 64;
+
+/// What is known about a transfer while it runs.
+#[derive(Debug, Default)]
+struct Flight {
+    activity: Activity,
+    sent: AtomicU64,
+    verified: AtomicU64,
+    resumed: AtomicU64,
+    id: Mutex<Option<TransferId>>,
+    /// Whether the receiver could be reached at all.
+    connected: AtomicBool,
+    /// From here on the receiver may have everything.
+    done: AtomicBool,
+    meter: Meter,
+}
+
+/// One transfer's fixed facts.
+pub(crate) struct Sending {
+    shared: Arc<Shared>,
+    addr: SocketAddr,
+    options: SendOptions,
+    size: Option<u64>,
+    flight: Flight,
+}
+
+enum Exchanged {
+    Acknowledged(Acknowledgement),
+    /// What the receiver has is something else.
+    OtherContent,
+}
+
+impl Sending {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        addr: SocketAddr,
+        options: SendOptions,
+        size: Option<u64>,
+    ) -> Self {
+        Self { shared, addr, options, size, flight: Flight::default() }
+    }
+
+    pub(crate) fn options(&self) -> &SendOptions {
+        &self.options
+    }
+
+    pub(crate) fn was_connected(&self) -> bool {
+        self.flight.connected.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn verified(&self) -> u64 {
+        self.flight.verified.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn resumed(&self) -> u64 {
+        self.flight.resumed.load(Ordering::Relaxed)
+    }
+
+    /// The id of the latest attempt.
+    pub(crate) fn id(&self) -> TransferId {
+        let mut id = self.flight.id.lock().unwrap_or_else(PoisonError::into_inner);
+        *id.get_or_insert_with(|| self.options.id.unwrap_or_else(TransferId::random))
+    }
+
+    /// Tries until the chunk is acknowledged, or until trying again is of no use or not wanted.
+    pub(crate) async fn run(&self, supply: &mut Supply) -> Result<Acknowledgement, TransferError> {
+        let mut failures = 0;
+        let mut renewed = false;
+        loop {
+            let before = self.verified();
+            let error = match self.attempt(supply).await {
+                Ok(Exchanged::Acknowledged(ack)) => {
+                    self.flight.verified.store(ack.size, Ordering::Relaxed);
+                    self.flight.sent.store(ack.size, Ordering::Relaxed);
+                    self.report(Phase::Finishing);
+                    return Ok(ack);
+                }
+                Ok(Exchanged::OtherContent) if !renewed => {
+                    tracing::debug!(peer = %self.addr, "what the receiver kept is of another content");
+                    renewed = true;
+                    supply.renew(&self.shared.executor).await;
+                    self.forget_id();
+                    continue;
+                }
+                Ok(Exchanged::OtherContent) => {
+                    TransferError::Protocol("the receiver has what was never sent to it")
+                }
+                Err(error) => error,
+            };
+            if self.verified() > before {
+                failures = 0;
+            }
+            if failures >= self.options.retries || !supply.is_repeatable() || !is_interruption(&error) {
+                return Err(error);
+            }
+            failures += 1;
+            tracing::info!(peer = %self.addr, "the transfer is tried again: {error}");
+            self.report(Phase::Waiting);
+            sleep(pause(failures)).await;
+            self.forget_id();
+        }
+    }
+
+    /// An id under which something was begun is not used again, unless the caller wants it.
+    fn forget_id(&self) {
+        *self.flight.id.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    async fn attempt(&self, supply: &mut Supply) -> Result<Exchanged, TransferError> {
+        self.report(Phase::Connecting);
+        self.flight.done.store(false, Ordering::Relaxed);
+        let connection = self.shared.endpoint.connect(self.addr).await?;
+        self.flight.connected.store(true, Ordering::Relaxed);
+        let whole = OnceLock::new();
+        let ack = match self.exchange(&connection, supply, &whole).await {
+            Err(error) if self.flight.done.load(Ordering::Relaxed) && may_have_arrived(&error) => {
+                self.ask_what_became_of_it(error).await?
+            }
+            Ok(Exchanged::OtherContent) => return Ok(Exchanged::OtherContent),
+            Ok(Exchanged::Acknowledged(ack)) => ack,
+            Err(error) => return Err(error),
+        };
+        // The acknowledgement of another content than was sent would be worse than none.
+        match whole.get() {
+            Some(&own) if own == (ack.size, ack.digest) => Ok(Exchanged::Acknowledged(ack)),
+            Some((_, own)) => {
+                let message =
+                    format!("the sender's SHA-256 is {own}, the receiver acknowledged {}", ack.digest);
+                Err(TransferError::DigestMismatch(message))
+            }
+            None => Err(TransferError::Protocol("acknowledged before everything was sent")),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        connection: &Connection,
+        supply: &mut Supply,
+        whole: &OnceLock<Whole>,
+    ) -> Result<Exchanged, TransferError> {
+        let idle = self.options.idle_timeout;
+        let (mut send, recv) = connection.open(StreamKind::Transfer).await?;
+        let mut recv = Inlet::new(recv);
+        let talk = async {
+            let key = supply.key();
+            let opening = [&[wire::VERSION][..], &wire::offer(&self.offer(key))].concat();
+            let sent = send.write_all(&opening).await;
+            let have = match read_acceptance(&mut recv, self.addr).await {
+                Ok(acceptance) => acceptance.have,
+                // What was said before the stream broke tells more than the break.
+                Err(TransferError::Lost(lost)) => {
+                    return Err(TransferError::Lost(sent.err().unwrap_or(lost)));
+                }
+                Err(error) => return Err(error),
+            };
+            self.flight.activity.tick();
+            if have.bytes > self.size.unwrap_or(0) || have.bytes > 0 && key.is_none() {
+                return Err(TransferError::Protocol("the receiver has more than there is"));
+            }
+            let Some(reading) = supply.begin(&self.shared.executor, have).await? else {
+                send.reset(u32::from(FailureCode::Cancelled.to_u16()));
+                return Ok(Exchanged::OtherContent);
+            };
+            self.flight.resumed.store(have.bytes, Ordering::Relaxed);
+            self.flight.sent.store(have.bytes, Ordering::Relaxed);
+            self.flight.verified.store(have.bytes, Ordering::Relaxed);
+            let (requests, to_answer) = mpsc::channel(REQUESTS);
+            let verdict = self.read_verdict(&mut recv, requests);
+            tokio::pin!(verdict);
+            let pumped = tokio::select! {
+                biased;
+                verdict = &mut verdict => verdict,
+                Err(error) = self.pump(&mut send, reading, supply, to_answer, whole) => match error {
+                    // It no longer reads because it has something to say.
+                    TransferError::Lost(StreamError::Stopped(_)) => verdict.await,
+                    error => {
+                        send.reset(u32::from(FailureCode::Cancelled.to_u16()));
+                        Err(error)
+                    }
+                },
+            };
+            if pumped.is_ok() {
+                // An error means that the receiver has gone, as it may now.
+                let _ = send.finish();
+            }
+            pumped.map(Exchanged::Acknowledged)
+        };
+        tokio::select! {
+            biased;
+            result = talk => result,
+            () = self.flight.activity.stalled(idle) => Err(TransferError::Stalled { idle }),
+        }
+    }
+
+    fn offer(&self, key: Option<ResumeKey>) -> OfferBody {
+        OfferBody {
+            id: self.id(),
+            block_size: wire::MAX_BLOCK,
+            size: self.size,
+            purpose: self.options.purpose.clone(),
+            name: self.options.name.clone(),
+            meta: self.options.meta.clone(),
+            relay: None,
+            resume: key,
+        }
+    }
+
+    /// Listens until the receiver has said its last word.
+    async fn read_verdict(
+        &self,
+        recv: &mut Inlet,
+        requests: mpsc::Sender<Span>,
+    ) -> Result<Acknowledgement, TransferError> {
+        loop {
+            let header = recv.header().await?;
+            let body = recv.body(header).await?;
+            self.flight.activity.tick();
+            match header.tag {
+                Tag::Progress => {
+                    let verified = wire::decode_progress(&body)?.min(self.size.unwrap_or(u64::MAX));
+                    self.flight.verified.fetch_max(verified, Ordering::Relaxed);
+                    self.report(self.phase());
+                }
+                Tag::Again => {
+                    // An error means that nobody sends any more, which the other side of the race tells.
+                    let _ = requests.send(wire::decode_again(&body)?).await;
+                }
+                Tag::Ack => return Ok(wire::decode_ack(&body)?),
+                Tag::Fail => {
+                    return Err(TransferError::from_peer(self.addr, wire::decode_refusal(&body)?, true));
+                }
+                _ => return Err(TransferError::Protocol("unexpected message from the receiver")),
+            }
+        }
+    }
+
+    /// Writes everything and says so, and answers requests for blocks until it is dropped.
+    async fn pump(
+        &self,
+        send: &mut SendStream,
+        reading: Reading,
+        supply: &Supply,
+        mut requests: mpsc::Receiver<Span>,
+        whole: &OnceLock<Whole>,
+    ) -> Result<Infallible, TransferError> {
+        let executor = &self.shared.executor;
+        let (blocks, mut rx) = mpsc::channel(QUEUE);
+        let mut reading = AbortOnDrop(executor.spawn(reading.run(executor.clone(), blocks)));
+        let mut pace = Pace::new(self.options.rate_limit);
+        loop {
+            tokio::select! {
+                biased;
+                Some(span) = requests.recv() => self.repair(send, supply, span, &mut pace).await?,
+                block = rx.recv() => match block {
+                    Some(Block { offset, content, prefix }) => {
+                        send.write_all(&wire::data_start(offset, content.len())).await?;
+                        self.write(send, content, &mut pace, |sent| {
+                            self.flight.sent.store(offset + sent, Ordering::Relaxed);
+                            self.report(Phase::Sending);
+                        })
+                        .await?;
+                        send.write_all(&prefix.0).await?;
+                    }
+                    None => break,
+                },
+            }
+        }
+        let (size, digest) = (&mut reading.0).await.map_err(|_| TransferError::ShuttingDown)??;
+        whole.get_or_init(|| (size, digest));
+        self.flight.done.store(true, Ordering::Relaxed);
+        send.write_all(&wire::done(size, digest)).await?;
+        loop {
+            match requests.recv().await {
+                Some(span) => self.repair(send, supply, span, &mut pace).await?,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    async fn repair(
+        &self,
+        send: &mut SendStream,
+        supply: &Supply,
+        span: Span,
+        pace: &mut Pace,
+    ) -> Result<(), TransferError> {
+        tracing::warn!(peer = %self.addr, offset = span.offset, "a damaged block is sent again");
+        let content = supply.again(&self.shared.executor, span).await?;
+        send.write_all(&wire::repair_start(span.offset, content.len())).await?;
+        self.write(send, content, pace, |_| {}).await
+    }
+
+    async fn write(
+        &self,
+        send: &mut SendStream,
+        mut content: Bytes,
+        pace: &mut Pace,
+        sent: impl Fn(u64),
+    ) -> Result<(), TransferError> {
+        let mut written = 0;
+        while !content.is_empty() {
+            let step = content.split_to(content.len().min(pace.step(WRITE_STEP)));
+            pace.take(step.len()).await;
+            written += step.len() as u64;
+            send.write_chunk(step).await?;
+            self.flight.activity.tick();
+            sent(written);
+        }
+        Ok(())
+    }
+
+    /// Everything was sent, but no answer came: the receiver remembers.
+    async fn ask_what_became_of_it(&self, lost: TransferError) -> Result<Acknowledgement, TransferError> {
+        let idle = self.options.idle_timeout;
+        let asking = async {
+            loop {
+                match status(&self.shared, self.addr, self.id(), idle).await {
+                    Ok(TransferStatus::Finished(ack)) => return Ok(ack),
+                    Ok(TransferStatus::Failed(refusal)) => {
+                        return Err(TransferError::from_peer(self.addr, refusal, true));
+                    }
+                    // It has restarted since.
+                    Ok(TransferStatus::Unknown) => return Err(self.unknown_if_done(lost.clone())),
+                    Ok(TransferStatus::Receiving { .. }) | Err(_) => sleep(STATUS_PERIOD).await,
+                }
+            }
+        };
+        timeout(idle, asking).await.unwrap_or_else(|_| Err(self.unknown_if_done(lost.clone())))
+    }
+
+    pub(crate) fn unknown_if_done(&self, error: TransferError) -> TransferError {
+        if self.flight.done.load(Ordering::Relaxed) {
+            TransferError::OutcomeUnknown { peer: self.addr, error: Arc::new(error) }
+        } else {
+            error
+        }
+    }
+
+    fn phase(&self) -> Phase {
+        if self.flight.done.load(Ordering::Relaxed) { Phase::Finishing } else { Phase::Sending }
+    }
+
+    fn report(&self, phase: Phase) {
+        if let Some(progress) = &self.options.progress {
+            let sent = self.flight.sent.load(Ordering::Relaxed);
+            progress(Progress {
+                peer: self.addr,
+                phase,
+                sent,
+                verified: self.verified(),
+                resumed: self.resumed(),
+                total: self.size,
+                bytes_per_second: self.flight.meter.rate(sent),
+            });
+        }
+    }
+}
+
+/// Whether the receiver may have stored the chunk although the sender saw this.
+fn may_have_arrived(error: &TransferError) -> bool {
+    matches!(error, TransferError::Lost(_) | TransferError::Stalled { .. })
+}
+
+/// Whether the way to the receiver, or its moment, was bad, and not the content.
+fn is_interruption(error: &TransferError) -> bool {
+    let code = match error {
+        TransferError::Lost(_) | TransferError::Stalled { .. } => return true,
+        TransferError::Connect(_) => return error.is_retryable(),
+        TransferError::Refused { refusal, .. } | TransferError::PeerFailed { refusal, .. } => refusal.code,
+        _ => return false,
+    };
+    matches!(code, FailureCode::Busy | FailureCode::Stalled | FailureCode::ShuttingDown)
+}
+
+/// Jittered, so that many senders do not come back at the same moment.
+fn pause(failures: u32) -> Duration {
+    let longest = FIRST_PAUSE.saturating_mul(1 << failures.min(10).saturating_sub(1)).min(LONGEST_PAUSE);
+    longest.mul_f64(rand::random_range(0.5..1.0))
+}
