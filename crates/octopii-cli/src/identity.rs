@@ -51,7 +51,7 @@ pub(crate) async fn passing_node(
     };
     let mut builder = OctopiiNode::builder(config);
     if let Some((files, trees)) = policies {
-        builder = builder.receive("inbox", files).receive_trees("inbox", trees);
+        builder = builder.receive(octopii::INBOX, files).receive_trees(octopii::INBOX, trees);
     }
     let node = builder.start(runtime).await.map_err(Failure::failed)?;
     Ok((node, dir))

@@ -23,7 +23,7 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Node) -
     // Before anything is on disk: a stop during recovery is a stop.
     let stop = stop_signal(until_eof)?;
     tokio::pin!(stop);
-    let starting = OctopiiNode::builder(config).receive("inbox", policy).start(runtime);
+    let starting = OctopiiNode::builder(config).receive(octopii::INBOX, policy).start(runtime);
     let node = tokio::select! {
         node = starting => node.map_err(Failure::failed)?,
         () = &mut stop => return Ok(()),

@@ -8,8 +8,9 @@ use octopii_transfer::{InboxPolicy, ReceivedChunk};
 use octopii_transport::NodeId;
 use tokio::sync::Notify;
 
-/// The purpose of chunks that go to the inbox.
-pub(crate) const INBOX: &str = "inbox";
+/// The purpose of chunks and directories that go to a node's inbox: what [`Peer::send_chunk_verified`](crate::Peer) and
+/// [`OctopiiNode::transfer_chunk_to_peers`](crate::OctopiiNode::transfer_chunk_to_peers) send.
+pub const INBOX: &str = "inbox";
 
 #[derive(Debug)]
 pub(crate) struct Inbox {
