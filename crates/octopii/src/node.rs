@@ -580,8 +580,8 @@ impl OctopiiNode {
     }
 
     /// Ends the node in order: calls (new ones are sent elsewhere, those under way have
-    /// [`ServerOptions::drain_timeout`](crate::ServerOptions::drain_timeout)), consensus, then incoming transfers (those that end within 2 s are acknowledged), then the
-    /// connections (peers are told), then the log, which is synced. Idempotent; takes at most a few seconds. Other handles
+    /// [`ServerOptions::drain_timeout`](crate::ServerOptions::drain_timeout)), consensus, then incoming transfers (those
+    /// that end within 2 s are acknowledged), then the connections (peers are told), then the log, which is synced. Idempotent; takes at most a few seconds. Other handles
     /// then get errors.
     pub async fn shutdown(&self) {
         self.parts.joining.abort();
