@@ -56,7 +56,11 @@ bench *args:
 
 # Our log beside others from the registry, a crate outside the workspace (from its folder: it has settings there)
 bench-peers *args:
-    cd crates/octopii-bench-peers && cargo run --release --locked -- {{args}}
+    cd crates/octopii-bench-peers && cargo run --release --locked --no-default-features --features logs --bin octopii-bench-peers -- {{args}}
+
+# Our RPC beside tonic and tarpc, in the same crate
+bench-rpc-peers *args:
+    cd crates/octopii-bench-peers && cargo run --release --locked --no-default-features --features rpc --bin rpc-peers -- {{args}}
 
 # Licences, sources and the direction of dependencies (needs cargo-deny)
 deny:
