@@ -8,6 +8,7 @@ mod propose;
 mod raw_quic;
 mod rpc;
 mod transfer;
+mod trees;
 mod wal;
 
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use octopii_bench::Outcome;
 #[derive(Debug, Parser)]
 struct Args {
     /// What to measure
-    #[arg(value_enum, default_values_t = [Layer::Wal, Layer::Rpc, Layer::Transfer, Layer::Propose])]
+    #[arg(value_enum, default_values_t = [Layer::Wal, Layer::Rpc, Layer::Transfer, Layer::Trees, Layer::Propose])]
     layers: Vec<Layer>,
     /// Rounds per figure; the median is told
     #[arg(long, default_value_t = 5)]
@@ -57,6 +58,7 @@ enum Layer {
     Wal,
     Rpc,
     Transfer,
+    Trees,
     Propose,
     /// Needs root; not among the defaults
     Distribute,
@@ -82,6 +84,7 @@ fn main() -> Outcome<()> {
             }
             Layer::Rpc => rpc::measure(rounds, time)?,
             Layer::Transfer => transfer::measure(dir, rounds, args.mib)?,
+            Layer::Trees => trees::measure(dir, rounds)?,
             Layer::Propose => propose::measure(dir, rounds, time)?,
             Layer::Distribute => distribute::measure(dir, rounds, args.mib, args.receivers, args.mbit)?,
         }

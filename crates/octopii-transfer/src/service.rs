@@ -213,8 +213,11 @@ impl Transfer {
         let policy: Arc<dyn TreePolicy> = Arc::new(policy);
         shared.trees.install(purpose, Arc::clone(&policy));
         self.executor().spawn(async move {
-            let vfs = Arc::clone(&shared.resources.vfs);
-            let sweeping = move || policy.directories().iter().for_each(|dir| tree::sweep(&vfs, dir));
+            let sweeper = Arc::clone(&shared);
+            let sweeping = move || {
+                let (vfs, opening) = (&sweeper.resources.vfs, &sweeper.trees.opening);
+                policy.directories().iter().for_each(|dir| tree::sweep(vfs, dir, opening));
+            };
             shared.executor.blocking(sweeping).await;
         });
     }

@@ -17,8 +17,8 @@ pub enum StreamKind {
     Transfer = 3,
     /// Consensus, apart from the application's RPC so that neither starves the other.
     Raft = 4,
-    /// Directories, with many files on one stream. (5 is the transport's own: revocations.)
-    Tree = 6,
+    /// Directories, with many files on one stream.
+    Tree = 5,
 }
 
 impl StreamKind {
@@ -31,13 +31,7 @@ impl StreamKind {
 
     /// Its place in [`ALL`](Self::ALL).
     pub(crate) fn index(self) -> usize {
-        match self {
-            Self::Message => 0,
-            Self::Rpc => 1,
-            Self::Transfer => 2,
-            Self::Raft => 3,
-            Self::Tree => 4,
-        }
+        self as usize - 1
     }
 
     /// Bulk data yields to everything else on the same connection, and Raft goes first. 0 is what a stream has to begin

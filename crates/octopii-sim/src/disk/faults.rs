@@ -21,12 +21,30 @@ pub enum Operation {
     SyncData,
     /// Making a directory's names durable.
     SyncDir,
+    /// Making everything durable.
+    SyncFileSystem,
     /// Renaming, replacing or not.
     Rename,
     /// Removing a file.
     Remove,
     /// Creating directories.
     CreateDir,
+}
+
+impl Operation {
+    /// All that count towards [`SimDisk::crash_after`](crate::SimDisk::crash_after).
+    pub const CHANGING: [Self; 10] = [
+        Self::Open,
+        Self::Write,
+        Self::SetLen,
+        Self::Allocate,
+        Self::SyncData,
+        Self::SyncDir,
+        Self::SyncFileSystem,
+        Self::Rename,
+        Self::Remove,
+        Self::CreateDir,
+    ];
 }
 
 impl fmt::Display for Operation {
@@ -39,6 +57,7 @@ impl fmt::Display for Operation {
             Self::Allocate => "allocate",
             Self::SyncData => "sync_data",
             Self::SyncDir => "sync_dir",
+            Self::SyncFileSystem => "sync_file_system",
             Self::Rename => "rename",
             Self::Remove => "remove",
             Self::CreateDir => "create_dir",

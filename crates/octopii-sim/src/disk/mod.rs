@@ -1,6 +1,7 @@
 //! A disk in memory that can lose power.
 
 mod content;
+mod dir;
 mod faults;
 mod names;
 mod state;

@@ -187,6 +187,28 @@ impl State {
         Ok(())
     }
 
+    pub(super) fn sync_everything(&mut self) -> io::Result<()> {
+        let inodes: Vec<Ino> = self.nodes.keys().copied().collect();
+        for ino in inodes {
+            match self.nodes.get(&ino) {
+                Some(Node::File(_)) => self.sync_file(ino)?,
+                Some(Node::Directory(_)) => self.sync_directory(ino)?,
+                // Nothing led to it any more.
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Part of every file's data is on the disk, and the rest never will be. Names are as uncertain as they were.
+    pub(super) fn sync_of_everything_failed(&mut self) {
+        for node in self.nodes.values_mut() {
+            if let Node::File(content) = node {
+                content.sync_failed(&mut self.rng);
+            }
+        }
+    }
+
     // --- Nodes ---
 
     pub(super) fn node(&self, ino: Ino) -> io::Result<&Node> {

@@ -4,16 +4,17 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, MutexGuard};
 
-use octopii_vfs::{DirEntry, FileHandle, FileKind, LockGuard, Metadata, OpenMode, Vfs, VfsFile};
+use octopii_vfs::{DirEntry, DirHandle, FileHandle, FileKind, LockGuard, Metadata, OpenMode, Vfs, VfsFile};
 use rustix::io::Errno;
 
 use super::SimDisk;
+use super::dir::SimDir;
 use super::faults::Operation;
 use super::names::{Ino, ROOT};
 use super::state::{Node, State};
 use crate::Power;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct SimVfs {
     disk: SimDisk,
     power: Power,
@@ -39,8 +40,12 @@ impl SimVfs {
         Self { disk, power }
     }
 
+    pub(super) fn is_on(&self) -> bool {
+        self.power.is_on()
+    }
+
     /// The disk, if the machine is still up.
-    fn state(&self) -> io::Result<MutexGuard<'_, State>> {
+    pub(super) fn state(&self) -> io::Result<MutexGuard<'_, State>> {
         self.power.check()?;
         Ok(self.disk.lock())
     }
@@ -168,6 +173,10 @@ impl Vfs for SimVfs {
         let state = self.state()?;
         state.resolve(path)?;
         Ok(state.free_space())
+    }
+
+    fn open_dir(&self, path: &Path) -> io::Result<DirHandle> {
+        Ok(Arc::new(SimDir::open(self.clone(), path)?))
     }
 
     fn canonicalize(&self, path: &Path) -> io::Result<PathBuf> {

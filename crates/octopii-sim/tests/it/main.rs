@@ -6,6 +6,7 @@ mod libc_overrides;
 mod network;
 mod replay;
 mod scenarios;
+mod trees;
 mod vfs_conformance;
 mod wal;
 mod world;

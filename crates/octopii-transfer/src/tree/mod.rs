@@ -23,7 +23,7 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use octopii_vfs::Vfs;
 
@@ -42,6 +42,8 @@ pub(crate) use sessions::{LARGE, LargeFiles, Sessions};
 pub(crate) struct Trees {
     policies: RwLock<BTreeMap<String, Arc<dyn TreePolicy>>>,
     pub(crate) sessions: Arc<Sessions>,
+    /// Held while a tree is opened, and while another is swept.
+    pub(crate) opening: Mutex<()>,
 }
 
 impl Trees {
@@ -55,8 +57,8 @@ impl Trees {
 }
 
 /// Removes what a crashed process has left of trees in `dir`. Blocks.
-pub(crate) fn sweep(vfs: &Arc<dyn Vfs>, dir: &Path) {
-    match root::sweep(vfs, dir) {
+pub(crate) fn sweep(vfs: &Arc<dyn Vfs>, dir: &Path, opening: &Mutex<()>) {
+    match root::sweep(vfs, dir, opening) {
         Ok(_) => {}
         // File systems without directory handles receive no trees.
         Err(e) if e.kind() == std::io::ErrorKind::Unsupported => {}

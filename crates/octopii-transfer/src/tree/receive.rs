@@ -109,7 +109,10 @@ async fn accept(
         // Set-id and sticky bits never come from outside.
         to.mode_mask &= 0o777;
         let vfs = &service.resources.vfs;
-        let root = Root::open(vfs, &to, source).map_err(|e| {
+        let held = service.trees.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let root = Root::open(vfs, &to, source);
+        drop(held);
+        let root = root.map_err(|e| {
             tracing::debug!(id = %offer.id, "cannot receive a tree: {e}");
             e.to_peer()
         })?;

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use octopii_vfs::{
     Attributes, DirHandle, EntryKind, LockGuard, Vfs, create_dir_all_durable, read_file, write_file_durable,
@@ -136,12 +136,19 @@ impl Root {
             match (to.existing, ours) {
                 (ExistingTree::Update, _) | (ExistingTree::UpdateOwn, Some(_)) => {}
                 (_, Some(owner)) if !owner.complete => {}
+                // Made a moment before the power went, or by somebody who has put nothing in it.
+                (ExistingTree::UpdateOwn | ExistingTree::Fresh | ExistingTree::Refuse, _)
+                    if known && owner.is_none() && base.names(path).is_ok_and(|names| names.is_empty()) => {}
                 (ExistingTree::Refuse, _) => return Err(exists()),
                 _ => return Ok(Tried::Taken),
             }
         }
         let fresh = found.is_none();
         if fresh {
+            // Known before it is there: whoever finds it after a power cut knows that it is no stranger's.
+            for path in [Path::new(HIDDEN), Path::new("")] {
+                base.sync_dir(path).map_err(|e| store("syncing the directory of", e))?;
+            }
             base.create_dir(path).map_err(|e| store("creating", e))?;
         }
         let inode = base.attributes(path).map_err(|e| store("looking at", e))?.id.1;
@@ -212,7 +219,7 @@ enum Tried {
 
 /// Removes what dead transfers have left in `dir`, and what is remembered of trees that are gone. Returns how many trees
 /// were looked at. Blocks.
-pub(crate) fn sweep(vfs: &Arc<dyn Vfs>, dir: &Path) -> io::Result<usize> {
+pub(crate) fn sweep(vfs: &Arc<dyn Vfs>, dir: &Path, opening: &Mutex<()>) -> io::Result<usize> {
     let base = match vfs.open_dir(dir) {
         Ok(base) => base,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -226,6 +233,8 @@ pub(crate) fn sweep(vfs: &Arc<dyn Vfs>, dir: &Path) -> io::Result<usize> {
     let mut swept = 0;
     for name in names {
         let hidden = Path::new(HIDDEN).join(name);
+        // A tree that arrives now must not find its lock taken.
+        let _held = opening.lock().unwrap_or_else(PoisonError::into_inner);
         let lock = match vfs.lock(&dir.join(hidden.join(LOCK))) {
             Ok(lock) => lock,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
