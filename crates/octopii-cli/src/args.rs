@@ -1,6 +1,7 @@
 //! What can be typed.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -116,7 +117,7 @@ pub(crate) struct Node {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Send {
-    /// The file or directory to send
+    /// The file or directory to send; with --stdin, the name that the receiver gives to what is read
     pub(crate) path: PathBuf,
     /// Addresses of the peers, such as 127.0.0.1:4701
     #[arg(required = true, value_name = "PEER", value_parser = parse_address)]
@@ -124,6 +125,21 @@ pub(crate) struct Send {
     /// Give up after this long, such as 90s
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "1h")]
     pub(crate) timeout: Duration,
+    /// Send standard input, up to its end, to one peer
+    #[arg(long)]
+    pub(crate) stdin: bool,
+    /// Files: begin anew, also if a peer has a part from before
+    #[arg(long, overrides_with = "resume")]
+    pub(crate) no_resume: bool,
+    /// Files: go on from what a peer has from before (the default)
+    #[arg(long, overrides_with = "no_resume")]
+    pub(crate) resume: bool,
+    /// Files: how often in a row to go on after a lost connection
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) retries: u32,
+    /// Files: bytes per second to each peer, such as 500k or 10M, in powers of 1024
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub(crate) limit_rate: Option<NonZeroU64>,
     /// Directories: tell files apart by their SHA-256 instead of by size and time
     #[arg(long)]
     pub(crate) checksum: bool,
@@ -384,6 +400,17 @@ fn parse_member(text: &str) -> Result<(NodeId, SocketAddr), String> {
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("{text:?} is not an IP address and a port, such as 127.0.0.1:4701"))
+}
+
+fn parse_rate(text: &str) -> Result<NonZeroU64, String> {
+    let (number, shift) = match text.split_at_checked(text.len().saturating_sub(1)) {
+        Some((number, "k" | "K")) => (number, 10),
+        Some((number, "m" | "M")) => (number, 20),
+        Some((number, "g" | "G")) => (number, 30),
+        _ => (text, 0),
+    };
+    let rate = number.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).and_then(NonZeroU64::new);
+    rate.ok_or_else(|| "it should look like 100000, 500k, 10M or 1G".to_owned())
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use octopii::{
     Config, DataDirError, Identity, IdentitySource, NodeId, OctopiiNode, OctopiiRuntime, PeerRole, RealVfs,
+    TransferOptions,
 };
 
 use crate::exit::Failure;
@@ -47,6 +48,11 @@ pub(crate) async fn passing_node(
         bind,
         identity: IdentitySource::Given(load(identity, None)?),
         consensus: false,
+        transfer: TransferOptions {
+            // Where another process of this user finds what lets it go on.
+            state_dir: Some(octopii::state_dir().join("transfers")),
+            ..TransferOptions::default()
+        },
         ..Config::new(dir.path())
     };
     let mut builder = OctopiiNode::builder(config);

@@ -1,7 +1,13 @@
 //! `octopii send`.
 
-use octopii::{ChunkSource, OctopiiRuntime, SendOptions, TransferError, TransferResult};
+use std::net::SocketAddr;
+
+use octopii::{
+    ChunkSource, Distribution, OctopiiNode, OctopiiRuntime, SendOptions, Topology, TransferError,
+    TransferResult,
+};
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::args::Send;
 use crate::exit::Failure;
@@ -12,28 +18,57 @@ use crate::send_tree;
 use crate::stop::stop_signal;
 
 pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Send) -> Result<(), Failure> {
-    // Found out before anyone is dialled.
-    let metadata = std::fs::metadata(&args.path)
-        .map_err(|e| Failure::failed(format!("{}: {e}", args.path.display())))?;
-    if metadata.is_dir() {
-        return send_tree::run(runtime, output, args).await;
-    }
-    if !metadata.is_file() {
-        return Err(Failure::failed(format!("{} is neither a file nor a directory", args.path.display())));
-    }
+    let total = match &args {
+        Send { stdin: true, peers, .. } if peers.len() > 1 => {
+            return Err(Failure::failed(
+                "standard input is read once: it goes to one peer, or into a file first",
+            ));
+        }
+        Send { stdin: true, .. } => None,
+        Send { path, .. } => {
+            // Found out before anyone is dialled.
+            let metadata =
+                std::fs::metadata(path).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
+            if metadata.is_dir() {
+                return send_tree::run(runtime, output, args).await;
+            }
+            if !metadata.is_file() {
+                return Err(Failure::failed(format!("{} is neither a file nor a directory", path.display())));
+            }
+            Some(metadata.len())
+        }
+    };
     let identity = args.identity.identity.as_deref();
     required(&args.peers, identity)?;
     let stop = stop_signal(false)?;
     let (node, _dir) = passing_node(runtime, octopii::bind_for(&args.peers), identity, None).await?;
-    let bars = Bars::new(*output, &args.peers, metadata.len());
+    let bars = Bars::new(*output, &args.peers, total);
     let options = SendOptions {
         progress: Some(bars.callback()),
         timeout: Some(args.timeout),
+        resume: !args.no_resume,
+        retries: args.retries,
+        rate_limit: args.limit_rate,
         ..SendOptions::new("inbox")
     };
-    let source = ChunkSource::File(args.path);
+    let sending = async {
+        match args.peers.first() {
+            Some(&peer) if args.stdin => {
+                let name = args.path.to_string_lossy().into_owned();
+                let options = SendOptions { name: Some(name), ..options };
+                vec![send_stdin(&node, peer, options).await]
+            }
+            _ => {
+                let source = ChunkSource::File(args.path);
+                // A chain has no rate of its own.
+                let topology = if args.limit_rate.is_some() { Topology::Direct } else { Topology::Auto };
+                let how = Distribution { topology, ..Distribution::from(options) };
+                node.transfer().send_to_all(&source, args.peers, how).await
+            }
+        }
+    };
     let results = tokio::select! {
-        results = node.transfer().send_to_all(&source, args.peers, options) => results,
+        results = sending => results,
         () = stop => {
             bars.finish();
             node.shutdown().await;
@@ -43,7 +78,7 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Send) -
     bars.finish();
     let failed = results.iter().filter(|result| !result.success).count();
     for result in &results {
-        report(*output, result);
+        report(*output, result, bars.resumed(result.peer));
     }
     node.shutdown().await;
     match failed {
@@ -62,15 +97,31 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Send) -
     }
 }
 
-fn report(output: Output, result: &TransferResult) {
+async fn send_stdin(node: &OctopiiNode, peer: SocketAddr, options: SendOptions) -> TransferResult {
+    let begun = Instant::now();
+    let sent = node.transfer().send_stream(peer, tokio::io::stdin(), options).await;
+    let receipt = sent.as_ref().ok();
+    TransferResult {
+        peer,
+        success: receipt.is_some(),
+        bytes_transferred: receipt.map_or(0, |receipt| receipt.bytes),
+        checksum_verified: receipt.is_some(),
+        digest: receipt.map(|receipt| receipt.digest),
+        duration: begun.elapsed(),
+        error: sent.err(),
+    }
+}
+
+fn report(output: Output, result: &TransferResult, resumed: u64) {
     let error = result.error.as_ref().map(ToString::to_string);
     let digest = result.digest.map(|digest| digest.to_string());
     let line = match &error {
         None => format!(
-            "{}  {}  {} in {:.2?}, durable",
+            "{}  {}  {}{} in {:.2?}, durable",
             digest.as_deref().unwrap_or_default(),
             result.peer,
             bytes(result.bytes_transferred),
+            if resumed > 0 { format!(" ({} of them from before)", bytes(resumed)) } else { String::new() },
             result.duration
         ),
         Some(error) => format!("{}  failed: {}", result.peer, Failure::failed(error)),
@@ -81,6 +132,7 @@ fn report(output: Output, result: &TransferResult) {
             "peer": result.peer,
             "success": result.success,
             "bytes": result.bytes_transferred,
+            "resumed": resumed,
             "sha256": digest,
             "seconds": result.duration.as_secs_f64(),
             "error": error,

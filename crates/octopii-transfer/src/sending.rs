@@ -128,7 +128,9 @@ impl Sending {
             if self.verified() > before {
                 failures = 0;
             }
-            if failures >= self.options.retries || !supply.is_repeatable() || !is_interruption(&error) {
+            // A peer that has never been there is told at once.
+            let again = is_interruption(&error) && self.was_connected() && supply.is_repeatable();
+            if failures >= self.options.retries || !again {
                 return Err(error);
             }
             failures += 1;

@@ -46,7 +46,7 @@ pub(super) async fn show(
     );
 
     let calls: Vec<_> = peers.iter().map(|peer| Calls::begin(&stage.node, *peer)).collect();
-    let bars = Bars::new(*stage.output, &peers, size);
+    let bars = Bars::new(*stage.output, &peers, Some(size));
     let options = SendOptions { progress: Some(bars.callback()), ..SendOptions::new("inbox") };
     let results = stage.node.transfer().send_to_all(&ChunkSource::File(file.clone()), peers, options).await;
     bars.finish();

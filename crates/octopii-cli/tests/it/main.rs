@@ -9,6 +9,7 @@ mod calling;
 mod cluster;
 mod demo;
 mod joining;
+mod killed;
 mod mistakes;
 mod shipping;
 mod strangers;

@@ -8,8 +8,9 @@ use crate::{Home, failed, free_addresses, succeeded};
 fn sending_what_cannot_be_sent() {
     let home = Home::new();
     failed(&home.run(&["send", "missing.dat", "127.0.0.1:9"]), 1, "missing.dat");
-    std::fs::create_dir(home.path().join("folder")).unwrap();
-    failed(&home.run(&["send", "folder", "127.0.0.1:9"]), 1, "folder is not a file");
+    failed(&home.run(&["send", "/dev/null", "127.0.0.1:9"]), 1, "neither a file nor a directory");
+    failed(&home.run(&["send", "--stdin", "name", "127.0.0.1:9", "127.0.0.1:8"]), 1, "goes to one peer");
+    assert_eq!(home.run(&["send", "file", "127.0.0.1:9", "--limit-rate", "fast"]).status.code(), Some(2));
     assert!(!home.path().join("state").exists(), "an identity was made for a command that could not run");
 }
 
