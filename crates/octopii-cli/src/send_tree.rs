@@ -124,6 +124,7 @@ fn object(peer: SocketAddr, report: &TreeReport) -> Value {
         "name": shown_path(&report.name),
         "stored": report.stored,
         "bytes": report.stored_bytes,
+        "resumed_bytes": report.resumed_bytes,
         "unchanged": report.unchanged,
         "directories": report.directories,
         "not_done": report.not_done,

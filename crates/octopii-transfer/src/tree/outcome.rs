@@ -152,6 +152,8 @@ pub struct TreeReport {
     pub stored: u64,
     /// Their bytes.
     pub stored_bytes: u64,
+    /// Those of them that an earlier, interrupted transfer had brought: known to the sender only.
+    pub resumed_bytes: u64,
     /// Files that the receiver had already.
     pub unchanged: u64,
     /// Directories, the tree's own included.
@@ -203,6 +205,7 @@ pub type EntryFn = Arc<dyn Fn(&std::path::Path, &EntryOutcome) + Send + Sync>;
 pub(crate) struct Ledger {
     pub(crate) tally: Tally,
     pub(crate) undone: Vec<UndoneEntry>,
+    pub(crate) resumed_bytes: u64,
 }
 
 impl Ledger {
@@ -238,6 +241,7 @@ impl Ledger {
             name,
             stored,
             stored_bytes,
+            resumed_bytes: self.resumed_bytes,
             unchanged,
             directories,
             not_done,

@@ -296,7 +296,7 @@ impl Sending {
     /// Sends the files that were asked for, until all is settled.
     async fn serve(&self, out: mpsc::Sender<Bytes>) -> Result<(), TransferError> {
         let places = Arc::new(Semaphore::new(LARGE_AT_ONCE));
-        let mut large: JoinSet<(u64, Result<(), NotDone>)> = JoinSet::new();
+        let mut large: JoinSet<(u64, Result<u64, NotDone>)> = JoinSet::new();
         loop {
             let changed = self.changed.notified();
             let (small, big, at_end) = self.lock().take_jobs();
@@ -332,11 +332,14 @@ impl Sending {
                 Some(ended) = large.join_next(), if !large.is_empty() => {
                     let (entry, outcome) = ended.map_err(|_| TransferError::ShuttingDown)?;
                     self.activity.tick();
-                    // A success is told by the receiver.
-                    if let Err(why) = outcome {
-                        let mut pack = wire::begin_pack();
-                        wire::put_packed(&mut pack, entry, Err(&why));
-                        enqueue(&out, wire::finish_pack(pack, 1)).await?;
+                    match outcome {
+                        // The success itself is told by the receiver.
+                        Ok(resumed) => self.lock().ledger.resumed_bytes += resumed,
+                        Err(why) => {
+                            let mut pack = wire::begin_pack();
+                            wire::put_packed(&mut pack, entry, Err(&why));
+                            enqueue(&out, wire::finish_pack(pack, 1)).await?;
+                        }
                     }
                 }
                 () = changed => {}
@@ -539,19 +542,18 @@ fn changed() -> NotDone {
     NotDone::new(EntryFailure::Changed, "changed while the tree was being sent")
 }
 
-/// Sends a large file as a chunk of its own.
+/// Sends a large file as a chunk of its own: one that was cut off goes on where it was. Gives back how many bytes did not have to
+/// be sent for that.
 fn send_large(
     shared: Arc<Shared>,
     addr: SocketAddr,
     tree: TransferId,
     root: &Path,
     job: Job,
-) -> impl Future<Output = (u64, Result<(), NotDone>)> + Send + use<> {
+) -> impl Future<Output = (u64, Result<u64, NotDone>)> + Send + use<> {
     let source = ChunkSource::File(root.join(&job.path));
     async move {
-        // What is left of a tree is found by the tree that comes next.
-        let options =
-            SendOptions { meta: large_meta(tree, job.entry), resume: false, ..SendOptions::new(LARGE) };
+        let options = SendOptions { meta: large_meta(tree, job.entry), ..SendOptions::new(LARGE) };
         let mut tries = 0;
         let sent = loop {
             let sending = crate::send::send(
@@ -571,7 +573,7 @@ fn send_large(
             }
         };
         let outcome = match sent {
-            Ok(_) => Ok(()),
+            Ok(receipt) => Ok(receipt.resumed),
             Err(TransferError::SourceChanged(_)) => Err(changed()),
             Err(TransferError::Refused { refusal, .. } | TransferError::PeerFailed { refusal, .. }) => {
                 Err(NotDone::new(EntryFailure::Io, refusal.to_string()))

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use octopii_vfs::{DirEntry, DirHandle, FileHandle, LockGuard, Metadata, OpenMode, RealVfs, Vfs, VfsFile};
+use octopii_vfs::{
+    DirEntry, DirHandle, FileHandle, FileVersion, LockGuard, Metadata, OpenMode, RealVfs, Vfs, VfsFile,
+};
 
 use crate::tree::recording::RecordingDir;
 
@@ -199,6 +201,10 @@ impl VfsFile for RecordingFile {
 
     fn len(&self) -> io::Result<u64> {
         self.0.len()
+    }
+
+    fn version(&self) -> io::Result<FileVersion> {
+        self.0.version()
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

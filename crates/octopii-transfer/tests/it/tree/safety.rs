@@ -229,3 +229,38 @@ async fn what_a_crash_left_is_removed_at_the_next_start() {
     eventually("the cleaning", || names(&hidden) == ["lock", "owner"]).await;
     assert_eq!(names(&b.inbox().join("tree")), ["f"]);
 }
+
+/// A large file that was cut off is not begun anew by the tree that comes next, even if another process sends that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_of_an_interrupted_tree_goes_on_where_it_was() {
+    let (state, slow, b) = (tempfile::tempdir().unwrap(), RecordingVfs::default(), Node::new(2));
+    let options = || TransferOptions { state_dir: Some(state.path().join("state")), ..quick() };
+    let a = Node::with(1, slow.shared(), options());
+    b.open_trees(|inbox| inbox);
+    put(&a.tree(), "large", &bytes(48 << 20));
+    slow.set_read_delay(Duration::from_millis(10));
+    let hidden = || Some(fs::read_dir(b.inbox().join(".octopii-trees")).ok()?.next()?.ok()?.path());
+    // A journal with something in it has been synced.
+    let journal = || {
+        let hidden = hidden()?;
+        let name = names(&hidden).into_iter().find(|name| name.ends_with(".journal"))?;
+        Some(fs::metadata(hidden.join(name)).ok()?.len())
+    };
+    let cutting = async {
+        eventually("the first sync", || journal().is_some_and(|len| len > 200)).await;
+        a.endpoint.close(Duration::from_secs(5)).await;
+    };
+    let (cut, ()) = tokio::join!(a.send_tree(&b), cutting);
+    assert!(cut.is_err(), "{cut:?}");
+    let hidden = hidden().unwrap();
+    let free = || octopii_vfs::Vfs::lock(&octopii_vfs::RealVfs, &hidden.join("lock")).is_ok();
+    eventually("the end of the session", free).await;
+    assert_eq!(names(&b.inbox().join("tree")), [""; 0], "nothing half under its name");
+
+    let again = Node::with(1, octopii_vfs::RealVfs::shared(), options());
+    let report = again.transfer.send_tree(b.addr(), a.tree(), TreeOptions::new("tree")).await.unwrap();
+    assert!(report.is_complete() && report.stored == 1, "{report:?}");
+    assert!(report.resumed_bytes >= 16 << 20, "{report:?}");
+    assert_eq!(picture(&b.inbox().join("tree")), picture(&a.tree()));
+    assert_eq!(names(&hidden), ["lock", "owner"]);
+}
