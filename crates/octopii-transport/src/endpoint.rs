@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use quinn::congestion::CubicConfig;
+use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
 use quinn::{AckFrequencyConfig, MtuDiscoveryConfig, TransportConfig};
 use quinn_proto::HashedConnectionIdGenerator;
 
@@ -15,11 +15,11 @@ use crate::members::Members;
 use crate::names::{self, Names};
 use crate::pool::Pool;
 use crate::revocation::{self, RevocationList};
-use crate::socket::{self, Adapted, LOOPBACK_MTU, NETWORK_MTU, canonical};
+use crate::socket::{self, Adapted, canonical};
 use crate::{
-    Acceptor, AcceptorTaken, BindError, ClusterId, ConnectError, Connection, EndpointOptions, Executor,
-    Identity, IdentityError, KeepRevocations, Limits, NodeId, PeerStats, Revocation, RevokeError, StreamKind,
-    stats, tls,
+    Acceptor, AcceptorTaken, BindError, ClusterId, Congestion, ConnectError, Connection, EndpointOptions,
+    Executor, Identity, IdentityError, KeepRevocations, Limits, NodeId, PeerStats, Revocation, RevokeError,
+    StreamKind, stats, tls,
 };
 
 /// A bound UDP port with an identity: accepts peers, dials peers, keeps connections.
@@ -74,10 +74,10 @@ impl Endpoint {
         identity: &Identity,
         options: EndpointOptions,
     ) -> Result<Self, BindError> {
-        let (mtu, bind_addr) = (mtu_for(&options), options.bind);
+        let (mtu, bind_addr) = (options.largest_payload(), options.bind);
         let socket = match &options.socket {
             Some(simulated) => Arc::new(Adapted(Arc::clone(simulated))),
-            None => socket::bind(options.bind, mtu, executor)?,
+            None => socket::bind(options.bind, mtu, options.profile().socket_buffer(), executor)?,
         };
         let (credentials, server) = Credentials::new(identity, &options, mtu)?;
         let mut revoked = RevocationList::default();
@@ -267,10 +267,6 @@ impl Shared {
 /// What a new connection may send before its first acknowledgement, in datagrams of the largest size (RFC 9002, section 7.2).
 const INITIAL_WINDOW_DATAGRAMS: u64 = 10;
 
-fn mtu_for(options: &EndpointOptions) -> u16 {
-    if options.socket.is_none() && options.bind.ip().is_loopback() { LOOPBACK_MTU } else { NETWORK_MTU }
-}
-
 pub(crate) fn transport_config(options: &EndpointOptions, mtu: u16) -> TransportConfig {
     let limits = &options.limits;
     let mut discovery = MtuDiscoveryConfig::default();
@@ -280,8 +276,12 @@ pub(crate) fn transport_config(options: &EndpointOptions, mtu: u16) -> Transport
     acks.ack_eliciting_threshold(10u32.into());
     // A discovery probe of the largest size must not fill the window by itself: until it is acknowledged nothing else would
     // be sent, not even that the connection is closed.
-    let mut congestion = CubicConfig::default();
-    congestion.initial_window(INITIAL_WINDOW_DATAGRAMS * u64::from(mtu));
+    let first = INITIAL_WINDOW_DATAGRAMS * u64::from(mtu);
+    let congestion: Arc<dyn ControllerFactory + Send + Sync> = match options.congestion {
+        Congestion::Cubic => Arc::new(std::mem::take(CubicConfig::default().initial_window(first))),
+        Congestion::NewReno => Arc::new(std::mem::take(NewRenoConfig::default().initial_window(first))),
+        Congestion::Bbr => Arc::new(std::mem::take(BbrConfig::default().initial_window(first))),
+    };
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(limits.streams_per_connection.into())
@@ -294,9 +294,8 @@ pub(crate) fn transport_config(options: &EndpointOptions, mtu: u16) -> Transport
         .send_fairness(false)
         .mtu_discovery_config(Some(discovery))
         .ack_frequency_config(Some(acks))
-        .congestion_controller_factory(Arc::new(congestion))
-        // A lost first packet is resent after three of these: the standard's 333 ms is made for the open internet.
-        .initial_rtt(Duration::from_millis(100))
+        .congestion_controller_factory(congestion)
+        .initial_rtt(options.profile().initial_rtt())
         .keep_alive_interval(Some(options.keep_alive))
         .max_idle_timeout(Some(
             options.idle_timeout.try_into().unwrap_or(quinn::IdleTimeout::from(quinn::VarInt::MAX)),

@@ -27,6 +27,7 @@ mod members;
 mod names;
 mod options;
 mod pool;
+mod profile;
 mod revocation;
 mod socket;
 mod stats;
@@ -46,6 +47,7 @@ pub use identity::{
 };
 pub use join::{Admission, Applicant, JoinRefusal, JoinToken, TokenVerifier, join};
 pub use options::{EndpointOptions, Limits};
+pub use profile::{Congestion, Profile};
 pub use revocation::{KeepRevocations, Revocation, Revoked};
 pub use socket::DatagramSocket;
 pub use stats::{Health, PeerStats};

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Admission, DatagramSocket, KeepRevocations};
+use crate::{Admission, Congestion, DatagramSocket, KeepRevocations, Profile};
 
 /// Options of [`Endpoint::bind`](crate::Endpoint::bind).
 #[derive(Debug, Clone)]
@@ -13,6 +13,15 @@ pub struct EndpointOptions {
     pub bind: SocketAddr,
     /// A socket to use instead of binding one; `bind` is then ignored. For simulated networks.
     pub socket: Option<Arc<dyn DatagramSocket>>,
+    /// The kind of network, see [`Profile::options`]. Default: [`Profile::Loopback`] on a loopback address, else
+    /// [`Profile::Lan`].
+    pub profile: Option<Profile>,
+    /// The largest UDP payload that is looked for, from 1,200 to 65,000 bytes; larger ones need a network whose frames take them
+    /// (8,952 for jumbo frames of 9,000), and both sides. What gets through is found out, so too large a value does no harm. Default: the
+    /// profile's, 1,452 or on loopback 6,500.
+    pub mtu: Option<u16>,
+    /// How fast data is sent when packets are lost. Default [`Congestion::Cubic`].
+    pub congestion: Congestion,
     /// Seeds connection ids and other protocol randomness, for reproducible simulations. Default: the system's.
     pub rng_seed: Option<[u8; 32]>,
     /// Decides who gets a certificate for a join token. Default: none, and joiners are refused. For the node that holds the
@@ -40,6 +49,9 @@ impl Default for EndpointOptions {
         Self {
             bind: SocketAddr::from(([127, 0, 0, 1], 0)),
             socket: None,
+            profile: None,
+            mtu: None,
+            congestion: Congestion::default(),
             rng_seed: None,
             admission: None,
             revocations: Vec::new(),
@@ -53,8 +65,19 @@ impl Default for EndpointOptions {
     }
 }
 
+impl EndpointOptions {
+    pub(crate) fn profile(&self) -> Profile {
+        let on_loopback = self.socket.is_none() && self.bind.ip().is_loopback();
+        self.profile.unwrap_or(if on_loopback { Profile::Loopback } else { Profile::Lan })
+    }
+
+    pub(crate) fn largest_payload(&self) -> u16 {
+        self.mtu.unwrap_or(self.profile().mtu()).clamp(1_200, 65_000)
+    }
+}
+
 /// Bounds on what peers may make an endpoint hold.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Handshakes of unverified peers under way at once. From half of it on, an address must be proven by a retry
     /// packet first; beyond it, attempts are refused. Default 256.

@@ -25,51 +25,59 @@ pub trait DatagramSocket: Send + Sync + fmt::Debug + 'static {
     fn poll_recv(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, SocketAddr)>>;
 }
 
-/// Kernel buffers asked for; the kernel may grant less (`net.core.rmem_max`).
-const SOCKET_BUFFER: usize = 4 << 20;
-
 /// The longest payload the kernel takes in one call, segmented or not.
 const MAX_SEND_BYTES: usize = 65_507;
 
-/// The largest UDP payload on the loopback interface, which has no wire to fit: ten segments of it fill
-/// [`MAX_SEND_BYTES`], and quinn sends ten at the most.
-pub(crate) const LOOPBACK_MTU: u16 = 6_500;
-
-/// The largest UDP payload elsewhere: an Ethernet frame less the IPv6 and UDP headers.
-pub(crate) const NETWORK_MTU: u16 = 1_452;
+/// What the kernel hands over in one call at the most, when it has put several datagrams together.
+const MAX_RECEIVE_BYTES: usize = 65_535;
 
 pub(crate) fn bind(
     addr: SocketAddr,
     mtu: u16,
+    buffer: usize,
     executor: &Executor,
 ) -> Result<Arc<dyn AsyncUdpSocket>, BindError> {
-    let socket = open(addr).map_err(|source| match source.kind() {
+    let socket = open(addr, buffer).map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => BindError::AddressInUse(addr),
         _ => BindError::Socket { addr, source },
     })?;
     let inner = executor.wrap_udp_socket(socket).map_err(|source| BindError::Socket { addr, source })?;
-    Ok(Arc::new(BoundedGso { inner, max_segments: (MAX_SEND_BYTES / usize::from(mtu)).clamp(1, 64) }))
+    Ok(Arc::new(BoundedGso {
+        inner,
+        max_segments: (MAX_SEND_BYTES / usize::from(mtu)).clamp(1, 64),
+        max_receive: MAX_RECEIVE_BYTES.div_ceil(usize::from(mtu)).clamp(1, 64),
+    }))
 }
 
-fn open(addr: SocketAddr) -> io::Result<UdpSocket> {
+fn open(addr: SocketAddr, buffer: usize) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    socket.set_recv_buffer_size(SOCKET_BUFFER)?;
-    socket.set_send_buffer_size(SOCKET_BUFFER)?;
+    socket.set_recv_buffer_size(buffer)?;
+    socket.set_send_buffer_size(buffer)?;
     // The kernel reports twice what it grants.
-    let granted = socket.recv_buffer_size()? / 2;
-    if granted < SOCKET_BUFFER / 2 {
-        tracing::warn!(
-            granted,
-            wanted = SOCKET_BUFFER,
-            "the kernel caps UDP receive buffers, bulk transfers will lose packets: sysctl -w net.core.rmem_max={SOCKET_BUFFER}"
-        );
+    for (setting, granted) in [
+        ("net.core.rmem_max", socket.recv_buffer_size()? / 2),
+        ("net.core.wmem_max", socket.send_buffer_size()? / 2),
+    ] {
+        if let Some(warning) = capped(setting, granted, buffer) {
+            tracing::warn!("{warning}");
+        }
     }
     socket.bind(&addr.into())?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
+}
+
+/// What to tell when the kernel grants less than half of what was asked for.
+fn capped(setting: &str, granted: usize, wanted: usize) -> Option<String> {
+    (granted < wanted / 2).then(|| {
+        format!(
+            "the kernel caps this UDP buffer at {granted} bytes instead of {wanted}, so bulk transfers will lose packets: \
+             sysctl -w {setting}={wanted}"
+        )
+    })
 }
 
 /// A socket for both families reports an IPv4 peer by its mapped IPv6 address: one peer must have one address.
@@ -89,6 +97,7 @@ pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
 struct BoundedGso {
     inner: Arc<dyn AsyncUdpSocket>,
     max_segments: usize,
+    max_receive: usize,
 }
 
 impl AsyncUdpSocket for BoundedGso {
@@ -118,7 +127,8 @@ impl AsyncUdpSocket for BoundedGso {
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.inner.max_receive_segments()
+        // A buffer for more is never filled, and there are 32 of them.
+        self.inner.max_receive_segments().min(self.max_receive)
     }
 
     fn may_fragment(&self) -> bool {
@@ -176,10 +186,22 @@ mod tests {
     #[tokio::test]
     async fn no_batch_exceeds_what_the_kernel_takes() {
         let executor = Executor::new(tokio::runtime::Handle::current());
-        for mtu in [NETWORK_MTU, LOOPBACK_MTU, 20_000, 60_000] {
-            let socket = bind(SocketAddr::from(([127, 0, 0, 1], 0)), mtu, &executor).expect("loopback");
+        for mtu in [1_452, 6_500, 20_000, 60_000] {
+            let socket =
+                bind(SocketAddr::from(([127, 0, 0, 1], 0)), mtu, 1 << 20, &executor).expect("loopback");
             let segments = socket.max_transmit_segments();
             assert!((1..=MAX_SEND_BYTES / usize::from(mtu)).contains(&segments), "{segments} of {mtu}");
+            // Whatever the kernel puts together fits, and not much more.
+            let received = socket.max_receive_segments() * usize::from(mtu);
+            let all = socket.max_receive_segments() == 1 || received >= MAX_RECEIVE_BYTES;
+            assert!(all && received < MAX_RECEIVE_BYTES + usize::from(mtu), "{received} of {mtu}");
         }
+    }
+
+    #[test]
+    fn a_capped_buffer_is_told_with_the_line_that_lifts_the_cap() {
+        assert_eq!(capped("net.core.rmem_max", 4 << 20, 4 << 20), None);
+        let warning = capped("net.core.rmem_max", 212_992, 4 << 20).expect("far too little");
+        assert!(warning.ends_with("sysctl -w net.core.rmem_max=4194304"), "{warning}");
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use octopii_raft::RaftConfig;
 use octopii_rpc::{MessengerOptions, ServerOptions};
 use octopii_transfer::TransferOptions;
-use octopii_transport::{Identity, JoinToken, Limits, NameRules, NodeId, PeerRole};
+use octopii_transport::{Identity, JoinToken, Limits, NameRules, NodeId, PeerRole, Profile};
 use octopii_wal::Durability;
 use serde::Deserialize;
 
@@ -41,6 +41,9 @@ pub struct Config {
     /// Received chunks remembered for [`Peer::recv_chunk_verified`](crate::Peer::recv_chunk_verified). When nobody takes
     /// them the oldest is forgotten; its file stays in the inbox. Default 1,024.
     pub chunk_queue: usize,
+    /// The kind of network. Default: loopback on a loopback address, else a local one. [`with_profile`](Self::with_profile) sets the
+    /// limits to match.
+    pub profile: Option<Profile>,
     /// Bounds on what peers may make the node hold.
     pub limits: Limits,
     /// The tuning of consensus.
@@ -115,9 +118,18 @@ impl Config {
         Self { data_dir: data_dir.into(), ..Self::default() }
     }
 
+    /// For a kind of network: sets [`profile`](Self::profile) and [`limits`](Self::limits).
+    #[must_use]
+    pub fn with_profile(mut self, profile: Profile) -> Self {
+        self.profile = Some(profile);
+        self.limits = profile.limits();
+        self
+    }
+
     /// Reads a TOML file, then lets `OCTOPII_*` environment variables override it. `None`: the environment alone.
     ///
-    /// Keys: `data_dir`, `bind`, `node_id`, `identity` (a PEM file), `authority` (a PEM file), `consensus`, `durability` (`"synced"`, `"none"`, or
+    /// Keys: `data_dir`, `bind`, `node_id`, `identity` (a PEM file), `authority` (a PEM file), `profile` (`"lan"`, `"wan"`,
+    /// `"loopback"`), `consensus`, `durability` (`"synced"`, `"none"`, or
     /// an interval such as `"200ms"`), `call_timeout`, the table `[members]` (`1 = "127.0.0.1:5001"`), the table `[external_identity]` (`certificate`, `key`, `roots`: PEM files;
     /// `cluster`: its name; `names`: patterns, see [`NameRules`]; `role`: of names without one), and the table
     /// `[raft]` with `heartbeat_interval`, `election_timeout_min`, `election_timeout_max`, `request_timeout`,
@@ -147,6 +159,10 @@ impl Config {
             self.identity = IdentitySource::External(external.checked().map_err(invalid)?);
         }
         self.authority = file.authority.or(self.authority.take());
+        if let Some(text) = file.profile {
+            let profile: Profile = text.parse().map_err(|e| invalid(format!("profile: {text:?}: {e}")))?;
+            (self.profile, self.limits) = (Some(profile), profile.limits());
+        }
         set(&mut self.consensus, file.consensus);
         for (id, addr) in file.members {
             let id =
@@ -220,6 +236,7 @@ impl Default for Config {
             durability: Durability::Synced,
             call_timeout: Duration::from_secs(10),
             chunk_queue: 1024,
+            profile: None,
             limits: Limits::default(),
             raft: RaftConfig::default(),
             transfer: TransferOptions::default(),
@@ -240,6 +257,7 @@ struct File {
     node_id: Option<NodeId>,
     identity: Option<PathBuf>,
     authority: Option<PathBuf>,
+    profile: Option<String>,
     consensus: Option<bool>,
     durability: Option<String>,
     call_timeout: Option<String>,
@@ -336,6 +354,7 @@ mod tests {
             node_id = 1
             durability = "200ms"
             call_timeout = "3s"
+            profile = "wan"
             [members]
             1 = "127.0.0.1:5001"
             2 = "127.0.0.1:5002"
@@ -346,6 +365,7 @@ mod tests {
         config.apply_toml(text, "test").expect("valid");
         assert_eq!(config.node_id, Some(1));
         assert_eq!(config.members.len(), 2);
+        assert_eq!((config.profile, &config.limits), (Some(Profile::Wan), &Profile::Wan.limits()));
         assert_eq!(config.durability, Durability::Interval(Duration::from_millis(200)));
         assert_eq!(config.call_timeout, Duration::from_secs(3));
         assert_eq!(config.raft.heartbeat_interval, Duration::from_millis(20));
@@ -364,6 +384,7 @@ mod tests {
             ("durability = \"sometimes\"", "sometimes"),
             ("call_timeout = \"5 parsecs\"", "parsecs"),
             ("[members]\nseven = \"127.0.0.1:1\"", "seven"),
+            ("profile = \"moon\"", "moon"),
             ("[raft]\nspeed = 1", "speed"),
             (
                 "[external_identity]\ncertificate = \"c\"\nkey = \"k\"\nroots = \"r\"\ncluster = \"prod\"\nnames = [\"node\"]",

@@ -84,14 +84,14 @@ pub use octopii_transfer::{
 pub use octopii_transport::{
     BindError, CertificateHash, ClusterAuthority, ClusterId, ConnectError, DatagramSocket, Executor, Health,
     Identity, IdentityError, JoinError, JoinRefusal, JoinToken, Limits, NameRules, NodeId, PeerIdentity,
-    PeerRole, PeerStats, Revocation, RevokeError, Revoked, TokenError,
+    PeerRole, PeerStats, Profile, Revocation, RevokeError, Revoked, TokenError,
 };
 pub use octopii_vfs::{RealVfs, Vfs};
 pub use octopii_wal::{Durability, Topic, WriteAheadLog};
 pub use peer::Peer;
 pub use revocation::{RevokeRequest, RevokedSummary};
 pub use rotation::RotateError;
-pub use runtime::OctopiiRuntime;
+pub use runtime::{OctopiiRuntime, RuntimeOptions};
 pub use service::{ECHO, Member, MembershipChange, NodeStatus};
 
 /// The write-ahead log by itself.

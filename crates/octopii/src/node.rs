@@ -17,7 +17,7 @@ use octopii_transfer::{
 };
 use octopii_transport::{
     Admission, BindError, CertificateHash, ConnectError, DatagramSocket, Endpoint, EndpointOptions, Executor,
-    NodeId, PeerRole, PeerStats, Revocation, RevokeError,
+    NodeId, PeerRole, PeerStats, Profile, Revocation, RevokeError,
 };
 use octopii_vfs::{RealVfs, Vfs};
 use octopii_wal::{Committer, OpenError, Options as WalOptions, WriteAheadLog};
@@ -224,7 +224,7 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
         revocations,
         keep_revocations: Some(Arc::new(keeper)),
         admission: issuer.clone().map(|issuer| issuer as Arc<dyn Admission>),
-        ..EndpointOptions::default()
+        ..config.profile.map_or_else(EndpointOptions::default, Profile::options)
     };
     let endpoint = Endpoint::bind(&executor, &data_dir.identity, options)?;
     const FRESH: &str = "the endpoint was made a moment ago";

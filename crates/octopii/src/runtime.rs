@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
@@ -21,6 +22,45 @@ use tokio::task::JoinHandle;
 pub struct OctopiiRuntime {
     threads: Arc<Threads>,
     executor: Executor,
+}
+
+/// What the threads of an [`OctopiiRuntime`] are to be like.
+#[derive(Clone)]
+pub struct RuntimeOptions {
+    /// Worker threads, at least one. Default 2.
+    pub threads: usize,
+    /// Threads for blocking work (disk, hashing) beside them, at the most; started when needed, ended after ten idle seconds.
+    /// Default 64.
+    pub blocking_threads: usize,
+    /// What threads are called: this, a hyphen and a number. Default `octopii`.
+    pub name: String,
+    prepare: Option<Arc<dyn Fn() + Send + Sync>>,
+}
+
+impl RuntimeOptions {
+    /// Has every thread begin with this, workers and others: to set its priority or the processors that it may use, by the means
+    /// of the operating system.
+    #[must_use]
+    pub fn on_thread_start(mut self, prepare: impl Fn() + Send + Sync + 'static) -> Self {
+        self.prepare = Some(Arc::new(prepare));
+        self
+    }
+}
+
+impl Default for RuntimeOptions {
+    fn default() -> Self {
+        Self { threads: 2, blocking_threads: MAX_BLOCKING_THREADS, name: "octopii".to_owned(), prepare: None }
+    }
+}
+
+impl std::fmt::Debug for RuntimeOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RuntimeOptions")
+            .field("threads", &self.threads)
+            .field("blocking_threads", &self.blocking_threads)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -45,15 +85,23 @@ impl OctopiiRuntime {
 
     /// As [`new`](Self::new), with an error where that panics.
     pub fn try_new(threads: usize) -> io::Result<Self> {
-        let counter = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let runtime = Builder::new_multi_thread()
+        Self::with_options(RuntimeOptions { threads, ..RuntimeOptions::default() })
+    }
+
+    /// As [`new`](Self::new), with more to choose.
+    pub fn with_options(options: RuntimeOptions) -> io::Result<Self> {
+        let RuntimeOptions { threads, blocking_threads, name, prepare } = options;
+        let counter = AtomicUsize::new(0);
+        let mut builder = Builder::new_multi_thread();
+        builder
             .worker_threads(threads.max(1))
-            .max_blocking_threads(MAX_BLOCKING_THREADS)
-            .thread_name_fn(move || {
-                format!("octopii-{}", counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
-            })
-            .enable_all()
-            .build()?;
+            .max_blocking_threads(blocking_threads.max(1))
+            .thread_name_fn(move || format!("{name}-{}", counter.fetch_add(1, Ordering::Relaxed)))
+            .enable_all();
+        if let Some(prepare) = prepare {
+            builder.on_thread_start(move || prepare());
+        }
+        let runtime = builder.build()?;
         let executor = Executor::new(runtime.handle().clone());
         Ok(Self { threads: Arc::new(Threads { owned: Mutex::new(Some(runtime)) }), executor })
     }

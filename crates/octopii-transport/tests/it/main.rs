@@ -5,6 +5,7 @@
     reason = "tests fail by panicking and run on their own runtime"
 )]
 
+mod budgets;
 mod executor;
 mod external;
 mod hostile;

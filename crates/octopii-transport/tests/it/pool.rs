@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use octopii_transport::{
-    ClusterAuthority, ConnectError, Connection, Endpoint, EndpointOptions, Health, StreamKind,
+    ClusterAuthority, ConnectError, Connection, Endpoint, EndpointOptions, Health, Limits, Profile,
+    StreamKind,
 };
 
 use crate::{endpoint, endpoint_with};
@@ -96,6 +97,39 @@ async fn a_connection_that_nobody_uses_is_closed_and_made_again() {
     drop((send, recv));
     tokio::time::timeout(SOON, connection.closed()).await.expect("closed when nobody uses it");
     assert!(!a.connect(b.local_addr()).await.unwrap().is_closed());
+}
+
+/// Larger datagrams than the network's are found where both sides look for them, with batches that the kernel still takes.
+#[tokio::test]
+async fn profiles_and_sizes_of_datagrams_work_together() {
+    let authority = ClusterAuthority::generate().unwrap();
+    let with = |node, profile: Profile, mtu| {
+        let options = EndpointOptions { mtu, ..profile.options() };
+        endpoint_with(&authority, node, options)
+    };
+    for (a, b, expected) in [
+        ((Profile::Lan, None), (Profile::Loopback, None), 1_452),
+        ((Profile::Loopback, None), (Profile::Loopback, None), 6_500),
+        ((Profile::Wan, None), (Profile::Wan, None), 1_452),
+        ((Profile::Lan, Some(8_952)), (Profile::Wan, Some(u16::MAX)), 8_952),
+    ] {
+        let (a, b) = (with(1, a.0, a.1), with(2, b.0, b.1));
+        echo(&b);
+        let connection = a.connect(b.local_addr()).await.unwrap();
+        let (mut send, mut recv) = connection.open(StreamKind::Rpc).await.unwrap();
+        let frame = vec![7; 1 << 20];
+        let growing = async {
+            while connection.stats().mtu < expected {
+                send.write_frame(&frame).await.unwrap();
+                assert_eq!(recv.read_frame(1 << 20).await.unwrap().unwrap().len(), frame.len());
+            }
+        };
+        tokio::time::timeout(SOON, growing).await.expect("the larger datagrams are found");
+        assert_eq!(connection.stats().mtu, expected);
+    }
+    let (wan, lan) = (Profile::Wan.limits(), Profile::Lan.limits());
+    assert!(wan.stream_window > lan.stream_window && wan.connection_window >= wan.stream_window * 8);
+    assert_eq!(lan, Limits::default());
 }
 
 #[tokio::test]

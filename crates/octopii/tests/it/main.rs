@@ -9,6 +9,7 @@ mod beside;
 mod cluster;
 mod data_dir;
 mod executors;
+mod isolation;
 mod peers;
 mod snippets;
 
