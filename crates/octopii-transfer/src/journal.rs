@@ -122,7 +122,7 @@ impl Prefix {
     }
 }
 
-fn encode_header(about: &About) -> Vec<u8> {
+pub(crate) fn encode_header(about: &About) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     out.extend_from_slice(&about.key.0);
     out.extend_from_slice(&about.size.unwrap_or(UNKNOWN).to_le_bytes());
@@ -132,7 +132,7 @@ fn encode_header(about: &About) -> Vec<u8> {
     out
 }
 
-fn encode_record(about: &About, first: u64, entries: &[Entry]) -> Vec<u8> {
+pub(crate) fn encode_record(about: &About, first: u64, entries: &[Entry]) -> Vec<u8> {
     let mut out = Vec::with_capacity(RECORD + entries.len() * ENTRY + CHECKSUM);
     out.extend_from_slice(&first.to_le_bytes());
     out.extend_from_slice(&(entries.len() as u32).to_le_bytes());

@@ -30,11 +30,15 @@ mod digest;
 mod distribute;
 mod error;
 mod failure;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod id;
 mod inbox;
 mod journal;
 mod link;
 mod name;
+mod outcomes;
 mod pace;
 mod policy;
 mod progress;

@@ -16,6 +16,7 @@ use crate::activity::Activity;
 use crate::claims::Claim;
 use crate::journal::About;
 use crate::link::Inlet;
+use crate::outcomes::Outcome;
 use crate::reading::{Expected, read_arrivals};
 use crate::registry::Registration;
 use crate::relay::gather::{Gather, Terms, read_orders};
@@ -24,7 +25,7 @@ use crate::service::{AbortOnDrop, Shared};
 use crate::sink::{Opened, Sink};
 use crate::storing::{Arrival, Damage, MAX_REPAIRS, Stored, Storing};
 use crate::wire::relay::{Need, RelayKey};
-use crate::wire::{self, Acceptance, Acknowledgement, OfferBody, Span, Tag};
+use crate::wire::{self, Acceptance, AckLevel, Acknowledgement, OfferBody, Span, Tag};
 use crate::{
     Destination, Digest, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refusal, TransferError,
     TransferId, relay,
@@ -461,10 +462,17 @@ async fn publish(
     offer: Arc<Offer>,
     policy: Arc<dyn ReceivePolicy>,
 ) -> Result<Acknowledgement, TransferError> {
+    let service = Arc::clone(shared);
     let publishing = shared.executor.blocking(move || {
         let size = sink.checker.offset();
         let (location, digest, level) = sink.finish(expected)?;
         policy.received(ReceivedChunk { offer: Offer::clone(&offer), location, digest, size });
+        if let (AckLevel::Durable, Some(outcomes)) = (level, &service.outcomes) {
+            let outcome = Outcome { peer: offer.peer.node_id, id: offer.id, size, digest };
+            if let Err(e) = outcomes.record(&outcome) {
+                tracing::warn!(id = %offer.id, "a restart will forget this transfer: {e}");
+            }
+        }
         Ok(Acknowledgement { level, size, digest })
     });
     publishing.await

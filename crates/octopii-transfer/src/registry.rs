@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use octopii_transport::NodeId;
 
+use crate::outcomes::Outcome;
 use crate::wire::{Acknowledgement, TransferStatus};
 use crate::{FailureCode, Refusal, TransferId};
 
@@ -42,6 +43,13 @@ impl Registry {
         Arc::new(Self { entries: Mutex::default(), capacity })
     }
 
+    /// What an earlier process acknowledged, the oldest first.
+    pub(crate) fn restore(&self, outcomes: Vec<Outcome>) {
+        for outcome in outcomes {
+            self.end((outcome.peer, outcome.id), Ok(outcome.acknowledgement()));
+        }
+    }
+
     /// `None` if this id is under way or has succeeded; one that failed may be tried again.
     pub(crate) fn register(self: &Arc<Self>, peer: NodeId, id: TransferId) -> Option<Registration> {
         let key = (peer, id);
@@ -76,8 +84,9 @@ impl Registry {
     fn end(&self, key: Key, outcome: Result<Acknowledgement, Refusal>) {
         let mut entries = self.lock();
         entries.active.remove(&key);
-        entries.ended.insert(key, outcome);
-        entries.order.push_back(key);
+        if entries.ended.insert(key, outcome).is_none() {
+            entries.order.push_back(key);
+        }
         while entries.order.len() > self.capacity {
             if let Some(oldest) = entries.order.pop_front() {
                 entries.ended.remove(&oldest);

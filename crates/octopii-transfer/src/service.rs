@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::budget::MemoryBudget;
 use crate::checkpoints;
 use crate::claims::Claims;
+use crate::outcomes::Outcomes;
 use crate::registry::Registry;
 use crate::relay::shelf::Shelf;
 use crate::send::{self, Receipt, SendOptions};
@@ -42,7 +43,8 @@ pub struct TransferOptions {
     pub idle_timeout: Duration,
     /// A new stream must make its offer within this. Default 5 s.
     pub offer_timeout: Duration,
-    /// How many ended transfers are remembered for [`Transfer::status`]. Default 1,024.
+    /// How many ended transfers are remembered for [`Transfer::status`]. Default 1,024. With a `state_dir`, the latest 1,024 that
+    /// were acknowledged as durable are remembered over a restart.
     pub remembered: usize,
     /// Where this node keeps what lets another process go on with an interrupted transfer. Without it only this process can.
     /// Default: none.
@@ -93,6 +95,8 @@ pub(crate) struct Shared {
     pub(crate) resources: Arc<Resources>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) claims: Arc<Claims>,
+    /// What outlives this process, if anything does.
+    pub(crate) outcomes: Option<Outcomes>,
     pub(crate) slots: Arc<Semaphore>,
     /// What other receivers may fetch from here.
     pub(crate) shelf: Arc<Shelf>,
@@ -126,12 +130,24 @@ impl Transfer {
         let trees = endpoint.acceptor(StreamKind::Tree)?;
         let executor = endpoint.executor().clone();
         let memory = MemoryBudget::new(options.max_memory);
+        let registry = Registry::new(options.remembered);
+        let outcomes = options.state_dir.as_ref().and_then(|dir| match Outcomes::open(&*vfs, dir) {
+            Ok((outcomes, found)) => {
+                registry.restore(found);
+                Some(outcomes)
+            }
+            Err(e) => {
+                tracing::warn!(dir = %dir.display(), "outcomes of transfers are kept in memory only: {e}");
+                None
+            }
+        });
         let shared = Arc::new(Shared {
             endpoint: endpoint.clone(),
             executor: executor.clone(),
             resources: Arc::new(Resources { vfs, memory, leave_free: options.leave_free }),
-            registry: Registry::new(options.remembered),
+            registry,
             claims: Arc::default(),
+            outcomes,
             slots: Arc::new(Semaphore::new(options.max_incoming)),
             shelf: Arc::default(),
             phase: watch::Sender::new(Phase::Serving),

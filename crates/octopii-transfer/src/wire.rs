@@ -160,7 +160,7 @@ pub struct Acknowledgement {
 /// What a receiver knows of a transfer that this node sent or sends to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TransferStatus {
-    /// Never heard of it, or forgotten: the latest 1,024 are remembered until the receiver restarts.
+    /// Never heard of it, or forgotten: the latest 1,024 are remembered; over a restart, those that are durable.
     Unknown,
     /// Under way.
     Receiving {

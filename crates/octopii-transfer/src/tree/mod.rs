@@ -19,7 +19,7 @@ mod root;
 mod send;
 mod sessions;
 mod walk;
-mod wire;
+pub(crate) mod wire;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use octopii_transfer::{
-    AckLevel, ChunkSource, Digest, FailureCode, SendOptions, TransferError, TransferId, TransferStatus,
+    AckLevel, ChunkSource, Digest, FailureCode, SendOptions, TransferError, TransferId, TransferOptions,
+    TransferStatus,
 };
 use octopii_transport::{Acceptor, StreamKind};
 
-use crate::nodes::{Node, content, endpoint, eventually, names};
+use octopii_vfs::RealVfs;
+
+use crate::nodes::{Node, content, endpoint, eventually, names, quick};
 use crate::raw::{ACCEPT, ACK, Raw, accept_body, ack_body, data, done, message, opening, query, read_offer};
 
 /// A sender that loses its connection right after its last byte finds out that the receiver has everything.
@@ -49,6 +52,26 @@ async fn the_receiver_remembers_what_it_acknowledged() {
         matches!(&error, TransferError::Refused { refusal, .. } if refusal.code == FailureCode::DuplicateId),
         "{error}"
     );
+}
+
+/// The acknowledgement is lost because the receiver dies right after it has stored the file.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_receiver_remembers_what_it_acknowledged() {
+    let state = tempfile::tempdir().unwrap();
+    let options = || TransferOptions { state_dir: Some(state.path().to_owned()), ..quick() };
+    let (a, c) = (Node::new(1), Node::new(3));
+    let b = Node::with(2, RealVfs::shared(), options());
+    b.open_inbox();
+    let id = TransferId(77);
+    let send = SendOptions { id: Some(id), ..SendOptions::new("file") };
+    let receipt = a.transfer.send(b.addr(), &ChunkSource::Memory("abc".into()), send).await.unwrap();
+    b.endpoint.close(Duration::from_secs(5)).await;
+    drop(b);
+    let b = Node::with(2, RealVfs::shared(), options());
+    let status = a.transfer.status(b.addr(), id).await.unwrap();
+    let TransferStatus::Finished(ack) = status else { panic!("{status:?}") };
+    assert_eq!((ack.level, ack.size, ack.digest), (AckLevel::Durable, 3, receipt.digest));
+    assert_eq!(c.transfer.status(b.addr(), id).await.unwrap(), TransferStatus::Unknown, "not its transfer");
 }
 
 #[tokio::test(flavor = "multi_thread")]

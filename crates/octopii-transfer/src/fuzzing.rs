@@ -1,0 +1,144 @@
+//! Everything here that reads bytes of a peer or of a disk, for the fuzzer outside the workspace (`fuzz/`).
+
+use bytes::Bytes;
+
+use crate::checkpoints;
+use crate::journal::{self, About};
+use crate::outcomes;
+use crate::tree::wire as tree;
+use crate::wire::relay;
+use crate::wire::{self, HEADER_LEN, Header, ResumeKey, Tag};
+use crate::{Digest, TransferId};
+
+/// One message of a chunk's stream: what can be decoded is within its limits, and the same after another encoding.
+pub fn message(data: &[u8]) {
+    let Some((header, body)) = data.split_first_chunk::<HEADER_LEN>() else { return };
+    let Ok(header) = Header::decode(*header) else { return };
+    let Some(body) = body.get(..header.len) else { return };
+    let same = |again: Vec<u8>| assert_eq!(again[HEADER_LEN..], *body, "{:?}", header.tag);
+    match header.tag {
+        Tag::Offer => {
+            if let Ok(offer) = wire::decode_offer(body) {
+                assert!(
+                    offer.block_size.is_power_of_two()
+                        && wire::CHECKPOINT.is_multiple_of(offer.block_size.into())
+                );
+                assert_eq!(wire::decode_offer(&wire::offer(&offer)[HEADER_LEN..]), Ok(offer));
+            }
+        }
+        Tag::Accept => {
+            if let Ok(acceptance) = wire::decode_accept(body) {
+                assert!(acceptance.have.bytes.is_multiple_of(wire::CHECKPOINT));
+                same(wire::accept(&acceptance));
+            }
+        }
+        Tag::Refuse | Tag::Fail => {
+            if let Ok(refusal) = wire::decode_refusal(body) {
+                assert!(!refusal.message.contains(char::is_control));
+                assert_eq!(wire::decode_refusal(&wire::refuse(&refusal)[HEADER_LEN..]), Ok(refusal));
+            }
+        }
+        Tag::Done => drop(wire::decode_done(body).map(|(size, digest)| same(wire::done(size, digest)))),
+        Tag::Progress => drop(wire::decode_progress(body).map(|verified| same(wire::progress(verified)))),
+        Tag::Ack => drop(wire::decode_ack(body).map(|ack| same(wire::ack(&ack)))),
+        Tag::Query => drop(wire::decode_query(body).map(|id| same(wire::query(id)))),
+        Tag::Status => {
+            if let Ok(status) = wire::decode_status(body) {
+                assert_eq!(wire::decode_status(&wire::status(&status)[HEADER_LEN..]), Ok(status));
+            }
+        }
+        Tag::Vouch => drop(relay::decode_vouch(body).map(|block| same(relay::vouch(&block)))),
+        Tag::Supplier => drop(relay::decode_supplier(body)),
+        Tag::Need => drop(relay::decode_need(body).map(|need| same(relay::need(&need)))),
+        Tag::Fetch => drop(relay::decode_fetch(body).map(|(key, offset)| same(relay::fetch(key, offset)))),
+        Tag::Again => {
+            if let Ok(span) = wire::decode_again(body) {
+                assert!(span.len > 0 && span.offset.checked_add(span.len.into()).is_some());
+                same(wire::again(span));
+            }
+        }
+        // Content is not decoded.
+        Tag::Data | Tag::Content | Tag::Repair => {}
+    }
+}
+
+/// One message of a tree's stream; the first byte chooses the decoder, since headers would only be in the way.
+pub fn tree_message(data: &[u8]) {
+    let Some((which, body)) = data.split_first() else { return };
+    match which % 9 {
+        0 => drop(tree::decode_open(body)),
+        1 => drop(tree::decode_ready(body)),
+        2 => drop(tree::decode_refusal(body)),
+        3 => drop((tree::decode_page(body, true), tree::decode_page(body, false))),
+        4 => drop(tree::decode_verdicts(body)),
+        5 => drop(tree::decode_pack(&Bytes::copy_from_slice(body))),
+        6 => drop(tree::decode_results(body)),
+        7 => drop(tree::decode_end(body)),
+        _ => drop(tree::decode_done(body)),
+    }
+}
+
+fn about() -> About {
+    About { key: ResumeKey([7; 16]), size: Some(1 << 40), block_size: 4096 }
+}
+
+/// A journal: records as they are, each behind two bytes of length, and each with the checksum that belongs to it, which no
+/// random bytes would have.
+pub fn journal(data: &[u8]) {
+    let mut file = journal::encode_header(&about());
+    let mut rest = data;
+    while let Some((len, after)) = rest.split_first_chunk() {
+        let (record, after) = after.split_at(usize::from(u16::from_le_bytes(*len)).min(after.len()));
+        file.extend_from_slice(record);
+        file.extend_from_slice(&checkpoints::checksum(&[&about().key.0, record]));
+        rest = after;
+    }
+    for bytes in [&file[..], data] {
+        if let Some((entries, end)) = journal::decode(bytes, &about()) {
+            assert!(end <= bytes.len() && entries.len() <= bytes.len() / 36);
+            let again = journal::encode_record(&about(), 0, &entries);
+            let whole = [journal::encode_header(&about()), again].concat();
+            assert_eq!(journal::decode(&whole, &about()), Some((entries, whole.len())));
+        }
+    }
+    if let Some(record) = data.first_chunk() {
+        // It has a checksum of its own.
+        if let Some((_, outcome)) = outcomes::decode(record) {
+            assert_eq!(outcome.acknowledgement().size, outcome.size);
+        }
+    }
+}
+
+/// Something of every kind, to begin with: the number of the function above, and its input.
+pub fn seeds() -> Vec<(u8, Vec<u8>)> {
+    let digest = Digest::of(b"seed");
+    let offer = wire::OfferBody {
+        id: TransferId(1),
+        block_size: 4096,
+        size: Some(5),
+        purpose: "inbox".into(),
+        name: Some("name".into()),
+        meta: Bytes::from_static(b"meta"),
+        relay: Some(relay::RelayKey(2)),
+        resume: Some(ResumeKey([3; 16])),
+    };
+    let have = wire::Have { bytes: wire::CHECKPOINT, prefix: digest };
+    let messages = [
+        wire::offer(&offer),
+        wire::accept(&wire::Acceptance { shares: true, have }),
+        wire::done(5, digest),
+        wire::progress(5),
+        wire::again(wire::Span { offset: 4096, len: 4096 }),
+        wire::query(TransferId(1)),
+        wire::status(&wire::TransferStatus::Receiving { verified: 1 }),
+        relay::fetch(relay::RelayKey(2), 4096),
+    ];
+    let entry = journal::Entry { chain: crate::digest::Chain([5; 32]), crc: 6 };
+    let record = journal::encode_record(&about(), 0, &[entry; 3]);
+    let record = &record[..record.len() - 8];
+    let journal = [&(record.len() as u16).to_le_bytes()[..], record].concat();
+    let mut seeds: Vec<_> = messages.into_iter().map(|message| (0, message)).collect();
+    seeds.extend((0..9).map(|which| (1, vec![which; 64])));
+    seeds.push((2, [&journal[..], &journal].concat()));
+    seeds
+}
