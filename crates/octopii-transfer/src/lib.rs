@@ -69,6 +69,8 @@ pub use progress::{Phase, Progress, ProgressFn, ProgressStream};
 pub use send::{Receipt, SendOptions};
 pub use service::{Transfer, TransferOptions};
 pub use source::ChunkSource;
+#[cfg(feature = "fuzzing")]
+pub use tree::decode_tree_message;
 pub use tree::{
     EntryFailure, EntryFn, EntryOutcome, ExistingTree, Links, NotDone, ReceivedTree, TreeDestination,
     TreeInbox, TreeLimits, TreeOffer, TreeOptions, TreePolicy, TreeProgress, TreeProgressFn, TreeReport,

@@ -9,6 +9,8 @@
 
 mod check;
 mod commit;
+#[cfg(feature = "fuzzing")]
+mod fuzzing;
 mod link;
 mod name;
 mod options;
@@ -27,6 +29,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use octopii_vfs::Vfs;
 
+#[cfg(feature = "fuzzing")]
+pub use fuzzing::decode_tree_message;
 pub use name::shown_path;
 pub use options::{Links, TreeOptions};
 pub use outcome::{
