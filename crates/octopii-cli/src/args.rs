@@ -137,7 +137,7 @@ pub(crate) struct Send {
     /// Files: how often in a row to go on after a lost connection
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) retries: u32,
-    /// Files: bytes per second to each peer, such as 500k or 10M, in powers of 1024
+    /// Bytes per second to each peer, such as 500k or 10M, in powers of 1024
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) limit_rate: Option<NonZeroU64>,
     /// Directories: tell files apart by their SHA-256 instead of by size and time

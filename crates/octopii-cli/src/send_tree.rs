@@ -37,6 +37,7 @@ pub(crate) async fn run(
             checksum: args.checksum,
             links: if args.links { Links::Inside } else { Links::Skip },
             strict: args.strict,
+            rate_limit: args.limit_rate,
             progress: Some(callback(bar)),
             timeout: Some(args.timeout),
             ..TreeOptions::new("inbox")

@@ -1,6 +1,7 @@
 //! How to send a tree.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,6 +44,8 @@ pub struct TreeOptions {
     pub progress: Option<TreeProgressFn>,
     /// Called from Octopii's threads with every entry that is settled; must return quickly.
     pub on_entry: Option<EntryFn>,
+    /// Content bytes a second, spread evenly but for small files, which go whole. Default: as fast as possible.
+    pub rate_limit: Option<NonZeroU64>,
     /// For the whole tree, from connecting to the last acknowledgement. Default: no limit but the idle one.
     pub timeout: Option<Duration>,
     /// The tree is given up when nothing moves for this long. Default 30 s.
@@ -64,6 +67,7 @@ impl TreeOptions {
             strict: false,
             progress: None,
             on_entry: None,
+            rate_limit: None,
             timeout: None,
             idle_timeout: Duration::from_secs(30),
             id: None,
@@ -96,6 +100,7 @@ impl fmt::Debug for TreeOptions {
             .field("checksum", &self.checksum)
             .field("links", &self.links)
             .field("strict", &self.strict)
+            .field("rate_limit", &self.rate_limit)
             .field("timeout", &self.timeout)
             .field("idle_timeout", &self.idle_timeout)
             .finish_non_exhaustive()

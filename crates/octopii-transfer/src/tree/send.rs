@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ use super::sessions::{LARGE, large_meta};
 use super::walk::{Step, Walk, read_small};
 use super::wire::{self, Entry, Open, PAGE_BYTES, PAGE_ENTRIES, RECORDS, SMALL, Tag, Verdict, WINDOW};
 use crate::activity::Activity;
+use crate::pace::Pace;
 use crate::service::{AbortOnDrop, Shared};
 use crate::supply::Outgoing;
 use crate::{ChunkSource, Digest, FailureCode, Refusal, SendOptions, SourceError, TransferError, TransferId};
@@ -297,10 +298,18 @@ impl Sending {
     async fn serve(&self, out: mpsc::Sender<Bytes>) -> Result<(), TransferError> {
         let places = Arc::new(Semaphore::new(LARGE_AT_ONCE));
         let mut large: JoinSet<(u64, Result<u64, NotDone>)> = JoinSet::new();
+        let mut pace = Pace::new(self.options.rate_limit);
+        let portion = pace.step(SMALL as usize) as u64;
         loop {
             let changed = self.changed.notified();
-            let (small, big, at_end) = self.lock().take_jobs();
+            // A limited rate is kept by one at a time.
+            let one_is_enough = self.options.rate_limit.is_some() && !large.is_empty();
+            let (small, big, at_end) = match one_is_enough {
+                true => (Vec::new(), None, false),
+                false => self.lock().take_jobs(portion),
+            };
             if !small.is_empty() {
+                pace.take(small.iter().map(|job| job.size as usize).sum()).await;
                 let root = Arc::clone(&self.root);
                 let pack = self.shared.executor.blocking(move || pack(&root, &small)).await;
                 enqueue(&out, pack).await?;
@@ -309,8 +318,7 @@ impl Sending {
             if let Some(job) = big {
                 // Fails only if it is closed, which it never is.
                 if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-                    let sending =
-                        send_large(Arc::clone(&self.shared), self.addr, self.id, &self.root_path, job);
+                    let sending = self.send_large(job);
                     let handle = self.shared.executor.handle();
                     large.spawn_on(
                         async move {
@@ -382,6 +390,16 @@ impl Sending {
             }
             self.report_progress();
         }
+    }
+
+    fn send_large(&self, job: Job) -> impl Future<Output = (u64, Result<u64, NotDone>)> + Send + use<> {
+        let source = ChunkSource::File(self.root_path.join(&job.path));
+        let options = SendOptions {
+            meta: large_meta(self.id, job.entry),
+            rate_limit: self.options.rate_limit,
+            ..SendOptions::new(LARGE)
+        };
+        send_large(Arc::clone(&self.shared), self.addr, source, job.entry, options)
     }
 
     fn report_progress(&self) {
@@ -484,14 +502,14 @@ impl State {
         Some((path, outcome))
     }
 
-    /// Small files for one pack, or one large file; and whether there will be no more.
-    fn take_jobs(&mut self) -> (Vec<Job>, Option<Job>, bool) {
+    /// Small files for one pack of about `portion` bytes, or one large file; and whether there will be no more.
+    fn take_jobs(&mut self, portion: u64) -> (Vec<Job>, Option<Job>, bool) {
         let mut small = Vec::new();
         let mut bytes = 0;
         while let Some(job) = self.jobs.pop_front_if(|job| is_small(job.size)) {
             bytes += job.size + RECORD_COST;
             small.push(job);
-            if bytes >= SMALL || small.len() == RECORDS {
+            if bytes >= portion || small.len() == RECORDS {
                 return (small, None, false);
             }
         }
@@ -544,46 +562,38 @@ fn changed() -> NotDone {
 
 /// Sends a large file as a chunk of its own: one that was cut off goes on where it was. Gives back how many bytes did not have to
 /// be sent for that.
-fn send_large(
+async fn send_large(
     shared: Arc<Shared>,
     addr: SocketAddr,
-    tree: TransferId,
-    root: &Path,
-    job: Job,
-) -> impl Future<Output = (u64, Result<u64, NotDone>)> + Send + use<> {
-    let source = ChunkSource::File(root.join(&job.path));
-    async move {
-        let options = SendOptions { meta: large_meta(tree, job.entry), ..SendOptions::new(LARGE) };
-        let mut tries = 0;
-        let sent = loop {
-            let sending = crate::send::send(
-                Arc::clone(&shared),
-                addr,
-                Outgoing::Chunk(source.clone()),
-                options.clone(),
-            );
-            match Box::pin(sending).await {
-                Err(TransferError::Refused { refusal, .. })
-                    if refusal.code == FailureCode::Busy && tries < BUSY_TRIES =>
-                {
-                    tries += 1;
-                    sleep(BUSY_PAUSE).await;
-                }
-                other => break other,
+    source: ChunkSource,
+    entry: u64,
+    options: SendOptions,
+) -> (u64, Result<u64, NotDone>) {
+    let mut tries = 0;
+    let sent = loop {
+        let sending =
+            crate::send::send(Arc::clone(&shared), addr, Outgoing::Chunk(source.clone()), options.clone());
+        match Box::pin(sending).await {
+            Err(TransferError::Refused { refusal, .. })
+                if refusal.code == FailureCode::Busy && tries < BUSY_TRIES =>
+            {
+                tries += 1;
+                sleep(BUSY_PAUSE).await;
             }
-        };
-        let outcome = match sent {
-            Ok(receipt) => Ok(receipt.resumed),
-            Err(TransferError::SourceChanged(_)) => Err(changed()),
-            Err(TransferError::Refused { refusal, .. } | TransferError::PeerFailed { refusal, .. }) => {
-                Err(NotDone::new(EntryFailure::Io, refusal.to_string()))
-            }
-            Err(TransferError::StorageFull(why)) => Err(NotDone::new(EntryFailure::StorageFull, why)),
-            Err(TransferError::Source(_)) => {
-                Err(NotDone::new(EntryFailure::Unreadable, "cannot be read any more"))
-            }
-            Err(error) => Err(NotDone::new(EntryFailure::Io, error.to_string())),
-        };
-        (job.entry, outcome)
-    }
+            other => break other,
+        }
+    };
+    let outcome = match sent {
+        Ok(receipt) => Ok(receipt.resumed),
+        Err(TransferError::SourceChanged(_)) => Err(changed()),
+        Err(TransferError::Refused { refusal, .. } | TransferError::PeerFailed { refusal, .. }) => {
+            Err(NotDone::new(EntryFailure::Io, refusal.to_string()))
+        }
+        Err(TransferError::StorageFull(why)) => Err(NotDone::new(EntryFailure::StorageFull, why)),
+        Err(TransferError::Source(_)) => {
+            Err(NotDone::new(EntryFailure::Unreadable, "cannot be read any more"))
+        }
+        Err(error) => Err(NotDone::new(EntryFailure::Io, error.to_string())),
+    };
+    (entry, outcome)
 }

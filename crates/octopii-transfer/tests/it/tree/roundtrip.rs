@@ -260,3 +260,20 @@ async fn only_directories_are_trees_and_somebody_must_take_them() {
     let error = a.transfer.send_tree(b.addr(), a.tree(), bad).await.unwrap_err();
     assert!(matches!(error, TransferError::Refused { .. }), "{error}");
 }
+
+/// Small and large files together stay below the limit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limited_rate_is_kept() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    b.open_trees(|inbox| inbox);
+    for n in 0..20 {
+        put(&a.tree(), &format!("{n}"), &content(50_000));
+    }
+    put(&a.tree(), "large", &content(2_000_000));
+    let rate_limit = std::num::NonZeroU64::new(3_000_000);
+    let options = TreeOptions { rate_limit, ..TreeOptions::new("tree") };
+    let report = a.transfer.send_tree(b.addr(), a.tree(), options).await.unwrap();
+    assert_eq!((report.stored, report.stored_bytes), (21, 3_000_000));
+    // A lower bound: no load makes it faster.
+    assert!(report.duration > Duration::from_millis(850), "{:?}", report.duration);
+}
