@@ -55,8 +55,11 @@ pub(crate) struct Dispatch {
 
 impl Dispatch {
     pub(crate) fn new(queue: usize) -> Self {
-        let (queues, acceptors) =
-            StreamKind::ALL.iter().map(|_| mpsc::channel(queue)).map(|(s, r)| (s, Some(Acceptor(r)))).unzip();
+        let (queues, acceptors) = StreamKind::ALL
+            .iter()
+            .map(|_| mpsc::channel(queue.max(1)))
+            .map(|(s, r)| (s, Some(Acceptor(r))))
+            .unzip();
         Self { queues: Mutex::new(queues), acceptors: Mutex::new(acceptors) }
     }
 
@@ -80,8 +83,8 @@ impl Dispatch {
 
 /// Accepts connections until the endpoint is closed.
 pub(crate) async fn accept_connections(shared: Arc<Shared>) {
-    let handshakes = Arc::new(Semaphore::new(shared.limits.handshakes));
-    let connections = Arc::new(Semaphore::new(shared.limits.connections));
+    let places = |limit: usize| Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
+    let (handshakes, connections) = (places(shared.limits.handshakes), places(shared.limits.connections));
     let sampling = shared.executor.spawn(sample(Arc::clone(&shared)));
     while let Some(incoming) = shared.quic.accept().await {
         if is_joiner(&incoming) {

@@ -130,7 +130,8 @@ impl Config {
     ///
     /// Keys: `data_dir`, `bind`, `node_id`, `identity` (a PEM file), `authority` (a PEM file), `profile` (`"lan"`, `"wan"`,
     /// `"loopback"`), `consensus`, `durability` (`"synced"`, `"none"`, or
-    /// an interval such as `"200ms"`), `call_timeout`, the table `[members]` (`1 = "127.0.0.1:5001"`), the table `[external_identity]` (`certificate`, `key`, `roots`: PEM files;
+    /// an interval such as `"200ms"`), `call_timeout`, the table `[members]` (`1 = "127.0.0.1:5001"`), the table `[limits]` (the fields of [`Limits`] in bytes, numbers
+    /// and durations), the table `[external_identity]` (`certificate`, `key`, `roots`: PEM files;
     /// `cluster`: its name; `names`: patterns, see [`NameRules`]; `role`: of names without one), and the table
     /// `[raft]` with `heartbeat_interval`, `election_timeout_min`, `election_timeout_max`, `request_timeout`,
     /// `snapshot_every`. Variables: `OCTOPII_DATA_DIR`, `OCTOPII_BIND`, `OCTOPII_NODE_ID`, `OCTOPII_IDENTITY`,
@@ -163,6 +164,7 @@ impl Config {
             let profile: Profile = text.parse().map_err(|e| invalid(format!("profile: {text:?}: {e}")))?;
             (self.profile, self.limits) = (Some(profile), profile.limits());
         }
+        file.limits.apply(&mut self.limits).map_err(|reason| invalid(format!("limits.{reason}")))?;
         set(&mut self.consensus, file.consensus);
         for (id, addr) in file.members {
             let id =
@@ -265,7 +267,66 @@ struct File {
     members: BTreeMap<String, SocketAddr>,
     #[serde(default)]
     raft: RaftFile,
+    #[serde(default)]
+    limits: LimitsFile,
     external_identity: Option<ExternalFile>,
+}
+
+/// Bounds on peers. Sizes in bytes.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LimitsFile {
+    handshakes: Option<usize>,
+    handshake_timeout: Option<String>,
+    joins: Option<usize>,
+    connections: Option<usize>,
+    connections_per_peer: Option<usize>,
+    streams_per_connection: Option<u32>,
+    stream_header_timeout: Option<String>,
+    accept_queue: Option<usize>,
+    stream_window: Option<u32>,
+    connection_window: Option<u32>,
+    send_window: Option<u64>,
+}
+
+impl LimitsFile {
+    fn apply(self, limits: &mut Limits) -> Result<(), String> {
+        const MOST: usize = 1_000_000;
+        for (name, value, field) in [
+            ("handshakes", self.handshakes, &mut limits.handshakes),
+            ("joins", self.joins, &mut limits.joins),
+            ("connections", self.connections, &mut limits.connections),
+            ("connections_per_peer", self.connections_per_peer, &mut limits.connections_per_peer),
+            ("accept_queue", self.accept_queue, &mut limits.accept_queue),
+        ] {
+            if value.is_some_and(|value| value == 0 || value > MOST) {
+                return Err(format!("{name}: it is between 1 and {MOST}"));
+            }
+            set(field, value);
+        }
+        for (name, text, field) in [
+            ("handshake_timeout", self.handshake_timeout, &mut limits.handshake_timeout),
+            ("stream_header_timeout", self.stream_header_timeout, &mut limits.stream_header_timeout),
+        ] {
+            let Some(text) = text else { continue };
+            *field = parse_duration(&text).ok_or_else(|| not_a_duration(name, &text))?;
+        }
+        if self.streams_per_connection == Some(0) {
+            return Err("streams_per_connection: at least 1, or nobody can ask for anything".to_owned());
+        }
+        set(&mut limits.streams_per_connection, self.streams_per_connection);
+        let least = |name: &str, value: Option<u64>| match value {
+            Some(value) if value < 16 << 10 => Err(format!("{name}: at least 16384 bytes")),
+            _ => Ok(()),
+        };
+        least("stream_window", self.stream_window.map(u64::from))?;
+        least("connection_window", self.connection_window.map(u64::from))?;
+        least("send_window", self.send_window)?;
+        set(&mut limits.stream_window, self.stream_window);
+        set(&mut limits.connection_window, self.connection_window);
+        set(&mut limits.send_window, self.send_window);
+        Ok(())
+    }
 }
 
 #[derive(Deserialize)]
@@ -355,6 +416,9 @@ mod tests {
             durability = "200ms"
             call_timeout = "3s"
             profile = "wan"
+            [limits]
+            connections_per_peer = 5
+            handshake_timeout = "2s"
             [members]
             1 = "127.0.0.1:5001"
             2 = "127.0.0.1:5002"
@@ -365,7 +429,12 @@ mod tests {
         config.apply_toml(text, "test").expect("valid");
         assert_eq!(config.node_id, Some(1));
         assert_eq!(config.members.len(), 2);
-        assert_eq!((config.profile, &config.limits), (Some(Profile::Wan), &Profile::Wan.limits()));
+        let limits = Limits {
+            connections_per_peer: 5,
+            handshake_timeout: Duration::from_secs(2),
+            ..Profile::Wan.limits()
+        };
+        assert_eq!((config.profile, &config.limits), (Some(Profile::Wan), &limits));
         assert_eq!(config.durability, Durability::Interval(Duration::from_millis(200)));
         assert_eq!(config.call_timeout, Duration::from_secs(3));
         assert_eq!(config.raft.heartbeat_interval, Duration::from_millis(20));
@@ -385,6 +454,10 @@ mod tests {
             ("call_timeout = \"5 parsecs\"", "parsecs"),
             ("[members]\nseven = \"127.0.0.1:1\"", "seven"),
             ("profile = \"moon\"", "moon"),
+            ("[limits]\naccept_queue = 0", "limits.accept_queue"),
+            ("[limits]\nstream_window = 5", "limits.stream_window"),
+            ("[limits]\nhandshake_timeout = \"soon\"", "soon"),
+            ("[limits]\nconections = 5", "conections"),
             ("[raft]\nspeed = 1", "speed"),
             (
                 "[external_identity]\ncertificate = \"c\"\nkey = \"k\"\nroots = \"r\"\ncluster = \"prod\"\nnames = [\"node\"]",

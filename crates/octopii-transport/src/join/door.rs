@@ -48,7 +48,7 @@ const WINDOW: u32 = 1024;
 
 impl Door {
     pub(crate) fn new(admission: Arc<dyn Admission>, limits: &Limits) -> Self {
-        Self { admission, places: Arc::new(Semaphore::new(limits.joins)) }
+        Self { admission, places: Arc::new(Semaphore::new(limits.joins.min(Semaphore::MAX_PERMITS))) }
     }
 
     /// The configuration of the connections that come in by it.

@@ -79,10 +79,13 @@ async fn nodes_of_a_companys_authority_know_each_other_by_their_names() {
 #[tokio::test]
 async fn who_is_not_named_by_the_rules_or_the_authority_is_nobody() {
     let (company, other_company, ours) = (Company::new(), Company::new(), rules("prod"));
-    let a = bind(&company.identity(&["node-7.prod.example.com"], &ours).unwrap());
-    // The same authority has made certificates for everybody in the company.
-    let everybody = NameRules::new("prod", [("host-{id}.example.com", PeerRole::Member)]).unwrap();
-    let ambiguous = NameRules::new("prod", [("x-{id}.example.com", PeerRole::Member)]).unwrap();
+    let a = bind(&company.identity(&["node-7.prod.example.com", "y-7.example.com"], &ours).unwrap());
+    // The same authority has made certificates for everybody in the company, and their rules are content with ours.
+    let lax = |pattern| {
+        NameRules::new("prod", [(pattern, PeerRole::Member), ("y-{id}.example.com", PeerRole::Member)])
+            .unwrap()
+    };
+    let (everybody, ambiguous) = (lax("host-{id}.example.com"), lax("x-{id}.example.com"));
     let own = ClusterAuthority::generate().unwrap();
     for stranger in [
         company.identity(&["host-9.example.com"], &everybody).unwrap(),

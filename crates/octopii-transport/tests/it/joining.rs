@@ -10,6 +10,7 @@ use octopii_transport::{
     JoinError, JoinRefusal, JoinToken, Limits, PeerRole, StreamError, StreamKind, TokenVerifier, join,
 };
 use quinn::crypto::rustls::QuicClientConfig;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::runtime::Handle;
@@ -133,6 +134,40 @@ async fn an_impostor_learns_nothing_and_the_token_stays_good() {
     assert!(matches!(error, JoinError::Closed(_)), "{error}");
     let token = desk.token(PeerRole::Member, &[a.local_addr()]);
     join(&here(), &token, SOON).await.unwrap();
+}
+
+/// The cluster's name is no secret: anybody can make an authority that bears it. The token pins the one.
+#[tokio::test]
+async fn an_authority_with_the_clusters_name_is_not_the_clusters() {
+    let desk = Desk::new(ClusterAuthority::generate().unwrap());
+    let cluster = format!("{}.octopii.internal", desk.authority.cluster());
+    let node = format!("node-1.member.{cluster}");
+    let mut params = CertificateParams::new([cluster.clone()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let root = params.self_signed(&root_key).unwrap();
+    let leaf = CertificateParams::new([cluster, node]).unwrap();
+    let leaf = leaf.signed_by(&key, &Issuer::from_params(&params, &root_key)).unwrap();
+    let mut tls =
+        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![leaf.der().clone(), root.der().clone()],
+                rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            )
+            .unwrap();
+    tls.alpn_protocols = vec![b"octopii-join/1".to_vec()];
+    let config = quinn::ServerConfig::with_crypto(Arc::new(
+        quinn::crypto::rustls::QuicServerConfig::try_from(tls).unwrap(),
+    ));
+    let impostor = quinn::Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap();
+    let token = desk.token(PeerRole::Member, &[impostor.local_addr().unwrap()]);
+    let answering = tokio::spawn(async move { impostor.accept().await.unwrap().await.map(drop) });
+    let error = join(&here(), &token, SOON).await.unwrap_err();
+    assert!(matches!(error, JoinError::NotTrusted(_)), "{error}");
+    assert!(answering.await.unwrap().is_err(), "the joiner went on to talk to the impostor");
 }
 
 /// A joiner's packets, but behind them someone who does as he likes.

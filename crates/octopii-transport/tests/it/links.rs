@@ -224,6 +224,31 @@ async fn an_ipv4_peer_of_a_dual_stack_endpoint_is_one_peer() {
     assert_eq!(back.remote_addr(), b.local_addr());
 }
 
+/// A peer whose address changes, as behind a router that was restarted, keeps its connection and what is open on it.
+#[tokio::test]
+async fn a_connection_follows_a_peer_that_moves() {
+    let authority = ClusterAuthority::generate().unwrap();
+    let a = endpoint(&authority, 1);
+    let mut acceptor = a.acceptor(StreamKind::Rpc).unwrap();
+    let client = crate::limits::bare_client(&authority.issue(2).unwrap());
+    let connection = crate::limits::dial(&client, a.local_addr(), &authority).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&[StreamKind::Rpc as u8, 1, 0, 0, 0, 7]).await.unwrap();
+    let mut incoming = acceptor.accept().await.unwrap();
+    assert_eq!(incoming.recv.read_frame(10).await.unwrap().unwrap(), &[7][..]);
+    let before = incoming.connection.remote_addr();
+    client.rebind(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
+    send.write_all(&[1, 0, 0, 0, 8]).await.unwrap();
+    assert_eq!(incoming.recv.read_frame(10).await.unwrap().unwrap(), &[8][..]);
+    assert_ne!(incoming.connection.remote_addr(), before);
+    incoming.send.write_frame(&[9]).await.unwrap();
+    let mut answer = [0; 5];
+    recv.read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer, [1, 0, 0, 0, 9]);
+    // What is told of it and what is revoked of it goes by the certificate, wherever it is.
+    assert_eq!(a.connections()[0].remote, incoming.connection.remote_addr());
+}
+
 /// A dial that began before the peer was there waits for its next retransmission; the peer's own dial comes first.
 #[tokio::test]
 async fn a_connection_that_the_peer_makes_ends_the_wait_for_a_dial() {
