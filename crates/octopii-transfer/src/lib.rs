@@ -46,6 +46,7 @@ mod reading;
 mod receive;
 mod registry;
 mod relay;
+mod respond;
 mod send;
 mod sending;
 mod service;

@@ -102,7 +102,7 @@ pub(crate) async fn read_block(
     Ok(IncomingBlock { offset, parts, len, prefix: Digest(prefix) })
 }
 
-async fn read_offset(recv: &mut Inlet) -> Result<u64, TransferError> {
+pub(crate) async fn read_offset(recv: &mut Inlet) -> Result<u64, TransferError> {
     let mut offset = [0; wire::DATA_PREFIX];
     recv.read_exact(&mut offset).await?;
     Ok(u64::from_le_bytes(offset))

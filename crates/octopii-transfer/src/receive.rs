@@ -5,7 +5,7 @@
 //! sender how far that has got, what it should send again and, at the end, what came of it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use octopii_transport::{Connection, Incoming, SendStream, StreamError};
@@ -21,6 +21,7 @@ use crate::reading::{Expected, read_arrivals};
 use crate::registry::Registration;
 use crate::relay::gather::{Gather, Terms, read_orders};
 use crate::relay::shelf::Shelved;
+use crate::respond::{Answers, answer_and_finish, respond};
 use crate::service::{AbortOnDrop, Shared};
 use crate::sink::{Opened, Sink};
 use crate::storing::{Arrival, Damage, MAX_REPAIRS, Stored, Storing};
@@ -35,9 +36,6 @@ use crate::{
 /// holds up to 13 blocks.
 const QUEUE: usize = 4;
 
-/// How often the sender hears how far its chunk has got.
-const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
-
 /// How long an earlier transfer of the same content may take to let go of it.
 const HANDOVER: Duration = Duration::from_secs(5);
 
@@ -47,8 +45,6 @@ const OPEN_PERIOD: Duration = Duration::from_millis(50);
 
 /// How long a chunk that arrived is kept at hand for other receivers, at the most.
 const RETAIN: Duration = Duration::from_secs(600);
-
-const ENDED_EARLY: TransferError = TransferError::Protocol("storing ended before the chunk");
 
 enum Opening {
     Offer(OfferBody),
@@ -111,11 +107,6 @@ async fn read_opening(recv: &mut Inlet) -> Result<Opening, TransferError> {
         Tag::Query => Ok(Opening::Query(wire::decode_query(&recv.body(header).await?)?)),
         _ => Err(TransferError::Protocol("a transfer begins with an offer")),
     }
-}
-
-async fn answer_and_finish(send: &mut SendStream, answer: &[u8]) -> Result<(), StreamError> {
-    send.write_all(answer).await?;
-    send.finish()
 }
 
 fn offer(body: &OfferBody, connection: &Connection) -> Offer {
@@ -248,7 +239,7 @@ async fn receive(
         };
         match body.relay {
             None => run.take_from_sender(sink, &mut recv, again, claim).await,
-            Some(key) => run.take_from_anyone(sink, &mut recv, key, needs).await,
+            Some(key) => run.take_from_anyone(sink, &mut recv, key, (needs, again), claim).await,
         }
     };
     let verdict = match stored {
@@ -294,7 +285,7 @@ struct Receiving<'a> {
 }
 
 /// How handing blocks to a sink ended, and the error that cut it short, if one did.
-type Passed = (Stored, Result<Option<Digest>, TransferError>);
+type Passed = (Stored, Result<(), TransferError>);
 
 impl Receiving<'_> {
     /// Everything from the first block to the last, from the sender itself. Gives back the filled sink and the digest that
@@ -309,29 +300,15 @@ impl Receiving<'_> {
         let idle = self.shared.options.idle_timeout;
         let expected =
             Expected { from: sink.have.bytes, size: self.body.size, block_size: self.body.block_size };
-        let superseded = async {
-            match &mut claim {
-                Some(claim) => claim.superseded().await,
-                None => std::future::pending().await,
-            }
-        };
-        let read = |arrivals| async {
+        let read = async |arrivals| {
             tokio::select! {
                 biased;
-                read = read_arrivals(recv, arrivals, expected, &self.activity, idle) => read.map(|()| None),
-                () = superseded => Err(TransferError::Superseded),
+                read = read_arrivals(recv, arrivals, expected, &self.activity, idle) => read,
+                () = superseded(&mut claim) => Err(TransferError::Superseded),
             }
         };
-        match self.pass(sink, Damage::Ask(again), read).await? {
-            (Stored::Whole(sink, digest), Ok(_)) => Ok((sink, digest)),
-            (Stored::Whole(sink, _), Err(error)) => Err(self.let_go(sink, 0, error).await),
-            (Stored::Cut(sink, stored), cut) => {
-                // The end had come, but the connection did not last until a damaged block had been sent again.
-                let error = cut.err().unwrap_or(TransferError::Cancelled);
-                Err(self.let_go(sink, stored, error).await)
-            }
-            (Stored::Mismatch(sink, error), _) => Err(self.let_go(sink, 0, error).await),
-        }
+        let (stored, read) = self.pass(sink, Damage::Ask(again), read).await?;
+        self.conclude(stored, read).await
     }
 
     /// The same, from whoever the sender names. A block that is not what the sender vouches for is asked for again.
@@ -340,7 +317,8 @@ impl Receiving<'_> {
         mut sink: Box<Sink>,
         recv: &mut Inlet,
         key: RelayKey,
-        needs: mpsc::Sender<Need>,
+        (needs, again): (mpsc::Sender<Need>, mpsc::Sender<Span>),
+        mut claim: Option<Claim>,
     ) -> Result<(Box<Sink>, Digest), TransferError> {
         let idle = self.shared.options.idle_timeout;
         let terms = Terms {
@@ -354,19 +332,21 @@ impl Receiving<'_> {
         let obeying = read_orders(recv, tx, terms.block_size, &self.activity, idle);
         let gathering = async {
             loop {
-                match self.pass(sink, Damage::Stop, |blocks| gather.run(blocks)).await? {
-                    (Stored::Cut(sink, _), Ok(Some(digest))) => return Ok((sink, digest)),
-                    (Stored::Mismatch(good, error), _) => {
+                let read = async |arrivals| {
+                    tokio::select! {
+                        biased;
+                        run = gather.run(arrivals) => run,
+                        () = superseded(&mut claim) => Err(TransferError::Superseded),
+                    }
+                };
+                match self.pass(sink, Damage::Stop(again.clone()), read).await? {
+                    (Stored::Mismatch(good, error), Ok(())) => {
                         tracing::debug!("{error}; asking for them again");
                         sink = good;
                         gather.rewind(sink.checker.offset()).await?;
                     }
-                    (Stored::Cut(sink, _) | Stored::Whole(sink, _), Err(error)) => {
-                        return Err(self.let_go(sink, 0, error).await);
-                    }
-                    (Stored::Cut(sink, _) | Stored::Whole(sink, _), Ok(_)) => {
-                        return Err(self.let_go(sink, 0, ENDED_EARLY).await);
-                    }
+                    (Stored::Mismatch(sink, _), Err(error)) => return Err(self.let_go(sink, 0, error).await),
+                    (stored, read) => return self.conclude(stored, read).await,
                 }
             }
         };
@@ -375,20 +355,35 @@ impl Receiving<'_> {
             biased;
             gathered = &mut gathering => gathered,
             // There are no more orders: it puts away what it has, and ends.
-            error = obeying => gathering.await.map_err(|_| abandoned(error)),
+            () = obeying => gathering.await,
+        }
+    }
+
+    async fn conclude(
+        &self,
+        stored: Stored,
+        read: Result<(), TransferError>,
+    ) -> Result<(Box<Sink>, Digest), TransferError> {
+        match (stored, read) {
+            (Stored::Whole(sink, digest), Ok(())) => Ok((sink, digest)),
+            (Stored::Whole(sink, _), Err(error)) | (Stored::Mismatch(sink, error), _) => {
+                Err(self.let_go(sink, 0, error).await)
+            }
+            (Stored::Cut(sink, stored), cut) => {
+                // The end had come, but the connection did not last until a damaged block had been sent again.
+                let error = cut.err().unwrap_or(TransferError::Cancelled);
+                Err(self.let_go(sink, stored, error).await)
+            }
         }
     }
 
     /// Hands what `reading` reads to the sink until all is there, nothing more comes, or one block is not what it should be.
-    async fn pass<F>(
+    async fn pass(
         &self,
         sink: Box<Sink>,
         damage: Damage,
-        reading: impl FnOnce(mpsc::Sender<Arrival>) -> F,
-    ) -> Result<Passed, TransferError>
-    where
-        F: Future<Output = Result<Option<Digest>, TransferError>>,
-    {
+        reading: impl AsyncFnOnce(mpsc::Sender<Arrival>) -> Result<(), TransferError>,
+    ) -> Result<Passed, TransferError> {
         let (arrivals, rx) = mpsc::channel(QUEUE);
         let storing = Storing::new(
             self.shared.executor.clone(),
@@ -404,7 +399,7 @@ impl Receiving<'_> {
             // While content may still come, storing ends in few ways only: everything is there, a block is not what it should
             // be, or it failed. The sender must hear of it now, not with its next block.
             stored = &mut storing.0 => {
-                return Ok((stored.map_err(|_| TransferError::ShuttingDown).flatten()?, Ok(None)));
+                return Ok((stored.map_err(|_| TransferError::ShuttingDown).flatten()?, Ok(())));
             }
             read = reading(arrivals) => read.map_err(abandoned),
             () = self.activity.stalled(idle) => Err(TransferError::Stalled { idle }),
@@ -446,6 +441,13 @@ impl Receiving<'_> {
     }
 }
 
+async fn superseded(claim: &mut Option<Claim>) {
+    match claim {
+        Some(claim) => claim.superseded().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The sender's stream was dropped, or reset on purpose, before it was done.
 fn abandoned(error: TransferError) -> TransferError {
     match error {
@@ -476,35 +478,4 @@ async fn publish(
         Ok(Acknowledgement { level, size, digest })
     });
     publishing.await
-}
-
-/// What goes back to the sender.
-struct Answers {
-    verified: Arc<AtomicU64>,
-    needed: mpsc::Receiver<Need>,
-    wanted: mpsc::Receiver<Span>,
-    last: oneshot::Receiver<Vec<u8>>,
-}
-
-/// The way back: the acceptance, signs of life, what is needed, and the last word. If there is no last word the stream is
-/// reset.
-async fn respond(mut send: SendStream, acceptance: Vec<u8>, answers: Answers) -> Result<(), StreamError> {
-    let Answers { verified, mut needed, mut wanted, mut last } = answers;
-    send.write_all(&acceptance).await?;
-    loop {
-        tokio::select! {
-            biased;
-            message = &mut last => {
-                let Ok(message) = message else { return Ok(()) };
-                answer_and_finish(&mut send, &message).await?;
-                // Until the last word has arrived, this transfer is not over: see `Transfer::drain`.
-                return send.stopped().await.map(|_| ());
-            }
-            Some(need) = needed.recv() => send.write_all(&wire::relay::need(&need)).await?,
-            Some(span) = wanted.recv() => send.write_all(&wire::again(span)).await?,
-            () = sleep(PROGRESS_PERIOD) => {
-                send.write_all(&wire::progress(verified.load(Ordering::Relaxed))).await?;
-            }
-        }
-    }
 }

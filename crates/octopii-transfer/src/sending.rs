@@ -154,7 +154,8 @@ impl Sending {
         let whole = OnceLock::new();
         let ack = match self.exchange(&connection, supply, &whole).await {
             Err(error) if self.flight.done.load(Ordering::Relaxed) && may_have_arrived(&error) => {
-                self.ask_what_became_of_it(error).await?
+                what_became_of_it(&self.shared, self.addr, self.id(), self.options.idle_timeout, error)
+                    .await?
             }
             Ok(Exchanged::OtherContent) => return Ok(Exchanged::OtherContent),
             Ok(Exchanged::Acknowledged(ack)) => ack,
@@ -349,25 +350,6 @@ impl Sending {
         Ok(())
     }
 
-    /// Everything was sent, but no answer came: the receiver remembers.
-    async fn ask_what_became_of_it(&self, lost: TransferError) -> Result<Acknowledgement, TransferError> {
-        let idle = self.options.idle_timeout;
-        let asking = async {
-            loop {
-                match status(&self.shared, self.addr, self.id(), idle).await {
-                    Ok(TransferStatus::Finished(ack)) => return Ok(ack),
-                    Ok(TransferStatus::Failed(refusal)) => {
-                        return Err(TransferError::from_peer(self.addr, refusal, true));
-                    }
-                    // It has restarted since.
-                    Ok(TransferStatus::Unknown) => return Err(self.unknown_if_done(lost.clone())),
-                    Ok(TransferStatus::Receiving { .. }) | Err(_) => sleep(STATUS_PERIOD).await,
-                }
-            }
-        };
-        timeout(idle, asking).await.unwrap_or_else(|_| Err(self.unknown_if_done(lost.clone())))
-    }
-
     pub(crate) fn unknown_if_done(&self, error: TransferError) -> TransferError {
         if self.flight.done.load(Ordering::Relaxed) {
             TransferError::OutcomeUnknown { peer: self.addr, error: Arc::new(error) }
@@ -396,13 +378,38 @@ impl Sending {
     }
 }
 
+/// Everything was sent, but no answer came: the receiver remembers.
+pub(crate) async fn what_became_of_it(
+    shared: &Shared,
+    peer: SocketAddr,
+    id: TransferId,
+    idle: Duration,
+    lost: TransferError,
+) -> Result<Acknowledgement, TransferError> {
+    let unknown = || TransferError::OutcomeUnknown { peer, error: Arc::new(lost.clone()) };
+    let asking = async {
+        loop {
+            match status(shared, peer, id, idle).await {
+                Ok(TransferStatus::Finished(ack)) => return Ok(ack),
+                Ok(TransferStatus::Failed(refusal)) => {
+                    return Err(TransferError::from_peer(peer, refusal, true));
+                }
+                // It has restarted since.
+                Ok(TransferStatus::Unknown) => return Err(unknown()),
+                Ok(TransferStatus::Receiving { .. }) | Err(_) => sleep(STATUS_PERIOD).await,
+            }
+        }
+    };
+    timeout(idle, asking).await.unwrap_or_else(|_| Err(unknown()))
+}
+
 /// Whether the receiver may have stored the chunk although the sender saw this.
-fn may_have_arrived(error: &TransferError) -> bool {
+pub(crate) fn may_have_arrived(error: &TransferError) -> bool {
     matches!(error, TransferError::Lost(_) | TransferError::Stalled { .. })
 }
 
 /// Whether the way to the receiver, or its moment, was bad, and not the content.
-fn is_interruption(error: &TransferError) -> bool {
+pub(crate) fn is_interruption(error: &TransferError) -> bool {
     let code = match error {
         TransferError::Lost(_) | TransferError::Stalled { .. } => return true,
         TransferError::Connect(_) => return error.is_retryable(),
@@ -413,7 +420,7 @@ fn is_interruption(error: &TransferError) -> bool {
 }
 
 /// Jittered, so that many senders do not come back at the same moment.
-fn pause(failures: u32) -> Duration {
+pub(crate) fn pause(failures: u32) -> Duration {
     let longest = FIRST_PAUSE.saturating_mul(1 << failures.min(10).saturating_sub(1)).min(LONGEST_PAUSE);
     longest.mul_f64(rand::random_range(0.5..1.0))
 }

@@ -138,9 +138,8 @@ pub(crate) struct BlockReader {
 }
 
 impl BlockReader {
-    /// Begins at the beginning, and keeps nothing for later.
-    pub(crate) fn new(source: Arc<OpenSource>) -> Self {
-        let checkpoints = Arc::new(Checkpoints::in_memory());
+    /// Begins at the beginning.
+    pub(crate) fn new(source: Arc<OpenSource>, checkpoints: Arc<Checkpoints>) -> Self {
         Self { source, checkpoints, offset: 0, hasher: PrefixHasher::default() }
     }
 
@@ -151,7 +150,7 @@ impl BlockReader {
         offset: u64,
     ) -> Result<Self, TransferError> {
         let known = checkpoints.at(offset).and_then(|chain| PrefixHasher::after(chain, offset));
-        let mut reader = Self { source, checkpoints, offset: 0, hasher: PrefixHasher::default() };
+        let mut reader = Self::new(source, checkpoints);
         match known {
             Some(hasher) => (reader.offset, reader.hasher) = (offset, hasher),
             None => {

@@ -68,8 +68,8 @@ enum End {
 pub(crate) enum Damage {
     /// Ask for it here, and go on meanwhile. Takes [`MAX_REPAIRS`] requests without waiting.
     Ask(mpsc::Sender<Span>),
-    /// Let whoever hands blocks over find a better one.
-    Stop,
+    /// Let whoever hands blocks over find a better one; ask here only for what an earlier transfer has left damaged.
+    Stop(mpsc::Sender<Span>),
 }
 
 /// The storing of one chunk.
@@ -263,7 +263,7 @@ impl Storing {
             if blocks.is_empty() {
                 return (checker, Ok((Vec::new(), None)));
             }
-            let stop = matches!(self.damage, Damage::Stop);
+            let stop = matches!(self.damage, Damage::Stop(_));
             let check = move || {
                 let result = checker.check(blocks, stop);
                 (checker, result)
@@ -278,7 +278,7 @@ impl Storing {
         match (&self.damage, wrong) {
             (_, None) => Ok(()),
             (Damage::Ask(_), Some(span)) => self.ask(span),
-            (Damage::Stop, wrong) => {
+            (Damage::Stop(_), wrong) => {
                 self.mismatch = wrong;
                 Ok(())
             }
@@ -332,7 +332,7 @@ impl Storing {
 
     fn ask(&mut self, span: Span) -> Result<(), TransferError> {
         self.asked += 1;
-        let Damage::Ask(again) = &self.damage else { return Err(damaged(span)) };
+        let (Damage::Ask(again) | Damage::Stop(again)) = &self.damage;
         if self.asked > MAX_REPAIRS || again.try_send(span).is_err() {
             let message = format!("more than {MAX_REPAIRS} blocks did not arrive as they were sent");
             return Err(TransferError::DigestMismatch(message));

@@ -1,19 +1,22 @@
 //! The sender's conversation with one of many receivers.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use octopii_transport::{Connection, NodeId, SendStream, StreamKind};
 use tokio::sync::Notify;
 
 use crate::distribute::ledger::Content;
 use crate::distribute::origin::Origin;
-use crate::distribute::plan::Supply;
+use crate::distribute::plan::Upstream;
 use crate::link::Inlet;
+use crate::pace::Pace;
 use crate::progress::{Meter, Phase, Progress};
+use crate::storing::MAX_REPAIRS;
 use crate::wire::relay::{self, Need, Supplier};
-use crate::wire::{self, Acceptance, Acknowledgement, Have, OfferBody, Tag};
+use crate::wire::{self, Acceptance, Acknowledgement, Have, OfferBody, ResumeKey, Span, Tag};
 use crate::{FailureCode, TransferError, TransferId};
 
 /// Blocks vouched for ahead of what the receiver has verified, at the most.
@@ -26,25 +29,31 @@ const TOGETHER: usize = 64;
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) addr: SocketAddr,
-    pub(super) id: TransferId,
     /// Bytes it has verified, as of its last report.
     pub(super) verified: AtomicU64,
+    /// Bytes it had when the latest attempt began.
+    pub(super) resumed: AtomicU64,
+    /// From here on it may have everything.
+    pub(super) done: AtomicBool,
     meter: Meter,
     orders: Mutex<Orders>,
     /// There are new orders, or there is room for more.
     stir: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Orders {
     node: Option<NodeId>,
+    id: TransferId,
     next: Option<Order>,
+    /// Blocks of an earlier attempt that it found damaged.
+    again: VecDeque<Span>,
 }
 
 /// What to do for a receiver from now on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Order {
-    supply: Supply,
+    supply: Upstream,
     /// Where it needs content from, if it said so.
     from: Option<u64>,
     /// It got a wrong block there, so that one comes from the sender itself.
@@ -60,6 +69,7 @@ struct Said {
     /// And it stops there.
     direct_to: u64,
     done: bool,
+    pace: Pace,
 }
 
 /// A conversation that ended well: the stream stays open as long as others may fetch from this receiver.
@@ -74,16 +84,30 @@ impl Member {
     pub(super) fn new(addr: SocketAddr, id: TransferId) -> Self {
         Self {
             addr,
-            id,
             verified: AtomicU64::new(0),
+            resumed: AtomicU64::new(0),
+            done: AtomicBool::new(false),
             meter: Meter::default(),
-            orders: Mutex::default(),
+            orders: Mutex::new(Orders { node: None, id, next: None, again: VecDeque::new() }),
             stir: Notify::new(),
         }
     }
 
+    /// The id of the latest attempt.
+    pub(super) fn id(&self) -> TransferId {
+        self.lock().id
+    }
+
+    /// Forgets what was said. An id under which something was begun is not used again.
+    pub(super) fn begin_anew(&self) {
+        let mut orders = self.lock();
+        (orders.id, orders.next) = (TransferId::random(), None);
+        orders.again.clear();
+        self.done.store(false, Ordering::Relaxed);
+    }
+
     /// Lets its conversation know who supplies it from now on.
-    pub(super) fn supply(&self, supply: Supply) {
+    pub(super) fn supply(&self, supply: Upstream) {
         self.order(Order { supply, from: None, first: false });
     }
 
@@ -99,23 +123,48 @@ impl Member {
 
 /// Offers the chunk to receiver `i` and talks to it until it has acknowledged everything.
 pub(super) async fn converse(origin: &Origin, i: usize) -> Result<Ended, TransferError> {
+    let mut key = origin.resume_key(i);
+    loop {
+        match attempt(origin, i, key).await? {
+            Attempt::Acknowledged(ended) => return Ok(*ended),
+            // What it kept under the key is another content: it gets everything, and keeps nothing if it is cut off.
+            Attempt::OtherContent => key = None,
+        }
+        origin.members[i].begin_anew();
+    }
+}
+
+enum Attempt {
+    Acknowledged(Box<Ended>),
+    OtherContent,
+}
+
+async fn attempt(origin: &Origin, i: usize, key: Option<ResumeKey>) -> Result<Attempt, TransferError> {
     let member = &origin.members[i];
     let connection = origin.shared.endpoint.connect(member.addr).await?;
     let node = connection.peer().node_id;
     member.lock().node = Some(node);
     let (mut send, recv) = connection.open(StreamKind::Transfer).await?;
     let mut recv = Inlet::new(recv);
-    let opening = [&[wire::VERSION][..], &wire::offer(&offer(origin, member.id))].concat();
+    let opening = [&[wire::VERSION][..], &wire::offer(&offer(origin, member.id(), key))].concat();
     let sent = send.write_all(&opening).await;
-    let Acceptance { have: Have { bytes: have, .. }, shares } =
+    let Acceptance { have: Have { bytes: have, prefix }, shares } =
         match crate::send::read_acceptance(&mut recv, member.addr).await {
             // What was said before the stream broke tells more than the break.
             Err(TransferError::Lost(lost)) => return Err(TransferError::Lost(sent.err().unwrap_or(lost))),
             other => other?,
         };
-    if have != 0 {
-        return Err(TransferError::Protocol("the receiver wants to resume what was never begun"));
+    let is_boundary = have.is_multiple_of(u64::from(origin.block_size));
+    if have > origin.content.ledger.size() || have > 0 && key.is_none() || !is_boundary {
+        return Err(TransferError::Protocol("the receiver has what was never sent to it"));
     }
+    if have > 0 && !origin.begins_with(have, prefix).await? {
+        send.reset(u32::from(FailureCode::Cancelled.to_u16()));
+        return Ok(Attempt::OtherContent);
+    }
+    member.resumed.store(have, Ordering::Relaxed);
+    member.verified.store(have, Ordering::Relaxed);
+    origin.content.ledger.tell(have);
     origin.activity(i);
     let supply = origin.plan().accepted(i, node, shares, have, origin.now());
     member.order(Order { supply, from: Some(have), first: false });
@@ -136,7 +185,7 @@ pub(super) async fn converse(origin: &Origin, i: usize) -> Result<Ended, Transfe
     match acknowledged {
         Ok(ack) => {
             origin.check(&ack)?;
-            Ok(Ended { ack, _connection: connection, _send: send })
+            Ok(Attempt::Acknowledged(Box::new(Ended { ack, _connection: connection, _send: send })))
         }
         Err(error) => {
             send.reset(u32::from(FailureCode::Cancelled.to_u16()));
@@ -145,7 +194,7 @@ pub(super) async fn converse(origin: &Origin, i: usize) -> Result<Ended, Transfe
     }
 }
 
-fn offer(origin: &Origin, id: TransferId) -> OfferBody {
+fn offer(origin: &Origin, id: TransferId, resume: Option<ResumeKey>) -> OfferBody {
     OfferBody {
         id,
         block_size: origin.block_size,
@@ -154,7 +203,7 @@ fn offer(origin: &Origin, id: TransferId) -> OfferBody {
         name: origin.options.name.clone(),
         meta: origin.options.meta.clone(),
         relay: Some(origin.key),
-        resume: None,
+        resume,
     }
 }
 
@@ -184,6 +233,16 @@ async fn read(origin: &Origin, i: usize, recv: &mut Inlet) -> Result<Acknowledge
                 let first = why == FailureCode::DigestMismatch;
                 member.order(Order { supply, from: Some(offset), first });
             }
+            Tag::Again => {
+                let span = wire::decode_again(&body)?;
+                let mut orders = member.lock();
+                if orders.again.len() >= MAX_REPAIRS {
+                    return Err(TransferError::Protocol("too many blocks were asked for again at once"));
+                }
+                orders.again.push_back(span);
+                drop(orders);
+                member.stir.notify_one();
+            }
             Tag::Ack => return Ok(wire::decode_ack(&body)?),
             Tag::Fail => {
                 return Err(TransferError::from_peer(member.addr, wire::decode_refusal(&body)?, true));
@@ -195,7 +254,8 @@ async fn read(origin: &Origin, i: usize, recv: &mut Inlet) -> Result<Acknowledge
 
 /// Vouches for all blocks, and sends the content of those that the receiver is to have from here. Ends by an error only.
 async fn write(origin: &Origin, i: usize, send: &mut SendStream, have: u64) -> TransferError {
-    let mut said = Said { vouched: have, direct: None, direct_to: 0, done: false };
+    let pace = Pace::new(origin.options.rate_limit);
+    let mut said = Said { vouched: have, direct: None, direct_to: 0, done: false, pace };
     let mut hashed = origin.content.ledger.watch();
     loop {
         hashed.mark_unchanged();
@@ -224,18 +284,31 @@ async fn step(
     let Content { ledger, source } = &origin.content;
     let size = ledger.size();
     let digest = ledger.digest()?;
-    let order = member.lock().next.take();
+    let (order, again) = {
+        let mut orders = member.lock();
+        (orders.next.take(), orders.again.pop_front())
+    };
     if let Some(order) = order {
         obey(origin, send, said, order).await?;
+    }
+    if let Some(span) = again {
+        let source = Arc::clone(source);
+        let content = origin.shared.executor.blocking(move || source.read_again(span)).await?;
+        send.write_all(&wire::repair_start(span.offset, content.len())).await?;
+        send.write_chunk(content).await?;
+        origin.activity(i);
+    }
+    if order.is_some() || again.is_some() {
         return Ok(true);
     }
     if let Some(at) = said.direct
         && at < said.direct_to
         && let Some(block) = ledger.block(at)
     {
-        let source = std::sync::Arc::clone(source);
+        let source = Arc::clone(source);
         let reading = move || source.content_at(block.offset, block.len as usize);
         let content = origin.shared.executor.blocking(reading).await?;
+        said.pace.take(content.len()).await;
         send.write_all(&wire::data_start(at, content.len())).await?;
         send.write_chunk(content).await?;
         send.write_all(&block.prefix.0).await?;
@@ -272,6 +345,7 @@ async fn step(
         && !said.done
         && said.vouched == size
     {
+        member.done.store(true, Ordering::Relaxed);
         send.write_all(&wire::done(size, digest)).await?;
         said.done = true;
         return Ok(true);
@@ -291,13 +365,13 @@ async fn obey(
         (_, Some(from)) if order.first => {
             (said.direct, said.direct_to) = (Some(from), (from + block).min(size));
         }
-        (Supply::Sender, Some(from)) => (said.direct, said.direct_to) = (Some(from), size),
+        (Upstream::Sender, Some(from)) => (said.direct, said.direct_to) = (Some(from), size),
         // It will say from where on.
-        (Supply::Sender, None) => {
+        (Upstream::Sender, None) => {
             said.direct = None;
             send.write_all(&relay::supplier(&Supplier::Sender)).await?;
         }
-        (Supply::Receiver(at), _) => {
+        (Upstream::Receiver(at), _) => {
             said.direct = None;
             let relay = &origin.members[at];
             let node = relay.lock().node;
@@ -320,7 +394,7 @@ fn report(origin: &Origin, i: usize, verified: u64) {
             phase: if verified < size { Phase::Sending } else { Phase::Finishing },
             sent: verified,
             verified,
-            resumed: 0,
+            resumed: member.resumed.load(Ordering::Relaxed),
             total: Some(size),
             bytes_per_second: member.meter.rate(verified),
         });

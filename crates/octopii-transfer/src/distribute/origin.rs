@@ -7,19 +7,22 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval, timeout};
+use tokio::time::{Instant, interval, sleep, timeout};
 
 use crate::activity::Activity;
+use crate::checkpoints::Checkpoints;
 use crate::distribute::ledger::{Content, Ledger};
 use crate::distribute::member::{Ended, Member, converse};
-use crate::distribute::plan::{Plan, Supply};
+use crate::distribute::plan::{Plan, Upstream};
 use crate::distribute::{TransferResult, failed, succeeded};
 use crate::send::{Receipt, SendOptions};
+use crate::sending::{is_interruption, may_have_arrived, pause, what_became_of_it};
 use crate::service::{AbortOnDrop, Shared};
 use crate::source::{BlockReader, OpenSource};
+use crate::supply::{Outgoing, Supply};
 use crate::wire::relay::RelayKey;
-use crate::wire::{Acknowledgement, MAX_BLOCK};
-use crate::{ChunkSource, TransferError, TransferId};
+use crate::wire::{Acknowledgement, MAX_BLOCK, ResumeKey};
+use crate::{ChunkSource, Digest, TransferError, TransferId};
 
 /// A chain delivers a block per receiver late: smaller blocks than usual, unless there would be very many.
 const BLOCK: u32 = 256 << 10;
@@ -27,6 +30,9 @@ const MANY_BLOCKS: u64 = 64 << 10;
 
 /// How often it is looked at who supplies whom.
 const REVIEW: Duration = Duration::from_millis(500);
+
+/// How long a receiver that was lost is asked whether it had everything by then.
+const ASK: Duration = Duration::from_secs(1);
 
 /// What the conversations of a distribution share.
 #[derive(Debug)]
@@ -36,6 +42,8 @@ pub(super) struct Origin {
     pub(super) key: RelayKey,
     pub(super) block_size: u32,
     pub(super) content: Content,
+    /// The key under which receivers may keep what they have if they are cut off, and where hashing stood at times.
+    checkpoints: Option<Arc<Checkpoints>>,
     pub(super) members: Vec<Member>,
     plan: Mutex<Plan>,
     activities: Vec<Activity>,
@@ -50,6 +58,20 @@ impl Origin {
     /// Since the beginning.
     pub(super) fn now(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// Under what receiver `i` may keep what it has; nothing if it is in the list a second time.
+    pub(super) fn resume_key(&self, i: usize) -> Option<ResumeKey> {
+        let is_first = self.members[..i].iter().all(|other| other.addr != self.members[i].addr);
+        self.checkpoints.as_ref().filter(|_| is_first).map(|checkpoints| checkpoints.key())
+    }
+
+    /// Whether the content begins with `len` bytes of this digest.
+    pub(super) async fn begins_with(&self, len: u64, digest: Digest) -> Result<bool, TransferError> {
+        let Some(checkpoints) = &self.checkpoints else { return Ok(false) };
+        let (source, checkpoints) = (Arc::clone(&self.content.source), Arc::clone(checkpoints));
+        let reading = move || BlockReader::at(source, checkpoints, len);
+        Ok(self.shared.executor.blocking(reading).await?.digest() == digest)
     }
 
     /// Receiver `i` shows signs of life.
@@ -69,11 +91,26 @@ impl Origin {
         }
     }
 
-    fn tell(&self, moves: Vec<(usize, Supply)>) {
+    /// Receiver `i` is gone, for now at least: those it supplied are moved.
+    fn lose(&self, i: usize) {
+        let moves = self.plan().gone(i, self.now());
+        self.tell(moves);
+    }
+
+    fn unknown_if_done(&self, i: usize, error: TransferError) -> TransferError {
+        let member = &self.members[i];
+        if member.done.load(Ordering::Relaxed) {
+            TransferError::OutcomeUnknown { peer: member.addr, error: Arc::new(error) }
+        } else {
+            error
+        }
+    }
+
+    fn tell(&self, moves: Vec<(usize, Upstream)>) {
         for (i, supply) in moves {
             let from = match supply {
-                Supply::Sender => "the sender".to_owned(),
-                Supply::Receiver(from) => self.members[from].addr.to_string(),
+                Upstream::Sender => "the sender".to_owned(),
+                Upstream::Receiver(from) => self.members[from].addr.to_string(),
             };
             tracing::info!(peer = %self.members[i].addr, "is supplied by {from} from now on");
             self.members[i].supply(supply);
@@ -93,11 +130,11 @@ pub(super) async fn distribute(
     let started = Instant::now();
     options.name = options.name.take().or_else(|| source.file_name().map(str::to_owned));
     let opened = match options.check() {
-        Ok(()) => open(&shared, source).await,
+        Ok(()) => open(&shared, source, &options).await,
         Err(error) => Err(error),
     };
-    let source = match opened {
-        Ok(source) => source,
+    let (source, checkpoints) = match opened {
+        Ok(opened) => opened,
         Err(error) => {
             for (i, peer) in peers.into_iter().enumerate() {
                 // An error means that nobody wants to know.
@@ -115,6 +152,7 @@ pub(super) async fn distribute(
         plan: Mutex::new(Plan::new(peers.len(), block_size)),
         activities: peers.iter().map(|_| Activity::default()).collect(),
         members: peers.into_iter().zip(ids).map(|(addr, id)| Member::new(addr, id)).collect(),
+        checkpoints: checkpoints.clone(),
         content: Content { ledger: Arc::clone(&ledger), source: Arc::clone(&source) },
         key: RelayKey::random(),
         shared: Arc::clone(&shared),
@@ -123,7 +161,8 @@ pub(super) async fn distribute(
         started,
     });
     let executor = shared.executor.clone();
-    let filling = async move { ledger.fill(&executor, BlockReader::new(source)).await };
+    let hashing = BlockReader::new(source, checkpoints.unwrap_or_else(|| Arc::new(Checkpoints::in_memory())));
+    let filling = async move { ledger.fill(&executor, hashing).await };
     let _filling = AbortOnDrop(shared.executor.spawn(filling));
     let reviewing = Arc::clone(&origin);
     let _reviewing = AbortOnDrop(shared.executor.spawn(async move {
@@ -149,10 +188,10 @@ pub(super) async fn distribute(
         let result = match outcome {
             Ok(end) => {
                 let Acknowledgement { level, size, digest } = end.ack;
-                let id = origin.members[i].id;
-                ended.push(end);
-                let duration = started.elapsed();
-                succeeded(peer, &Receipt { id, digest, bytes: size, resumed: 0, level, duration })
+                let (id, duration) = (origin.members[i].id(), started.elapsed());
+                let resumed = origin.members[i].resumed.load(Ordering::Relaxed);
+                ended.extend(end.open);
+                succeeded(peer, &Receipt { id, digest, bytes: size, resumed, level, duration })
             }
             Err(error) => failed(peer, verified, started.elapsed(), error),
         };
@@ -160,33 +199,79 @@ pub(super) async fn distribute(
     }
 }
 
-async fn open(shared: &Arc<Shared>, source: ChunkSource) -> Result<Arc<OpenSource>, TransferError> {
-    let vfs = Arc::clone(&shared.resources.vfs);
-    Ok(Arc::new(shared.executor.blocking(move || OpenSource::open(&source, &vfs)).await?))
+async fn open(
+    shared: &Arc<Shared>,
+    source: ChunkSource,
+    options: &SendOptions,
+) -> Result<(Arc<OpenSource>, Option<Arc<Checkpoints>>), TransferError> {
+    match Supply::open(shared, Outgoing::Chunk(source), options).await? {
+        Supply::Stored { source, checkpoints, resume } => Ok((source, resume.then_some(checkpoints))),
+        Supply::Stream { .. } => Err(TransferError::Protocol("a stream goes to one receiver")),
+    }
 }
 
-/// Everything about receiver `i`, from the offer to its result. Those it supplied are moved if it is lost.
-async fn settle(origin: &Origin, i: usize) -> Result<Ended, TransferError> {
-    let idle = origin.options.idle_timeout;
-    let talking = async {
-        tokio::select! {
+/// Everything about receiver `i`, from the offer to its result.
+async fn settle(origin: &Origin, i: usize) -> Result<Settled, TransferError> {
+    let trying = persist(origin, i);
+    match origin.options.timeout {
+        None => trying.await,
+        Some(after) => timeout(after, trying).await.unwrap_or_else(|_| {
+            let bytes = origin.members[i].verified.load(Ordering::Relaxed);
+            origin.lose(i);
+            Err(origin.unknown_if_done(i, TransferError::Timeout { after, bytes }))
+        }),
+    }
+}
+
+/// Tries until the receiver has acknowledged everything, or until trying again is of no use or not wanted.
+async fn persist(origin: &Origin, i: usize) -> Result<Settled, TransferError> {
+    let (idle, member) = (origin.options.idle_timeout, &origin.members[i]);
+    let mut failures = 0;
+    loop {
+        let before = member.verified.load(Ordering::Relaxed);
+        let outcome = tokio::select! {
             biased;
             ended = converse(origin, i) => ended,
             () = origin.activities[i].stalled(idle) => Err(TransferError::Stalled { idle }),
+        };
+        let error = match outcome {
+            Ok(end) => {
+                origin.plan().finished(i, end.ack.size);
+                return Ok(Settled { ack: end.ack, open: Some(end) });
+            }
+            Err(error) => error,
+        };
+        // Those it supplied go elsewhere.
+        origin.lose(i);
+        if member.done.load(Ordering::Relaxed) && may_have_arrived(&error) {
+            // All was vouched for long before it could have all: one that did not report the end hardly had it.
+            let is_whole = member.verified.load(Ordering::Relaxed) == origin.content.ledger.size();
+            let limit = if is_whole { idle } else { ASK.min(idle) };
+            match what_became_of_it(&origin.shared, member.addr, member.id(), limit, error.clone()).await {
+                Ok(ack) => {
+                    origin.check(&ack)?;
+                    return Ok(Settled { ack, open: None });
+                }
+                Err(unknown) if is_whole => return Err(unknown),
+                Err(_) => {}
+            }
         }
-    };
-    let outcome = match origin.options.timeout {
-        None => talking.await,
-        Some(after) => timeout(after, talking).await.unwrap_or_else(|_| {
-            Err(TransferError::Timeout { after, bytes: origin.members[i].verified.load(Ordering::Relaxed) })
-        }),
-    };
-    match &outcome {
-        Ok(end) => origin.plan().finished(i, end.ack.size),
-        Err(_) => {
-            let moves = origin.plan().gone(i, origin.now());
-            origin.tell(moves);
+        if member.verified.load(Ordering::Relaxed) > before {
+            failures = 0;
         }
+        if failures >= origin.options.retries || !is_interruption(&error) {
+            return Err(error);
+        }
+        failures += 1;
+        tracing::info!(peer = %member.addr, "the transfer is tried again: {error}");
+        sleep(pause(failures)).await;
+        member.begin_anew();
     }
-    outcome
+}
+
+/// What came of one receiver, and its stream if that is still open.
+#[derive(Debug)]
+struct Settled {
+    ack: Acknowledgement,
+    open: Option<Ended>,
 }

@@ -30,7 +30,7 @@ const STRIKES: u32 = 3;
 
 /// Where a receiver gets content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Supply {
+pub(crate) enum Upstream {
     Sender,
     /// From the receiver with this number.
     Receiver(usize),
@@ -53,7 +53,7 @@ struct Receiver {
     verified: u64,
     /// When `verified` last grew, or the supply changed.
     moved: Duration,
-    supply: Supply,
+    supply: Upstream,
     /// When the supply was last changed.
     since: Duration,
     /// Bytes verified then.
@@ -83,7 +83,7 @@ impl Plan {
             shares: false,
             verified: 0,
             moved: Duration::ZERO,
-            supply: Supply::Sender,
+            supply: Upstream::Sender,
             since: Duration::ZERO,
             verified_then: 0,
             behind_then: 0,
@@ -105,12 +105,12 @@ impl Plan {
         shares: bool,
         have: u64,
         now: Duration,
-    ) -> Supply {
+    ) -> Upstream {
         let receiver = &mut self.receivers[i];
         receiver.phase = Phase::Receiving;
         (receiver.node, receiver.shares, receiver.verified) = (node, shares, have);
         let behind = self.tail.filter(|&tail| self.may_supply(tail, i, have));
-        let supply = behind.map_or(Supply::Sender, Supply::Receiver);
+        let supply = behind.map_or(Upstream::Sender, Upstream::Receiver);
         self.supply(i, supply, now);
         if shares {
             self.tail = Some(i);
@@ -133,7 +133,7 @@ impl Plan {
     }
 
     /// A receiver is lost; says who is to be supplied by whom instead.
-    pub(crate) fn gone(&mut self, i: usize, now: Duration) -> Vec<(usize, Supply)> {
+    pub(crate) fn gone(&mut self, i: usize, now: Duration) -> Vec<(usize, Upstream)> {
         self.receivers[i].phase = Phase::Gone;
         if self.tail == Some(i) {
             self.tail = None;
@@ -143,8 +143,8 @@ impl Plan {
     }
 
     /// A receiver can get no more from its supplier; says who is next.
-    pub(crate) fn needed(&mut self, i: usize, why: FailureCode, now: Duration) -> Supply {
-        if let Supply::Receiver(from) = self.receivers[i].supply {
+    pub(crate) fn needed(&mut self, i: usize, why: FailureCode, now: Duration) -> Upstream {
+        if let Upstream::Receiver(from) = self.receivers[i].supply {
             self.receivers[from].strikes += match why {
                 // Whoever hands on wrong bytes is asked no more.
                 FailureCode::DigestMismatch | FailureCode::Protocol => STRIKES,
@@ -152,11 +152,11 @@ impl Plan {
             };
             return self.move_on(i, now);
         }
-        Supply::Sender
+        Upstream::Sender
     }
 
     /// Looks at everyone; says who is to be supplied by whom instead. To be called about twice a second.
-    pub(crate) fn review(&mut self, now: Duration) -> Vec<(usize, Supply)> {
+    pub(crate) fn review(&mut self, now: Duration) -> Vec<(usize, Upstream)> {
         let mut moves = Vec::new();
         // First those whose own supplier is the trouble: once they are helped, so are those behind them.
         for i in 0..self.receivers.len() {
@@ -176,8 +176,8 @@ impl Plan {
             if is_settled && self.is_held_up(i, from) {
                 moves.push((i, self.move_ahead(i, now)));
             } else if is_settled && self.is_behind_a_slow_head(i, from, now) {
-                self.supply(i, Supply::Sender, now);
-                moves.push((i, Supply::Sender));
+                self.supply(i, Upstream::Sender, now);
+                moves.push((i, Upstream::Sender));
             }
         }
         moves
@@ -187,7 +187,7 @@ impl Plan {
     fn settled_supplier(&self, i: usize, now: Duration) -> Option<usize> {
         let receiver = &self.receivers[i];
         match receiver.supply {
-            Supply::Receiver(from)
+            Upstream::Receiver(from)
                 if receiver.phase == Phase::Receiving && receiver.since + SETTLE <= now =>
             {
                 Some(from)
@@ -222,8 +222,8 @@ impl Plan {
     fn is_behind_a_slow_head(&self, i: usize, from: usize, now: Duration) -> bool {
         let head = &self.receivers[from];
         let time = now.saturating_sub(head.since.max(self.receivers[i].since));
-        let direct = |r: &&Receiver| r.phase == Phase::Receiving && r.supply == Supply::Sender;
-        head.supply == Supply::Sender
+        let direct = |r: &&Receiver| r.phase == Phase::Receiving && r.supply == Upstream::Sender;
+        head.supply == Upstream::Sender
             && head.phase == Phase::Receiving
             && time >= SLOW_FOR
             && head.verified.saturating_sub(head.verified_then)
@@ -233,25 +233,25 @@ impl Plan {
     }
 
     /// Finds another supplier than the present one.
-    fn move_on(&mut self, i: usize, now: Duration) -> Supply {
+    fn move_on(&mut self, i: usize, now: Duration) -> Upstream {
         self.move_to(i, self.receivers[i].verified, now)
     }
 
     /// Finds another supplier that is far ahead.
-    fn move_ahead(&mut self, i: usize, now: Duration) -> Supply {
+    fn move_ahead(&mut self, i: usize, now: Duration) -> Upstream {
         self.move_to(i, self.receivers[i].verified + self.far(), now)
     }
 
-    fn move_to(&mut self, i: usize, needed: u64, now: Duration) -> Supply {
-        let supply = self.best(i, needed).map_or(Supply::Sender, Supply::Receiver);
+    fn move_to(&mut self, i: usize, needed: u64, now: Duration) -> Upstream {
+        let supply = self.best(i, needed).map_or(Upstream::Sender, Upstream::Receiver);
         self.supply(i, supply, now);
         supply
     }
 
-    fn supply(&mut self, i: usize, supply: Supply, now: Duration) {
+    fn supply(&mut self, i: usize, supply: Upstream, now: Duration) {
         let ahead = match supply {
-            Supply::Sender => 0,
-            Supply::Receiver(from) => self.receivers[from].verified,
+            Upstream::Sender => 0,
+            Upstream::Receiver(from) => self.receivers[from].verified,
         };
         let receiver = &mut self.receivers[i];
         (receiver.supply, receiver.since, receiver.moved) = (supply, now, now);
@@ -263,7 +263,7 @@ impl Plan {
     fn best(&self, i: usize, needed: u64) -> Option<usize> {
         let own = &self.receivers[i];
         (0..self.receivers.len())
-            .filter(|&c| own.supply != Supply::Receiver(c) && self.may_supply(c, i, needed))
+            .filter(|&c| own.supply != Upstream::Receiver(c) && self.may_supply(c, i, needed))
             .min_by_key(|&c| {
                 (
                     self.supplied_by(c).filter(|&s| s != i).count(),
@@ -292,14 +292,14 @@ impl Plan {
             }
             match self.receivers[at].supply {
                 // Who has everything depends on nobody.
-                Supply::Receiver(from) if self.receivers[at].phase == Phase::Receiving => at = from,
+                Upstream::Receiver(from) if self.receivers[at].phase == Phase::Receiving => at = from,
                 _ => return false,
             }
         }
     }
 
     fn supplied_by(&self, i: usize) -> impl Iterator<Item = usize> {
-        let supplied = move |r: &Receiver| r.phase == Phase::Receiving && r.supply == Supply::Receiver(i);
+        let supplied = move |r: &Receiver| r.phase == Phase::Receiving && r.supply == Upstream::Receiver(i);
         self.receivers.iter().enumerate().filter(move |(_, r)| supplied(r)).map(|(n, _)| n)
     }
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::activity::Activity;
 use crate::link::Inlet;
-use crate::reading::{BLOCK_PATIENCE, read_block, size_mismatch};
+use crate::reading::{BLOCK_PATIENCE, read_block, read_offset, size_mismatch};
 use crate::relay::feed::{Fed, Feed, Wanted};
 use crate::service::Shared;
 use crate::sink::IncomingBlock;
@@ -32,30 +33,32 @@ pub(crate) enum Order {
     Supplier(Supplier),
     /// A block with its content: the sender is the supplier now.
     Block(IncomingBlock),
+    /// A block of an earlier transfer once more.
+    Repair {
+        offset: u64,
+        parts: Vec<Bytes>,
+    },
     Done {
         size: u64,
         digest: Digest,
     },
 }
 
-/// Reads what the sender says until the stream ends or says something wrong. Not cancel-safe.
+/// Reads what the sender says until the stream ends or says something wrong, which is the last thing handed over, or until
+/// nobody wants to hear it. Not cancel-safe.
 pub(crate) async fn read_orders(
     recv: &mut Inlet,
-    orders: mpsc::Sender<Order>,
+    orders: mpsc::Sender<Result<Order, TransferError>>,
     block_size: u32,
     activity: &Activity,
     idle: Duration,
-) -> TransferError {
-    loop {
-        let order = match read_order(recv, block_size, activity, idle).await {
-            Ok(order) => order,
-            Err(error) => return error,
-        };
+) {
+    let mut open = true;
+    while open {
+        let order = read_order(recv, block_size, activity, idle).await;
         activity.tick();
-        if orders.send(order).await.is_err() {
-            // Whoever gathers has ended; its own word counts.
-            return TransferError::Cancelled;
-        }
+        open = order.is_ok();
+        open &= orders.send(order).await.is_ok();
     }
 }
 
@@ -78,6 +81,10 @@ async fn read_order(
             let reading = timeout(patience, read_block(recv, header, activity)).await;
             reading.unwrap_or(Err(TransferError::Stalled { idle: patience })).map(Order::Block)
         }
+        Tag::Repair => {
+            let offset = read_offset(recv).await?;
+            Ok(Order::Repair { offset, parts: recv.parts(header.len - wire::DATA_PREFIX, activity).await? })
+        }
         Tag::Done => {
             let (size, digest) = wire::decode_done(&recv.body(header).await?)?;
             Ok(Order::Done { size, digest })
@@ -95,7 +102,7 @@ pub(crate) struct Gather {
     key: RelayKey,
     block_size: u32,
     announced: Option<u64>,
-    orders: mpsc::Receiver<Order>,
+    orders: mpsc::Receiver<Result<Order, TransferError>>,
     needs: mpsc::Sender<Need>,
     /// Blocks that the sender vouches for, from `vouched_from` on; those that are verified are dropped from the front.
     vouched: VecDeque<(u32, Digest)>,
@@ -107,6 +114,8 @@ pub(crate) struct Gather {
     /// A block that came before it was vouched for.
     early: Option<Fed>,
     end: Option<(u64, Digest)>,
+    /// Everything has been handed over, and the end.
+    complete: bool,
     asked: u32,
 }
 
@@ -127,7 +136,7 @@ impl Gather {
         activity: &Arc<Activity>,
         verified: &Arc<AtomicU64>,
         terms: &Terms,
-        orders: mpsc::Receiver<Order>,
+        orders: mpsc::Receiver<Result<Order, TransferError>>,
         needs: mpsc::Sender<Need>,
     ) -> Self {
         Self {
@@ -146,25 +155,26 @@ impl Gather {
             feed: None,
             early: None,
             end: None,
+            complete: false,
             asked: 0,
         }
     }
 
-    /// Hands over blocks until there are no more, and returns the digest that the sender claims; `None` if nobody takes the
-    /// blocks any more. After it was dropped, [`rewind`](Self::rewind) makes it usable again.
-    pub(crate) async fn run(
-        &mut self,
-        blocks: mpsc::Sender<Arrival>,
-    ) -> Result<Option<Digest>, TransferError> {
+    /// Hands over blocks and the end, and then what is asked for again, until nobody takes it any more. After it was dropped,
+    /// [`rewind`](Self::rewind) makes it usable again.
+    pub(crate) async fn run(&mut self, arrivals: mpsc::Sender<Arrival>) -> Result<(), TransferError> {
         loop {
-            if let Some((size, digest)) = self.end
-                && self.next == size
-            {
-                return Ok(Some(digest));
-            }
-            if let Some(block) = self.match_early().await? {
-                if blocks.send(Arrival::Block(block)).await.is_err() {
-                    return Ok(None);
+            let next = match self.end {
+                Some((size, digest)) if self.next == size && !self.complete => {
+                    self.complete = true;
+                    self.drop_feed();
+                    Some(Arrival::Done(digest))
+                }
+                _ => self.match_early().await?.map(Arrival::Block),
+            };
+            if let Some(arrival) = next {
+                if arrivals.send(arrival).await.is_err() {
+                    return Ok(());
                 }
                 continue;
             }
@@ -178,11 +188,15 @@ impl Gather {
             tokio::select! {
                 biased;
                 order = orders.recv() => {
-                    let order = order.ok_or(TransferError::Cancelled)?;
-                    if let Some(block) = self.obey(order)?
-                        && blocks.send(Arrival::Block(block)).await.is_err()
+                    let order = match order.ok_or(TransferError::Cancelled).flatten() {
+                        // Whoever has sent everything may leave before it is acknowledged.
+                        Err(TransferError::Lost(_)) if self.complete => return Ok(()),
+                        order => order?,
+                    };
+                    if let Some(arrival) = self.obey(order)?
+                        && arrivals.send(arrival).await.is_err()
                     {
-                        return Ok(None);
+                        return Ok(());
                     }
                 }
                 fed = fed => match fed {
@@ -198,6 +212,7 @@ impl Gather {
     /// Everything from `to` on is wanted again: what was handed over from there is not what the sender vouches for.
     pub(crate) async fn rewind(&mut self, to: u64) -> Result<(), TransferError> {
         self.next = to;
+        self.complete = false;
         self.ask(FailureCode::DigestMismatch).await
     }
 
@@ -212,8 +227,8 @@ impl Gather {
         }
     }
 
-    /// Carries out an order, and returns the block that it brought if that is the next one.
-    fn obey(&mut self, order: Order) -> Result<Option<IncomingBlock>, TransferError> {
+    /// Carries out an order, and returns what it brought if that is of use.
+    fn obey(&mut self, order: Order) -> Result<Option<Arrival>, TransferError> {
         match order {
             Order::Vouch(block) => {
                 if block.offset != self.vouched_to {
@@ -247,9 +262,10 @@ impl Gather {
                 // Others were under way when something else was asked for.
                 if offset == self.next {
                     self.next += block.len as u64;
-                    return Ok(Some(block));
+                    return Ok(Some(Arrival::Block(block)));
                 }
             }
+            Order::Repair { offset, parts } => return Ok(Some(Arrival::Repair { offset, parts })),
             Order::Done { size, digest } => {
                 if self.announced.is_some_and(|announced| announced != size) || size != self.vouched_to {
                     return Err(size_mismatch(self.announced.or(Some(size)), self.vouched_to));

@@ -1,5 +1,6 @@
 //! One chunk to many peers that hand it on to one another.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -8,8 +9,9 @@ use std::time::Duration;
 
 use octopii_transfer::{
     AckLevel, ChunkSource, Destination, Distribution, Offer, ReceivePolicy, ReceivedChunk, Refusal,
-    SendOptions, Topology, TransferError, TransferResult, TransferStatus,
+    SendOptions, Topology, TransferError, TransferOptions, TransferResult, TransferStatus,
 };
+use octopii_vfs::{OpenMode, RealVfs, Vfs};
 
 use crate::nodes::{BLOCK, Node, content, eventually, names, quick, read};
 use crate::recording::RecordingVfs;
@@ -264,4 +266,98 @@ async fn each_peer_is_told_its_own_status() {
     assert!(results.iter().all(|r| r.success), "{results:?}");
     let status = a.transfer.status(peers[0].addr(), id).await.unwrap();
     assert!(matches!(status, TransferStatus::Finished(ack) if ack.level == AckLevel::Durable), "{status:?}");
+}
+
+/// How many bytes each peer had when its latest attempt began, and how many it has verified.
+#[derive(Clone, Default)]
+struct Watch(Arc<Mutex<BTreeMap<SocketAddr, (u64, u64)>>>);
+
+impl Watch {
+    fn of(&self, peer: SocketAddr) -> (u64, u64) {
+        self.0.lock().unwrap().get(&peer).copied().unwrap_or_default()
+    }
+
+    /// Options that tell it, for the files of 40 MiB a second that these tests cut off.
+    fn options(&self) -> SendOptions {
+        let seen = self.clone();
+        SendOptions {
+            // The receivers tell five times a second how far they have got.
+            rate_limit: std::num::NonZeroU64::new(40 * BLOCK as u64),
+            progress: Some(Arc::new(move |p| {
+                seen.0.lock().unwrap().insert(p.peer, (p.resumed, p.verified));
+            })),
+            ..SendOptions::new("file")
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_was_cut_off_goes_on_where_it_was() {
+    let a = Node::new(1);
+    let peers: Vec<_> = (2..5).map(Node::new).collect();
+    let _inboxes: Vec<_> = peers.iter().map(Node::open_inbox).collect();
+    let data = content(48 * BLOCK);
+    let source = ChunkSource::File(a.source("f", &data));
+    for victim in addrs(&peers) {
+        for peer in &peers {
+            let _ = std::fs::remove_file(peer.inbox().join("f"));
+        }
+        let watch = Watch::default();
+        let how = chain(SendOptions { retries: 3, ..watch.options() });
+        let cutting = async {
+            while watch.of(victim).1 < 24 * BLOCK as u64 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            a.endpoint.connect(victim).await.unwrap().close("cut");
+        };
+        let sending = a.transfer.send_to_all(&source, addrs(&peers), how);
+        let (results, ()) = tokio::join!(sending, cutting);
+        assert_all_have(&peers, &results, &data);
+        assert!(watch.of(victim).0 >= 16 << 20, "it began anew: {:?}", watch.of(victim));
+    }
+}
+
+/// Another process sends the same file again. What was damaged on a disk meanwhile is found and repaired.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_distribution_that_was_cut_off_goes_on() {
+    let state = tempfile::tempdir().unwrap();
+    let sender = |id| {
+        let state_dir = Some(state.path().join("state"));
+        Node::with(id, RealVfs::shared(), TransferOptions { state_dir, ..quick() })
+    };
+    let peers: Vec<_> = (2..5).map(Node::new).collect();
+    let _inboxes: Vec<_> = peers.iter().map(Node::open_inbox).collect();
+    let data = content(48 * BLOCK);
+    let source = ChunkSource::File(peers[0].source("f", &data));
+    let first = sender(1);
+    let watch = Watch::default();
+    {
+        let sending = first.transfer.send_to_all(&source, addrs(&peers), chain(watch.options()));
+        let cutting = async {
+            while addrs(&peers).into_iter().any(|peer| watch.of(peer).1 < 24 * BLOCK as u64) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            first.endpoint.close(Duration::from_secs(5)).await;
+        };
+        tokio::join!(sending, cutting);
+    }
+    for peer in &peers {
+        let inbox = peer.inbox();
+        let part = |name: &String| name.ends_with(".part");
+        eventually("letting go", || {
+            names(&inbox).iter().any(|name| part(name) && RealVfs.lock(&inbox.join(name)).is_ok())
+        })
+        .await;
+        let name = names(&inbox).into_iter().find(part).unwrap();
+        let file = RealVfs.open(&inbox.join(name), OpenMode::ReadWrite).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 3 << 20).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], 3 << 20).unwrap();
+    }
+    let (second, watch) = (sender(9), Watch::default());
+    let results = second.transfer.send_to_all(&source, addrs(&peers), chain(watch.options())).await;
+    assert_all_have(&peers, &results, &data);
+    for peer in addrs(&peers) {
+        assert!(watch.of(peer).0 >= 16 << 20, "it began anew: {:?}", watch.of(peer));
+    }
 }

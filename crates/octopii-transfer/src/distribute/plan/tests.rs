@@ -12,13 +12,18 @@ fn chain(n: usize) -> Plan {
     let mut plan = Plan::new(n, BLOCK);
     for i in 0..n {
         let supply = plan.accepted(i, 10 + i as u64, true, 0, at(0));
-        assert_eq!(supply, i.checked_sub(1).map_or(Supply::Sender, Supply::Receiver));
+        assert_eq!(supply, i.checked_sub(1).map_or(Upstream::Sender, Upstream::Receiver));
     }
     plan
 }
 
 /// Everyone advances by `mib` a second, a little behind the one before.
-fn flow(plan: &mut Plan, seconds: std::ops::Range<u64>, mib: u64, except: &[usize]) -> Vec<(usize, Supply)> {
+fn flow(
+    plan: &mut Plan,
+    seconds: std::ops::Range<u64>,
+    mib: u64,
+    except: &[usize],
+) -> Vec<(usize, Upstream)> {
     let mut moves = Vec::new();
     for second in seconds {
         for i in 0..plan.receivers.len() {
@@ -44,23 +49,23 @@ fn a_chain_that_flows_is_left_alone() {
 #[test]
 fn who_does_not_share_is_last() {
     let mut plan = Plan::new(3, BLOCK);
-    assert_eq!(plan.accepted(2, 1, true, 0, at(0)), Supply::Sender);
-    assert_eq!(plan.accepted(0, 2, false, 0, at(0)), Supply::Receiver(2));
-    assert_eq!(plan.accepted(1, 3, true, 0, at(0)), Supply::Receiver(2));
+    assert_eq!(plan.accepted(2, 1, true, 0, at(0)), Upstream::Sender);
+    assert_eq!(plan.accepted(0, 2, false, 0, at(0)), Upstream::Receiver(2));
+    assert_eq!(plan.accepted(1, 3, true, 0, at(0)), Upstream::Receiver(2));
 }
 
 #[test]
 fn one_that_has_more_already_is_not_put_behind_one_that_has_less() {
     let mut plan = Plan::new(2, BLOCK);
     plan.accepted(0, 1, true, 0, at(0));
-    assert_eq!(plan.accepted(1, 2, true, 64 * MIB, at(0)), Supply::Sender);
+    assert_eq!(plan.accepted(1, 2, true, 64 * MIB, at(0)), Upstream::Sender);
 }
 
 #[test]
 fn the_same_node_twice_does_not_supply_itself() {
     let mut plan = Plan::new(2, BLOCK);
     plan.accepted(0, 1, true, 0, at(0));
-    assert_eq!(plan.accepted(1, 1, true, 0, at(0)), Supply::Sender);
+    assert_eq!(plan.accepted(1, 1, true, 0, at(0)), Upstream::Sender);
 }
 
 #[test]
@@ -68,9 +73,9 @@ fn when_a_relay_dies_the_chain_closes() {
     let mut plan = chain(5);
     flow(&mut plan, 1..5, 12, &[]);
     // 1 lost its only customer, so it is the one that supplies nobody.
-    assert_eq!(plan.gone(2, at(5)), [(3, Supply::Receiver(1))]);
-    assert_eq!(plan.gone(0, at(5)), [(1, Supply::Sender)]);
-    assert_eq!(plan.gone(1, at(5)), [(3, Supply::Sender)]);
+    assert_eq!(plan.gone(2, at(5)), [(3, Upstream::Receiver(1))]);
+    assert_eq!(plan.gone(0, at(5)), [(1, Upstream::Sender)]);
+    assert_eq!(plan.gone(1, at(5)), [(3, Upstream::Sender)]);
     assert_eq!(plan.gone(4, at(5)), []);
 }
 
@@ -79,21 +84,21 @@ fn a_relay_that_claims_more_than_it_gives_is_left() {
     let mut plan = chain(4);
     flow(&mut plan, 1..5, 12, &[]);
     let moves = flow(&mut plan, 5..12, 12, &[2]);
-    assert_eq!(moves[0], (2, Supply::Receiver(0)), "{moves:?}");
+    assert_eq!(moves[0], (2, Upstream::Receiver(0)), "{moves:?}");
 }
 
 #[test]
 fn a_relay_that_lies_is_never_used_again() {
     let mut plan = chain(4);
     flow(&mut plan, 1..5, 12, &[]);
-    assert_eq!(plan.needed(2, FailureCode::DigestMismatch, at(5)), Supply::Receiver(0));
-    assert_eq!(plan.gone(0, at(6)), [(1, Supply::Sender), (2, Supply::Sender)], "1 lied to 2");
-    assert_eq!(plan.needed(3, FailureCode::Cancelled, at(6)), Supply::Sender);
+    assert_eq!(plan.needed(2, FailureCode::DigestMismatch, at(5)), Upstream::Receiver(0));
+    assert_eq!(plan.gone(0, at(6)), [(1, Upstream::Sender), (2, Upstream::Sender)], "1 lied to 2");
+    assert_eq!(plan.needed(3, FailureCode::Cancelled, at(6)), Upstream::Sender);
 }
 
 /// Plays a distribution in which receiver `i` takes in `links[i]` MiB a second at the most, and gives the moves and the seconds
 /// until each had all `size` MiB.
-fn play(links: &[u64], size: u64) -> (Vec<(usize, Supply)>, Vec<u64>) {
+fn play(links: &[u64], size: u64) -> (Vec<(usize, Upstream)>, Vec<u64>) {
     let mut plan = chain(links.len());
     let mut moves = Vec::new();
     let mut finished = vec![0; links.len()];
@@ -101,8 +106,8 @@ fn play(links: &[u64], size: u64) -> (Vec<(usize, Supply)>, Vec<u64>) {
         // In the order of the chain, as if blocks were passed on at once.
         for i in 0..links.len() {
             let supplied = match plan.receivers[i].supply {
-                Supply::Sender => size * MIB,
-                Supply::Receiver(from) => plan.receivers[from].verified,
+                Upstream::Sender => size * MIB,
+                Upstream::Receiver(from) => plan.receivers[from].verified,
             };
             let verified = supplied.min(plan.receivers[i].verified + links[i] * MIB);
             plan.progress(i, verified.max(plan.receivers[i].verified), at(second));
@@ -128,7 +133,7 @@ fn a_crawling_relay_is_passed_by() {
         "50 s, and some to notice: {finished:?} {moves:?}"
     );
     assert!(moves.len() < 8, "{moves:?}");
-    assert!(moves.iter().all(|(_, supply)| *supply != Supply::Sender), "{moves:?}");
+    assert!(moves.iter().all(|(_, supply)| *supply != Upstream::Sender), "{moves:?}");
 }
 
 #[test]
@@ -140,7 +145,7 @@ fn one_whose_only_relay_crawls_is_supplied_by_the_sender() {
         plan.progress(2, second * MIB, at(second));
         let moves = plan.review(at(second));
         if !moves.is_empty() {
-            assert_eq!(moves[0], (1, Supply::Sender));
+            assert_eq!(moves[0], (1, Upstream::Sender));
             return;
         }
     }
@@ -164,8 +169,8 @@ fn behind_a_slow_head_the_sender_tries_one_more() {
         }
         moves.extend(plan.review(at(second)));
     }
-    assert_eq!(moves[0], (1, Supply::Sender), "{moves:?}");
-    let direct = moves.iter().filter(|(_, supply)| *supply == Supply::Sender).count();
+    assert_eq!(moves[0], (1, Upstream::Sender), "{moves:?}");
+    let direct = moves.iter().filter(|(_, supply)| *supply == Upstream::Sender).count();
     assert_eq!(direct, 1, "the sender's own link may be what is slow: {moves:?}");
 }
 
@@ -193,7 +198,7 @@ fn nobody_depends_on_itself_whatever_happens() {
             }
             plan.review(at(second));
             for i in (0..8).filter(|&i| plan.receivers[i].phase == Phase::Receiving) {
-                if let Supply::Receiver(from) = plan.receivers[i].supply {
+                if let Upstream::Receiver(from) = plan.receivers[i].supply {
                     assert!(!plan.depends(from, i), "{plan:?}");
                     assert_ne!(plan.receivers[from].phase, Phase::Gone, "{plan:?}");
                 }
