@@ -298,6 +298,15 @@ pub(crate) enum ClusterCommand {
     },
     /// Show what is revoked
     Revoked,
+    /// Make a new authority for a cluster, in three steps; see "Rotation" in docs/RPC_AND_TRANSPORT.md
+    Succeed {
+        /// The authority's file
+        #[arg(long, value_name = "FILE", default_value = "octopii-authority.pem")]
+        authority: PathBuf,
+        /// The directory for the three files to write (mode 0600), which must exist
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        out: PathBuf,
+    },
     /// Have the nodes named by --node replace their keys and certificates, while they run
     Rotate {
         /// The node that issues certificates; none: each node asks itself

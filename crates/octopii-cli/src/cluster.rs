@@ -29,6 +29,7 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Cluster
             };
             return revoke(runtime, *output, args.target, what, authority.as_deref()).await;
         }
+        ClusterCommand::Succeed { authority, out } => return succeed(*output, &authority, &out),
         ClusterCommand::Revoked => return revoked(runtime, *output, args.target).await,
         ClusterCommand::Issue { authority, id, role, out } => {
             return issue(*output, &authority, (id, role), &out);
@@ -127,6 +128,31 @@ fn init(output: Output, path: &Path, operator_path: &Path) -> Result<(), Failure
             operator_path.display()
         ),
         &json!({ "cluster": authority.cluster().to_string(), "authority": path, "operator": operator_path }),
+    );
+    Ok(())
+}
+
+/// The issuing node runs with each of the three files in turn, and every node replaces its certificate after each.
+fn succeed(output: Output, authority: &Path, out: &Path) -> Result<(), Failure> {
+    let old = read_authority(authority)?;
+    let new = old.successor().map_err(Failure::failed)?;
+    let old = old.announcing(&new).map_err(Failure::failed)?;
+    let steps =
+        [("announce", old.to_pem()), ("carry", new.to_pem()), ("alone", new.without_predecessors().to_pem())];
+    let files: Vec<_> = steps
+        .iter()
+        .zip(1..)
+        .map(|((step, text), n)| (out.join(format!("octopii-authority-{n}-{step}.pem")), text))
+        .collect();
+    if let Some((taken, _)) = files.iter().find(|(path, _)| path.exists()) {
+        return Err(exists(taken));
+    }
+    for (path, text) in &files {
+        write_secret(path, text)?;
+        output.result(path.display(), &json!({ "authority": path }));
+    }
+    output.line(
+        "run the issuing node with each in turn, and `octopii cluster rotate` for every node after each",
     );
     Ok(())
 }

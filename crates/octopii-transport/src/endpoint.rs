@@ -83,8 +83,10 @@ impl Endpoint {
         let mut revoked = RevocationList::default();
         let kept = revoked.unknown(&options.revocations).and_then(|kept| revocation::signed(kept, identity));
         revoked.add(kept.map_err(|_| BindError::Revocations)?);
-        let mut config = quinn::EndpointConfig::new(tls::reset_key(identity));
-        let cid_key = tls::connection_id_key(identity);
+        let secret =
+            options.reset_secret.map_or_else(|| identity.key_bytes().to_vec(), |secret| secret.to_vec());
+        let mut config = quinn::EndpointConfig::new(tls::reset_key(&secret));
+        let cid_key = tls::connection_id_key(&secret);
         config
             .max_udp_payload_size(mtu)
             .expect("both sizes are legal")

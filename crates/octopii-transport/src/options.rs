@@ -1,5 +1,6 @@
 //! What an endpoint can be told, and its limits.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use crate::{Admission, Congestion, DatagramSocket, KeepRevocations, Profile};
 
 /// Options of [`Endpoint::bind`](crate::Endpoint::bind).
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct EndpointOptions {
     /// The UDP address to bind. Default `127.0.0.1:0`: loopback, any free port.
     pub bind: SocketAddr,
@@ -24,6 +25,9 @@ pub struct EndpointOptions {
     pub congestion: Congestion,
     /// Seeds connection ids and other protocol randomness, for reproducible simulations. Default: the system's.
     pub rng_seed: Option<[u8; 32]>,
+    /// Lets this endpoint disown the connections of its former lives: the same for each of them, and known to nobody else. Default:
+    /// derived from the identity's key, which serves as long as the identity is not replaced.
+    pub reset_secret: Option<[u8; 32]>,
     /// Decides who gets a certificate for a join token. Default: none, and joiners are refused. For the node that holds the
     /// authority's key.
     pub admission: Option<Arc<dyn Admission>>,
@@ -53,6 +57,7 @@ impl Default for EndpointOptions {
             mtu: None,
             congestion: Congestion::default(),
             rng_seed: None,
+            reset_secret: None,
             admission: None,
             revocations: Vec::new(),
             keep_revocations: None,
@@ -62,6 +67,17 @@ impl Default for EndpointOptions {
             idle_timeout: Duration::from_secs(10),
             close_unused: None,
         }
+    }
+}
+
+// Secrets stay out of logs.
+impl fmt::Debug for EndpointOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EndpointOptions")
+            .field("bind", &self.bind)
+            .field("profile", &self.profile())
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
     }
 }
 

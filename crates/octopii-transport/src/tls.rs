@@ -116,23 +116,23 @@ impl ServerCertVerifier for NamedByRules {
 }
 
 /// A restarted node must be able to tell its peers that their old connections are gone, so the key behind stateless
-/// resets is derived from the identity instead of being random for each process.
-pub(crate) fn reset_key(identity: &Identity) -> Arc<ring::hmac::Key> {
-    let derived = derived(identity, b"octopii stateless reset");
+/// resets is derived from a secret that outlives the process instead of being random for each.
+pub(crate) fn reset_key(secret: &[u8]) -> Arc<ring::hmac::Key> {
+    let derived = derived(secret, b"octopii stateless reset");
     Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, derived.as_ref()))
 }
 
 /// A reset is only sent for a connection id that bears this endpoint's mark, so the mark must outlive the process too:
 /// otherwise packets on an old connection are dropped in silence, and the peer keeps waiting until its idle timeout.
 ///
-/// The mark is not secret: it can be worked out from enough connection ids, and tells nothing of the identity's key.
-pub(crate) fn connection_id_key(identity: &Identity) -> u64 {
-    let derived = derived(identity, b"octopii connection ids");
+/// The mark is not secret: it can be worked out from enough connection ids, and tells nothing of the secret.
+pub(crate) fn connection_id_key(secret: &[u8]) -> u64 {
+    let derived = derived(secret, b"octopii connection ids");
     u64::from_le_bytes(*derived.as_ref().first_chunk().expect("32 bytes are more than 8"))
 }
 
-fn derived(identity: &Identity, purpose: &[u8]) -> ring::hmac::Tag {
-    ring::hmac::sign(&ring::hmac::Key::new(ring::hmac::HMAC_SHA256, identity.key_bytes()), purpose)
+fn derived(secret: &[u8], purpose: &[u8]) -> ring::hmac::Tag {
+    ring::hmac::sign(&ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret), purpose)
 }
 
 pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {

@@ -136,6 +136,25 @@ impl DataDir {
     }
 }
 
+impl DataDir {
+    /// `reset.key`: by it the node's peers know that connections of its former lives are gone. Made when it is first needed.
+    pub(crate) fn reset_secret(&self, vfs: &dyn Vfs) -> Result<[u8; 32], DataDirError> {
+        let path = self.path.join("reset.key");
+        match read_file(vfs, &path, MAX_FILE) {
+            Ok(bytes) => match bytes.try_into() {
+                Ok(secret) => return Ok(secret),
+                // Nothing is lost by a new one but that peers wait for old connections to time out.
+                Err(_) => tracing::warn!("{} is damaged, and replaced", path.display()),
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(io_error(&path, source)),
+        }
+        let secret: [u8; 32] = rand::random();
+        write_file_durable(vfs, &path, &secret).map_err(|source| io_error(&path, source))?;
+        Ok(secret)
+    }
+}
+
 impl Unclaimed {
     pub(crate) fn node_id(&self) -> NodeId {
         self.identity.node_id()

@@ -17,7 +17,7 @@ use octopii_transfer::{
 };
 use octopii_transport::{
     Admission, BindError, CertificateHash, ConnectError, DatagramSocket, Endpoint, EndpointOptions, Executor,
-    NodeId, PeerRole, PeerStats, Profile, Revocation, RevokeError,
+    Identity, NodeId, PeerRole, PeerStats, Profile, Revocation, RevokeError,
 };
 use octopii_vfs::{RealVfs, Vfs};
 use octopii_wal::{Committer, OpenError, Options as WalOptions, WriteAheadLog};
@@ -211,7 +211,7 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
     if let IdentitySource::Token(token) = &config.identity {
         join_into(&executor, &vfs, &config.data_dir, token).await?;
     }
-    let Disk { data_dir, wal, issuer, keeper, revocations } = {
+    let Disk { data_dir, wal, issuer, keeper, revocations, reset_secret } = {
         let (vfs, config, simulated) = (Arc::clone(&vfs), config.clone(), executor.is_simulated());
         executor.blocking(move || open_disk(&vfs, &config, simulated)).await?
     };
@@ -221,6 +221,7 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
         socket,
         rng_seed,
         limits: config.limits.clone(),
+        reset_secret: Some(reset_secret),
         revocations,
         keep_revocations: Some(Arc::new(keeper)),
         admission: issuer.clone().map(|issuer| issuer as Arc<dyn Admission>),
@@ -308,6 +309,7 @@ struct Disk {
     issuer: Option<Arc<Issuer>>,
     keeper: Keeper,
     revocations: Vec<u8>,
+    reset_secret: [u8; 32],
 }
 
 fn open_disk(vfs: &Arc<dyn Vfs>, config: &Config, simulated: bool) -> Result<Disk, StartError> {
@@ -324,9 +326,10 @@ fn open_disk(vfs: &Arc<dyn Vfs>, config: &Config, simulated: bool) -> Result<Dis
         Some(path) => Some(issuer(vfs, config, path, &data_dir)?),
         None => None,
     };
+    let reset_secret = data_dir.reset_secret(&**vfs)?;
     let (keeper, revocations) = Keeper::open(vfs, data_dir.path.join("revocations"))?;
     if !config.consensus {
-        return Ok(Disk { data_dir, wal: None, issuer, keeper, revocations });
+        return Ok(Disk { data_dir, wal: None, issuer, keeper, revocations, reset_secret });
     }
     let options = WalOptions {
         vfs: Arc::clone(vfs),
@@ -335,7 +338,7 @@ fn open_disk(vfs: &Arc<dyn Vfs>, config: &Config, simulated: bool) -> Result<Dis
         ..WalOptions::default()
     };
     let wal = WriteAheadLog::open(data_dir.path.join("wal"), options)?;
-    Ok(Disk { data_dir, wal: Some(wal), issuer, keeper, revocations })
+    Ok(Disk { data_dir, wal: Some(wal), issuer, keeper, revocations, reset_secret })
 }
 
 fn issuer(
@@ -437,6 +440,11 @@ impl OctopiiNode {
     /// stays valid until it is revoked.
     pub async fn rotate_identity(&self, issuer: Option<SocketAddr>) -> Result<CertificateHash, RotateError> {
         self.parts.rotation.rotate(issuer).await
+    }
+
+    /// The identity that new connections use.
+    pub fn identity(&self) -> Identity {
+        self.parts.endpoint.identity()
     }
 
     /// Every open connection, and how it does.

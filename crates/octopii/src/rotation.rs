@@ -85,6 +85,8 @@ struct Inner {
 
 pub(crate) const ROTATE: &str = "octopii.rotate";
 
+const RENEW_TRIES: usize = 3;
+
 /// The issuing node has this long to answer.
 const RENEW_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -149,14 +151,21 @@ impl Rotation {
 
 impl Inner {
     async fn certified(&self, key: &NodeKey, issuer: Option<SocketAddr>) -> Result<Certified, RotateError> {
-        let Some(addr) = issuer else {
-            let own = self.issuer.as_ref().ok_or(RotateError::NoIssuer)?;
-            let identity = self.endpoint.identity();
-            return Ok(own.renew(&identity.peer(), &key.public())?);
-        };
+        // Who issues has nobody to ask, whatever address it is known by.
+        if let Some(own) = &self.issuer {
+            return Ok(own.renew(&self.endpoint.identity().peer(), &key.public())?);
+        }
+        let addr = issuer.ok_or(RotateError::NoIssuer)?;
         let request = Renewal { public_key: key.public() };
-        let bytes: Vec<u8> =
-            self.rpc.call(addr, RENEW, &request, RENEW_TIMEOUT).await.map_err(RotateError::NotIssued)?;
+        let mut tries = 0;
+        // A certificate more does no harm, and the connection may have been to a former life of the issuing node.
+        let bytes: Vec<u8> = loop {
+            tries += 1;
+            match self.rpc.call(addr, RENEW, &request, RENEW_TIMEOUT).await {
+                Err(status) if tries < RENEW_TRIES && status.code.is_outcome_unknown() => {}
+                answered => break answered.map_err(RotateError::NotIssued)?,
+            }
+        };
         Ok(Certified::from_bytes(&bytes)?)
     }
 }

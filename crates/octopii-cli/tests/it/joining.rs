@@ -25,8 +25,11 @@ impl Cluster {
     }
 
     fn start_first(home: &Home, first: &str) -> Running {
+        Self::start_with(home, first, "octopii-authority.pem")
+    }
+
+    fn start_with(home: &Home, first: &str, authority: &str) -> Running {
         let member = format!("1={first}");
-        let authority = "octopii-authority.pem";
         let args = [
             "node",
             "--authority",
@@ -106,6 +109,53 @@ fn a_node_joins_with_a_token_once_and_rotates_its_key_while_it_runs() {
     assert_eq!((&told["event"], &told["changed"]), (&"reloaded".into(), &true.into()), "{told}");
     let get = ["kv", "get", "key", "--node", &second, "--identity", "octopii-operator.pem"];
     assert_eq!(succeeded(&cluster.home.run(&get)), "value\n");
+}
+
+/// Nodes move to a new authority while they serve; at the end the old one admits nobody.
+#[test]
+fn an_authority_is_replaced_under_a_running_cluster() {
+    let mut cluster = Cluster::new();
+    let second = free_addresses(1)[0].to_string();
+    cluster.write("token", &cluster.token(&[]));
+    let _node = cluster.home.start(&["node", "--join", "token", "--bind", &second, "--data-dir", "two"]);
+    let issue = |authority: &str, out: &str| {
+        let role = ["--role", "operator", "--id", "900", "--authority", authority, "--out", out];
+        succeeded(&cluster.home.run(&[&["cluster", "issue"], &role[..]].concat()));
+    };
+    issue("octopii-authority.pem", "old-client.pem");
+    succeeded(&cluster.home.run(&["cluster", "succeed"]));
+    let steps = [
+        "octopii-authority-1-announce.pem",
+        "octopii-authority-2-carry.pem",
+        "octopii-authority-3-alone.pem",
+    ];
+    for step in &steps {
+        issue(step, &format!("by-{step}"));
+    }
+    failed(&cluster.home.run(&["cluster", "succeed"]), 1, "exists");
+    for step in steps {
+        cluster.node.kill();
+        cluster.node = Cluster::start_with(&cluster.home, &cluster.first, step);
+        let operator = format!("by-{step}");
+        // The issuing node last: until then it carries what everybody trusts.
+        for node in [&second, &cluster.first] {
+            let rotate = ["cluster", "rotate", "--node", node, "--issuer", &cluster.first, "--identity"];
+            // Who speaks carries a certificate of the step before, which both sides still trust.
+            let speaking = match step {
+                "octopii-authority-1-announce.pem" => "by-octopii-authority-1-announce.pem",
+                _ => "by-octopii-authority-2-carry.pem",
+            };
+            succeeded(&cluster.home.run(&[&rotate[..], &[speaking]].concat()));
+        }
+        let ask = ["kv", "put", "k", step, "--node", &cluster.first, "--identity", &operator];
+        succeeded(&cluster.home.run(&ask));
+    }
+    let put = |identity: &str| {
+        cluster.home.run(&["kv", "put", "k", "v", "--node", &cluster.first, "--identity", identity])
+    };
+    failed(&put("old-client.pem"), 4, "not a member");
+    succeeded(&put("by-octopii-authority-3-alone.pem"));
+    succeeded(&put("two/identity.pem"));
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub struct ClusterAuthority {
     cluster: ClusterId,
     key: KeyPair,
     certificate: CertificateDer<'static>,
-    /// Earlier authorities of the same cluster, whose certificates are still accepted.
+    /// Other authorities of the same cluster, whose certificates are accepted too: earlier ones, or the next.
     earlier: Vec<CertificateDer<'static>>,
 }
 
@@ -38,6 +38,16 @@ impl ClusterAuthority {
         let mut earlier = vec![self.certificate.clone()];
         earlier.extend(self.earlier.iter().take(MAX_ROOTS - 2).cloned());
         Self::fresh(self.cluster, earlier)
+    }
+
+    /// The same authority, whose nodes will trust `successor` too: the first step of a change of authorities, before any node
+    /// carries a certificate of the new one.
+    pub fn announcing(mut self, successor: &Self) -> Result<Self, IdentityError> {
+        if successor.cluster != self.cluster || self.earlier.len() + 1 >= MAX_ROOTS {
+            return Err(IdentityError::NotAnAuthority);
+        }
+        self.earlier.push(successor.certificate.clone());
+        Ok(self)
     }
 
     /// The same authority, without trust in its predecessors: the last step of a change of authorities.
@@ -204,6 +214,11 @@ mod tests {
             assert_eq!(read.roots(), latest.roots());
         }
         assert_eq!(latest.without_predecessors().roots().len(), 1);
+        let next = first.successor().unwrap();
+        assert!(next.roots().contains(&first.certificate));
+        assert!(ClusterAuthority::generate().unwrap().announcing(&next).is_err());
+        let announcing = first.announcing(&next).unwrap();
+        assert_eq!(announcing.roots(), [announcing.certificate.clone(), next.certificate.clone()]);
     }
 
     #[test]

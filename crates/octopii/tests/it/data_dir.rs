@@ -77,7 +77,11 @@ fn secrets_are_for_their_owner_only() {
     let home = tempdir().unwrap();
     let runtime = OctopiiRuntime::new(1);
     let node = start(&runtime, config(home.path(), "node")).unwrap();
-    for secret in [node.data_dir().join("identity.pem"), home.path().join("authority/local-authority.pem")] {
+    for secret in [
+        node.data_dir().join("identity.pem"),
+        node.data_dir().join("reset.key"),
+        home.path().join("authority/local-authority.pem"),
+    ] {
         let mode = std::fs::metadata(&secret).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{}", secret.display());
     }
