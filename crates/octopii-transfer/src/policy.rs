@@ -96,3 +96,15 @@ pub trait ReceivePolicy: Send + Sync + 'static {
         Vec::new()
     }
 }
+
+/// A function that decides, for those who need to hear nothing more.
+impl<F> ReceivePolicy for F
+where
+    F: Fn(&Offer) -> Result<Destination, Refusal> + Send + Sync + 'static,
+{
+    fn accept(&self, offer: &Offer) -> Result<Destination, Refusal> {
+        self(offer)
+    }
+
+    fn received(&self, _: ReceivedChunk) {}
+}
