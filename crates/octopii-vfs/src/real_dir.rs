@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Component, Path};
-use std::sync::Arc;
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Mode, OFlags, RawMode, RenameFlags, ResolveFlags, Stat, Timespec, Timestamps,
@@ -23,22 +23,21 @@ pub(crate) struct RealDir {
     fd: OwnedFd,
     /// Old kernels and some sandboxes lack `openat2`; then every component is opened by itself.
     by_component: AtomicBool,
+    /// The directories used last: thousands of calls in a row are about names in the same one or two.
+    latest: Mutex<[Option<Latest>; 2]>,
 }
 
-/// A directory on the way: the handle itself, or one opened for the moment.
-enum Parent<'a> {
-    Root(BorrowedFd<'a>),
-    Opened(OwnedFd),
+/// A directory on the way that is kept open.
+#[derive(Debug)]
+struct Latest {
+    path: PathBuf,
+    fd: Arc<OwnedFd>,
+    uses: u32,
 }
 
-impl AsFd for Parent<'_> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Root(fd) => *fd,
-            Self::Opened(fd) => fd.as_fd(),
-        }
-    }
-}
+/// A directory that is kept open is looked up again after so many uses, and whenever something in it is not found: what others
+/// rename or replace is noticed soon.
+const MAX_USES: u32 = 256;
 
 /// What every directory on the way is opened with.
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -49,7 +48,7 @@ const TRIES: usize = 16;
 impl RealDir {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { fd, by_component: AtomicBool::new(false) })
+        Ok(Self { fd, by_component: AtomicBool::new(false), latest: Mutex::default() })
     }
 
     /// Opens the directory at `path`, which is not the handle itself.
@@ -81,17 +80,39 @@ impl RealDir {
         Ok(rustix::fs::openat(&at, ".", DIRECTORY | flags, Mode::empty())?)
     }
 
-    /// The directory that holds the last name of `path`, and that name.
-    fn locate<'a>(&self, path: &'a Path) -> io::Result<(Parent<'_>, &'a OsStr)> {
+    /// Does something with the last name of `path`, in the directory that holds it.
+    fn at<T>(&self, path: &Path, work: impl Fn(BorrowedFd<'_>, &OsStr) -> Result<T, Errno>) -> io::Result<T> {
         check(path)?;
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
         let parent = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => {
-                Parent::Opened(self.descend(parent, OFlags::PATH)?)
-            }
-            _ => Parent::Root(self.fd.as_fd()),
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => return Ok(work(self.fd.as_fd(), name)?),
         };
-        Ok((parent, name))
+        if let Some(fd) = self.kept(parent) {
+            match work(fd.as_fd(), name) {
+                Err(Errno::NOENT) => {}
+                other => return Ok(other?),
+            }
+        }
+        let fd = Arc::new(self.descend(parent, OFlags::PATH)?);
+        self.keep(parent, &fd);
+        Ok(work(fd.as_fd(), name)?)
+    }
+
+    fn kept(&self, path: &Path) -> Option<Arc<OwnedFd>> {
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = latest.iter_mut().flatten().find(|kept| kept.path == path)?;
+        found.uses += 1;
+        (found.uses <= MAX_USES).then(|| Arc::clone(&found.fd))
+    }
+
+    fn keep(&self, path: &Path, fd: &Arc<OwnedFd>) {
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        // The first of the two is the older one, unless this path had the other.
+        if latest[1].as_ref().is_none_or(|kept| kept.path != path) {
+            latest.swap(0, 1);
+        }
+        latest[1] = Some(Latest { path: path.to_owned(), fd: Arc::clone(fd), uses: 0 });
     }
 
     /// A directory that can be listed and synced.
@@ -109,8 +130,9 @@ impl VfsDir for RealDir {
         if path.as_os_str().is_empty() {
             return Ok(attributes_of(&rustix::fs::fstat(&self.fd)?));
         }
-        let (parent, name) = self.locate(path)?;
-        Ok(attributes_of(&rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?))
+        self.at(path, |dir, name| {
+            Ok(attributes_of(&rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?))
+        })
     }
 
     fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {
@@ -127,7 +149,6 @@ impl VfsDir for RealDir {
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<FileHandle> {
-        let (parent, name) = self.locate(path)?;
         // A pipe at the name must not be waited for.
         let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let flags = flags
@@ -136,7 +157,7 @@ impl VfsDir for RealDir {
                 OpenMode::ReadWrite => OFlags::RDWR,
                 OpenMode::CreateNew => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
             };
-        let fd = rustix::fs::openat(&parent, name, flags, Mode::RUSR | Mode::WUSR)?;
+        let fd = self.at(path, |dir, name| rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR))?;
         if mode != OpenMode::CreateNew {
             let kind = FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode as RawMode);
             if kind != FileType::RegularFile {
@@ -147,64 +168,64 @@ impl VfsDir for RealDir {
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        let (parent, name) = self.locate(path)?;
-        Ok(rustix::fs::mkdirat(&parent, name, Mode::RWXU)?)
+        self.at(path, |dir, name| rustix::fs::mkdirat(dir, name, Mode::RWXU))
     }
 
     fn read_link(&self, path: &Path) -> io::Result<OsString> {
-        let (parent, name) = self.locate(path)?;
-        let target = rustix::fs::readlinkat(&parent, name, Vec::new())?;
+        let target = self.at(path, |dir, name| rustix::fs::readlinkat(dir, name, Vec::new()))?;
         Ok(OsString::from_vec(target.into_bytes()))
     }
 
     fn create_link(&self, path: &Path, target: &OsStr) -> io::Result<()> {
-        let (parent, name) = self.locate(path)?;
-        Ok(rustix::fs::symlinkat(target, &parent, name)?)
+        self.at(path, |dir, name| rustix::fs::symlinkat(target, dir, name))
     }
 
     fn rename(&self, from: &Path, to: &Path, replace: bool) -> io::Result<()> {
-        let (from_dir, from_name) = self.locate(from)?;
-        let (to_dir, to_name) = self.locate(to)?;
-        if replace {
-            return Ok(rustix::fs::renameat(&from_dir, from_name, &to_dir, to_name)?);
-        }
-        match rustix::fs::renameat_with(&from_dir, from_name, &to_dir, to_name, RenameFlags::NOREPLACE) {
-            // Some file systems lack the flag. A hard link refuses an existing name just as atomically; a crash
-            // between the two calls leaves the complete file under both names.
-            Err(Errno::INVAL | Errno::NOSYS) => {
-                rustix::fs::linkat(&from_dir, from_name, &to_dir, to_name, AtFlags::empty())?;
-                Ok(rustix::fs::unlinkat(&from_dir, from_name, AtFlags::empty())?)
+        let moved = |from_dir: BorrowedFd<'_>, from: &OsStr, to_dir: BorrowedFd<'_>, to: &OsStr| {
+            if replace {
+                return rustix::fs::renameat(from_dir, from, to_dir, to);
             }
-            other => Ok(other?),
-        }
+            match rustix::fs::renameat_with(from_dir, from, to_dir, to, RenameFlags::NOREPLACE) {
+                // Some file systems lack the flag. A hard link refuses an existing name just as atomically; a crash
+                // between the two calls leaves the complete file under both names.
+                Err(Errno::INVAL | Errno::NOSYS) => {
+                    rustix::fs::linkat(from_dir, from, to_dir, to, AtFlags::empty())?;
+                    rustix::fs::unlinkat(from_dir, from, AtFlags::empty())
+                }
+                other => other,
+            }
+        };
+        // What fails within is not about the first directory: told apart, so that its kind is kept.
+        self.at(from, |from_dir, from_name| {
+            Ok(self.at(to, |to_dir, to_name| moved(from_dir, from_name, to_dir, to_name)))
+        })?
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        let (parent, name) = self.locate(path)?;
-        Ok(rustix::fs::unlinkat(&parent, name, AtFlags::empty())?)
+        self.at(path, |dir, name| rustix::fs::unlinkat(dir, name, AtFlags::empty()))
     }
 
     fn set_attributes(&self, path: &Path, mode: u32, modified: Option<Timestamp>) -> io::Result<()> {
         if path.as_os_str().is_empty() {
             return set_attributes_of(self.fd.as_fd(), mode, modified);
         }
-        let (parent, name) = self.locate(path)?;
         // Opened first, so that it is changed and not what may take its name meanwhile.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let fd = match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
-            // Its owner may change what its mode lets nobody open. The handle is of the thing itself, never of a link.
-            Err(Errno::ACCESS) => {
-                let path_only = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let fd = rustix::fs::openat(&parent, name, path_only, Mode::empty())?;
-                if attributes_of(&rustix::fs::fstat(&fd)?).kind == EntryKind::Link {
-                    return Err(Errno::LOOP.into());
+        let fd =
+            self.at(path, |parent, name| match rustix::fs::openat(parent, name, flags, Mode::empty()) {
+                // Its owner may change what its mode lets nobody open. The handle is of the thing itself, never of a link.
+                Err(Errno::ACCESS) => {
+                    let path_only = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    let fd = rustix::fs::openat(parent, name, path_only, Mode::empty())?;
+                    if attributes_of(&rustix::fs::fstat(&fd)?).kind == EntryKind::Link {
+                        return Err(Errno::LOOP);
+                    }
+                    let through = format!("/proc/self/fd/{}", fd.as_raw_fd());
+                    rustix::fs::chmod(&through, Mode::from_raw_mode(mode as RawMode) | Mode::RUSR)?;
+                    rustix::fs::openat(parent, name, flags, Mode::empty())
                 }
-                let through = format!("/proc/self/fd/{}", fd.as_raw_fd());
-                rustix::fs::chmod(&through, Mode::from_raw_mode(mode as RawMode) | Mode::RUSR)?;
-                rustix::fs::openat(&parent, name, flags, Mode::empty())?
-            }
-            other => other?,
-        };
+                other => other,
+            })?;
         set_attributes_of(fd.as_fd(), mode, modified)
     }
 

@@ -29,7 +29,7 @@ use crate::service::{AbortOnDrop, Shared};
 use crate::{Digest, FailureCode, Refusal, TransferError};
 
 /// Files and bytes that are committed together.
-const COMMIT_FILES: usize = 8192;
+const COMMIT_FILES: usize = 4096;
 const COMMIT_BYTES: u64 = 64 << 20;
 
 /// What is written is committed when nothing has arrived for this long.

@@ -25,7 +25,7 @@ use super::link::{Message, enqueue, read_message, read_messages, write_messages}
 use super::options::TreeOptions;
 use super::outcome::{EntryFailure, EntryOutcome, Ledger, NotDone, TreeProgress, TreeReport};
 use super::sessions::{LARGE, large_meta};
-use super::walk::{Step, Walk, read_small};
+use super::walk::{Step, Walk, changed, read_small};
 use super::wire::{self, Entry, Open, PAGE_BYTES, PAGE_ENTRIES, RECORDS, SMALL, Tag, Verdict, WINDOW};
 use crate::activity::Activity;
 use crate::pace::Pace;
@@ -554,10 +554,6 @@ fn pack(root: &DirHandle, jobs: &[Job]) -> Bytes {
         }
     }
     wire::finish_pack(pack, jobs.len())
-}
-
-fn changed() -> NotDone {
-    NotDone::new(EntryFailure::Changed, "changed while the tree was being sent")
 }
 
 /// Sends a large file as a chunk of its own: one that was cut off goes on where it was. Gives back how many bytes did not have to

@@ -8,7 +8,6 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 use std::vec;
 
 use octopii_vfs::{Attributes, DirHandle, EntryKind, OpenMode, Timestamp};
@@ -208,46 +207,23 @@ pub(crate) fn read_small(
     };
     let file = root.open(path, OpenMode::Read).map_err(unreadable)?;
     let (start, size) = (buffer.len(), size as usize);
-    // One byte more, to see whether it has grown.
-    buffer.resize(start + size + 1, 0);
-    let mut done = 0;
-    while done <= size {
-        match file.read_at(&mut buffer[start + done..], done as u64).map_err(unreadable)? {
-            0 => break,
-            n => done += n,
-        }
+    buffer.resize(start + size, 0);
+    file.read_exact_at(&mut buffer[start..], 0).map_err(|e| match e.kind() {
+        io::ErrorKind::UnexpectedEof => changed(),
+        _ => unreadable(e),
+    })?;
+    let seen = file.version().map_err(unreadable)?;
+    if seen.len != size as u64 || seen.modified_ns != nanoseconds(modified) {
+        return Err(changed());
     }
-    let seen = file.modified().map_err(unreadable)?;
-    if done != size || seen.is_some_and(|seen| timestamp(seen) != modified) {
-        return Err(NotDone::new(EntryFailure::Changed, "changed while the tree was being sent"));
-    }
-    buffer.truncate(start + size);
     Ok(Digest::of(&buffer[start..]))
 }
 
-pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
-    match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(since) => Timestamp { seconds: since.as_secs() as i64, nanoseconds: since.subsec_nanos() },
-        Err(before) => {
-            let before = before.duration();
-            match before.subsec_nanos() {
-                0 => Timestamp { seconds: -(before.as_secs() as i64), nanoseconds: 0 },
-                n => Timestamp { seconds: -(before.as_secs() as i64) - 1, nanoseconds: 1_000_000_000 - n },
-            }
-        }
-    }
+fn nanoseconds(time: Timestamp) -> i128 {
+    i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    #[test]
-    fn times_before_1970_keep_their_nanoseconds() {
-        let early = SystemTime::UNIX_EPOCH - Duration::new(5, 1);
-        assert_eq!(timestamp(early), Timestamp { seconds: -6, nanoseconds: 999_999_999 });
-        let early = SystemTime::UNIX_EPOCH - Duration::new(5, 0);
-        assert_eq!(timestamp(early), Timestamp { seconds: -5, nanoseconds: 0 });
-    }
+/// The file is not what the manifest says any more.
+pub(crate) fn changed() -> NotDone {
+    NotDone::new(EntryFailure::Changed, "changed while the tree was being sent")
 }

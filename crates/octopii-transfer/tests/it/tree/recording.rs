@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use octopii_vfs::{Attributes, DirHandle, FileHandle, OpenMode, Timestamp, VfsDir, VfsFile};
+use octopii_vfs::{Attributes, DirHandle, FileHandle, FileVersion, OpenMode, Timestamp, VfsDir, VfsFile};
 
 use crate::recording::{Op, RecordingVfs};
 
@@ -72,6 +72,10 @@ impl VfsFile for RecordingFile {
 
     fn len(&self) -> io::Result<u64> {
         self.0.len()
+    }
+
+    fn version(&self) -> io::Result<FileVersion> {
+        self.0.version()
     }
 
     fn set_attributes(&self, mode: u32, modified: Option<Timestamp>) -> io::Result<()> {
