@@ -40,7 +40,7 @@ const QUEUE: usize = 4;
 const HANDOVER: Duration = Duration::from_secs(5);
 
 /// A file in use by another process, or in the middle of a sweep, is tried this often.
-const OPEN_ATTEMPTS: u32 = 20;
+const OPEN_ATTEMPTS: u32 = 100;
 const OPEN_PERIOD: Duration = Duration::from_millis(50);
 
 /// How long a chunk that arrived is kept at hand for other receivers, at the most.

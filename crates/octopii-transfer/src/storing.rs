@@ -355,7 +355,7 @@ impl Storing {
         let Some(temporary) = sink.store.file() else { return Ok(()) };
         self.synced = self.stored;
         let (file, path) = (FileHandle::clone(temporary.file()), temporary.path().to_owned());
-        let lock = Arc::clone(temporary.lock());
+        let (lock, fate) = (Arc::clone(temporary.lock()), temporary.fate());
         let executor = self.executor.clone();
         let sync = move || {
             // Whoever resumes waits until this is over.
@@ -365,6 +365,10 @@ impl Storing {
                 Some(journal) => journal.append(&entries),
                 None => Ok(()),
             });
+            if synced.is_ok() && journal.as_ref().is_some_and(|journal| journal.bytes() > 0) {
+                // From here on a receiver that is dropped in the middle leaves something to go on from.
+                fate.keep();
+            }
             synced.map(|()| journal).map_err(failed)
         };
         self.syncing = Some(AbortOnDrop(self.executor.spawn(async move { executor.blocking(sync).await })));
@@ -375,9 +379,6 @@ impl Storing {
         let Some(mut syncing) = self.syncing.take() else { return Ok(()) };
         let journal = (&mut syncing.0).await.map_err(|_| TransferError::ShuttingDown).flatten()?;
         if let Some(sink) = place.as_mut() {
-            if journal.as_ref().is_some_and(|journal| journal.bytes() > 0) {
-                sink.store.set_keep(true);
-            }
             sink.journal = journal;
         }
         Ok(())

@@ -4,6 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, SystemTime};
 
 use octopii_vfs::{FileHandle, FileKind, LockGuard, OpenMode, Vfs, create_dir_all_durable};
@@ -31,8 +32,32 @@ pub(crate) struct TemporaryFile {
     file: FileHandle,
     journal: Option<PathBuf>,
     named: bool,
-    keep: bool,
+    fate: Fate,
     lock: Arc<dyn LockGuard>,
+}
+
+/// Whether a file stays when nobody works on it any more. That it does not is the last word.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Fate(Arc<AtomicU8>);
+
+const UNDECIDED: u8 = 0;
+const KEPT: u8 = 1;
+const REMOVED: u8 = 2;
+
+impl Fate {
+    /// There is something to go on from.
+    pub(crate) fn keep(&self) {
+        // An error means that it is kept, or not to be kept, already.
+        let _ = self.0.compare_exchange(UNDECIDED, KEPT, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    fn remove(&self) {
+        self.0.store(REMOVED, Ordering::Relaxed);
+    }
+
+    fn is_kept(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == KEPT
+    }
 }
 
 /// What of abandoned files is kept in a directory.
@@ -67,7 +92,7 @@ impl TemporaryFile {
                         file,
                         journal: None,
                         named: true,
-                        keep: false,
+                        fate: Fate::default(),
                         lock: lock.into(),
                     });
                 }
@@ -107,14 +132,14 @@ impl TemporaryFile {
             Err(e) => return Err(failed(e)),
         };
         let file = vfs.open(&path, OpenMode::ReadWrite).map_err(failed)?;
-        let mut temporary = Self {
+        let temporary = Self {
             vfs: Arc::clone(vfs),
             dir: dir.to_owned(),
             path,
             file,
             journal: Some(journal.clone()),
             named: true,
-            keep: false,
+            fate: Fate::default(),
             lock,
         };
         let journal = match vfs.open(&journal, OpenMode::ReadWrite) {
@@ -126,7 +151,7 @@ impl TemporaryFile {
         if let Some((journal, prefix)) =
             Journal::resume(about, FileHandle::clone(&journal), stored).map_err(failed)?
         {
-            temporary.keep = true;
+            temporary.fate.keep();
             return Ok(Some((temporary, journal, prefix)));
         }
         // Nothing that could be believed: the content begins anew.
@@ -137,11 +162,19 @@ impl TemporaryFile {
 
     /// Whether the file stays for another transfer to go on from when this is dropped.
     pub(crate) fn set_keep(&mut self, keep: bool) {
-        self.keep = keep;
+        match keep {
+            true => self.fate.keep(),
+            false => self.fate.remove(),
+        }
     }
 
     pub(crate) fn is_kept(&self) -> bool {
-        self.keep
+        self.fate.is_kept()
+    }
+
+    /// For whoever makes the file worth keeping on another thread.
+    pub(crate) fn fate(&self) -> Fate {
+        self.fate.clone()
     }
 
     pub(crate) fn is_resumable(&self) -> bool {
@@ -212,7 +245,7 @@ impl TemporaryFile {
 
 impl Drop for TemporaryFile {
     fn drop(&mut self) {
-        if !self.named || self.keep {
+        if !self.named || self.fate.is_kept() {
             return;
         }
         if let Err(e) = self.vfs.remove_file(&self.path) {

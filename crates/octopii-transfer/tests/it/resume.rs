@@ -107,6 +107,37 @@ async fn another_process_goes_on_from_what_was_synced() {
     scene.arrived_whole(&receipt);
 }
 
+/// A receiver whose tasks are dropped as they are leaves what its journal vouches for, the latest sync included.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_ends_in_the_middle_leaves_what_was_synced() {
+    let Scene { state, b, data, path } = scene();
+    let Node { endpoint, transfer, dir } = b;
+    let inbox = dir.path().join("inbox");
+    let a = Node::with(
+        1,
+        RealVfs::shared(),
+        TransferOptions { state_dir: Some(state.path().join("state")), ..quick() },
+    );
+    let rate_limit = std::num::NonZeroU64::new(24 * BLOCK as u64);
+    let options = SendOptions { rate_limit, ..SendOptions::new("file") };
+    let source = ChunkSource::File(path.clone());
+    let dropping = async {
+        // One record: it is to be kept before the second sync begins.
+        let journal = || names(&inbox).into_iter().find(|name| name.ends_with(".journal"));
+        eventually("the first sync", || journal().is_some_and(|name| read(&inbox.join(name)).len() > 400))
+            .await;
+        drop(transfer);
+    };
+    let (sent, ()) = tokio::join!(a.transfer.send(endpoint.local_addr(), &source, options), dropping);
+    assert!(matches!(sent, Err(TransferError::Lost(_))), "{sent:?}");
+    endpoint.close(Duration::from_secs(5)).await;
+    let again = Node { dir, ..Node::new(2) };
+    again.open_inbox();
+    let receipt = a.transfer.send(again.addr(), &source, SendOptions::new("file")).await.unwrap();
+    assert!(receipt.resumed >= 16 << 20, "{}", receipt.resumed);
+    assert!(read(&inbox.join("source")) == data);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_connection_is_made_again_and_the_transfer_goes_on() {
     let scene = scene();
