@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
-use octopii_transport::{Connection, Endpoint, RecvStream, SendStream, StreamError, StreamKind};
+use octopii_transport::{Connection, Endpoint, Executor, RecvStream, SendStream, StreamError, StreamKind};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -173,7 +173,8 @@ impl Client {
                 self.endpoint.executor(),
                 self.shared.options.max_response,
             );
-            if let Some(call) = lane.begin(&self.head(method, Shape::Unary, begun), body) {
+            let left = begun.left(self.endpoint.executor());
+            if let Some(call) = lane.begin(&begun.head(method, Shape::Unary, left), body) {
                 return call?.answer().await;
             }
         }
@@ -181,17 +182,6 @@ impl Client {
         // An error means that the peer stopped reading: it may have answered before it read everything.
         let _ = send.finish();
         self.read_response(&mut recv).await?.single()
-    }
-
-    fn head<'a>(&self, method: &'a str, shape: Shape, begun: &'a Begun) -> Head<&'a str, &'a Metadata> {
-        Head {
-            method,
-            shape,
-            encoding: begun.options.encoding,
-            deadline: begun.end.saturating_duration_since(self.endpoint.executor().now()),
-            trace: begun.options.trace,
-            metadata: &begun.options.metadata,
-        }
     }
 
     /// Opens a stream and writes the head of a request and its body.
@@ -203,7 +193,8 @@ impl Client {
         body: &Bytes,
         begun: &Begun,
     ) -> Result<(SendStream, RecvStream), Status> {
-        let mut first = self.head(method, shape, begun).encode(body.len())?;
+        let left = begun.left(self.endpoint.executor());
+        let mut first = begun.head(method, shape, left).encode(body.len())?;
         let rest = if body.len() <= INLINE {
             first.put_slice(body);
             Bytes::new()
@@ -250,6 +241,23 @@ struct Begun {
     /// How long it may take from its beginning.
     limit: Duration,
     options: CallOptions,
+}
+
+impl Begun {
+    fn left(&self, executor: &Executor) -> Duration {
+        self.end.saturating_duration_since(executor.now())
+    }
+
+    fn head<'a>(&'a self, method: &'a str, shape: Shape, left: Duration) -> Head<&'a str, &'a Metadata> {
+        Head {
+            method,
+            shape,
+            encoding: self.options.encoding,
+            deadline: left,
+            trace: self.options.trace,
+            metadata: &self.options.metadata,
+        }
+    }
 }
 
 fn malformed(e: &crate::CodecError) -> Status {

@@ -61,6 +61,8 @@ struct State {
     unwritten: BytesMut,
     waiting: BTreeMap<u32, Waiting>,
     last_id: u32,
+    /// Calls after this one are still in `unwritten`.
+    written_id: u32,
     answered: bool,
     closed: bool,
 }
@@ -133,13 +135,20 @@ impl Lane {
         Some(Ok(OnLane { lane: Arc::clone(self), id, answer: answered }))
     }
 
-    /// Takes no more calls; those that wait fail like this.
+    /// Takes no more calls; those that wait fail like this, or as surely not carried out if they were never written.
     fn close(&self, status: &Status) {
         let mut state = self.state();
         state.closed = true;
-        for waiting in std::mem::take(&mut state.waiting).into_values() {
+        let written_id = state.written_id;
+        for (id, waiting) in std::mem::take(&mut state.waiting) {
+            let mut status = status.clone();
+            // Numbers wrap around.
+            let unwritten = (1..=u32::MAX / 2).contains(&id.wrapping_sub(written_id));
+            if unwritten && status.code == Code::Unknown {
+                status.code = Code::Unavailable;
+            }
             // An error means that the caller has just given up.
-            let _ = waiting.answer.send(Err(status.clone()));
+            let _ = waiting.answer.send(Err(status));
         }
         drop(state);
         self.asked.notify_one();
@@ -236,6 +245,7 @@ async fn write(lane: &Lane, mut send: SendStream) -> StreamError {
     loop {
         let (unwritten, closed) = {
             let mut state = lane.state();
+            state.written_id = state.last_id;
             (state.unwritten.split().freeze(), state.closed)
         };
         if closed {
@@ -250,5 +260,45 @@ async fn write(lane: &Lane, mut send: SendStream) -> StreamError {
             lane.state().closed = true;
             std::future::pending::<()>().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{Encoding, Shape};
+
+    #[tokio::test]
+    async fn what_was_never_written_was_surely_not_carried_out() {
+        let state = State { last_id: u32::MAX - 1, written_id: u32::MAX - 1, ..State::default() };
+        let lane = Arc::new(Lane { state: Mutex::new(state), asked: Notify::new(), max_response: 100 });
+        let metadata = Metadata::new();
+        let head = Head {
+            method: "x",
+            shape: Shape::Unary,
+            encoding: Encoding::Native,
+            deadline: Duration::from_secs(1),
+            trace: None,
+            metadata: &metadata,
+        };
+        let call = || lane.begin(&head, b"body").expect("it is open").expect("legal");
+        let written = [call(), call()];
+        {
+            // As the writing side does.
+            let mut state = lane.state();
+            state.written_id = state.last_id;
+            state.unwritten.clear();
+        }
+        let unwritten = [call(), call()];
+        lane.close(&Status::new(Code::Unknown, "lost"));
+        for call in written {
+            assert_eq!(call.answer().await.unwrap_err().code, Code::Unknown);
+        }
+        for call in unwritten {
+            assert_eq!(call.answer().await.unwrap_err().code, Code::Unavailable);
+        }
+        assert!(lane.begin(&head, b"body").is_none());
     }
 }

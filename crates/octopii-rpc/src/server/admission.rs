@@ -22,7 +22,10 @@ pub(crate) struct Admission {
 #[derive(Debug, Default)]
 struct State {
     total: Usage,
+    /// Who has nothing is kept a while: most call again.
     peers: BTreeMap<NodeId, Usage>,
+    /// Peers that have something.
+    active: usize,
     draining: bool,
 }
 
@@ -31,6 +34,15 @@ struct Usage {
     calls: usize,
     bytes: usize,
 }
+
+impl Usage {
+    fn is_none(self) -> bool {
+        self.calls == 0 && self.bytes == 0
+    }
+}
+
+/// Peers that have nothing and are kept.
+const KEPT: usize = 1024;
 
 #[derive(Debug, Clone, Copy)]
 struct Bound {
@@ -90,7 +102,7 @@ impl Admission {
                 .with_advice(Advice::Elsewhere));
         }
         let own = state.peers.get(&peer).copied().unwrap_or_default();
-        let peers = state.peers.len() + usize::from(!state.peers.contains_key(&peer));
+        let peers = state.active + usize::from(own.is_none());
         if !self.calls.allows(own.calls, state.total.calls, 1, peers) {
             return Err(Status::new(
                 Code::ResourceExhausted,
@@ -98,16 +110,16 @@ impl Admission {
             )
             .with_advice(Advice::After(WAIT)));
         }
-        state.peers.entry(peer).or_default().calls += 1;
-        state.total.calls += 1;
+        state.take(peer, 1, 0);
         Ok(Permit { admission: Arc::clone(self), peer })
     }
 
     /// Sets memory aside for what `peer` has announced, or says why not.
     pub(crate) fn reserve(self: &Arc<Self>, peer: NodeId, bytes: usize) -> Result<Memory, Status> {
+        let bytes = bytes.max(1);
         let mut state = self.state();
         let own = state.peers.get(&peer).copied().unwrap_or_default();
-        let peers = state.peers.len() + usize::from(!state.peers.contains_key(&peer));
+        let peers = state.active + usize::from(own.is_none());
         // A single request is bounded by itself: it must not be larger than can ever be.
         let first = own.bytes == 0 && state.total.bytes.saturating_add(bytes) <= self.bytes.all;
         if !first && !self.bytes.allows(own.bytes, state.total.bytes, bytes, peers) {
@@ -117,8 +129,7 @@ impl Admission {
             )
             .with_advice(Advice::After(WAIT)));
         }
-        state.peers.entry(peer).or_default().bytes += bytes;
-        state.total.bytes += bytes;
+        state.take(peer, 0, bytes);
         Ok(Memory { admission: Arc::clone(self), peer, bytes })
     }
 
@@ -151,14 +162,28 @@ impl Admission {
         if let Some(own) = state.peers.get_mut(&peer) {
             own.calls -= calls;
             own.bytes -= bytes;
-            if own.calls == 0 && own.bytes == 0 {
-                state.peers.remove(&peer);
+            if own.is_none() {
+                state.active -= 1;
+                if state.peers.len() > KEPT {
+                    state.peers.remove(&peer);
+                }
             }
         }
         if state.draining && state.total.calls == 0 {
             drop(state);
             self.idle.notify_waiters();
         }
+    }
+}
+
+impl State {
+    fn take(&mut self, peer: NodeId, calls: usize, bytes: usize) {
+        let own = self.peers.entry(peer).or_default();
+        self.active += usize::from(own.is_none());
+        own.calls += calls;
+        own.bytes += bytes;
+        self.total.calls += calls;
+        self.total.bytes += bytes;
     }
 }
 
@@ -199,7 +224,7 @@ mod tests {
         let status = admission.begin(9).unwrap_err();
         assert!(status.is_retryable_here() && matches!(status.advice, Advice::After(_)), "{status}");
         drop((greedy, others));
-        assert!(admission.state().peers.is_empty(), "peers are forgotten");
+        assert_eq!(admission.state().active, 0);
     }
 
     #[test]
@@ -227,7 +252,16 @@ mod tests {
         // A single one that is larger than a peer's share, but not than all.
         assert!(admission.reserve(1, 90).is_ok());
         assert!(admission.reserve(1, 101).is_err());
-        assert!(admission.state().peers.is_empty());
+        assert_eq!(admission.state().active, 0);
+    }
+
+    #[test]
+    fn peers_that_come_and_go_take_no_memory() {
+        let admission = admission(8, 8);
+        for peer in 0..10_000 {
+            drop(admission.begin(peer).unwrap());
+        }
+        assert!(admission.state().peers.len() <= KEPT + 1);
     }
 
     #[tokio::test]

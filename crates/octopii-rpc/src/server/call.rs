@@ -1,5 +1,6 @@
 //! One call, from its first byte to its last.
 
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -79,7 +80,7 @@ async fn run(
         Body::Whole(body)
     };
     let ended = EndOnDrop(Cancellation::default());
-    let context = context(connection, head, granted, &ended);
+    let context = context(connection, connection.remote_addr(), head, granted, &ended);
     let inherited = context.inherited();
     let answer = async {
         // The call itself may panic as well as its future.
@@ -122,13 +123,14 @@ pub(super) fn begin<'a>(
 
 pub(super) fn context(
     connection: &Connection,
+    remote_addr: SocketAddr,
     head: Head<String, Metadata>,
     deadline: Instant,
     ended: &EndOnDrop,
 ) -> Context {
     Context {
         peer: *connection.peer(),
-        remote_addr: connection.remote_addr(),
+        remote_addr,
         deadline,
         method: head.method,
         shape: head.shape,

@@ -1,6 +1,7 @@
 //! Lanes, serving side: many small calls on one stream, answered in whatever order they are done.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -33,7 +34,9 @@ pub(super) async fn serve(
     mut send: SendStream,
     mut recv: RecvStream,
 ) {
-    let mut lane = Lane { shared: &shared, connection, out: Arc::default(), running: Running::default() };
+    let remote_addr = connection.remote_addr();
+    let (out, running) = (Arc::default(), Running::default());
+    let mut lane = Lane { shared: &shared, connection, remote_addr, out, running };
     loop {
         while let Some(mut parts) = lane.out.take() {
             // A caller that takes no responses is given up with all its calls.
@@ -55,6 +58,8 @@ pub(super) async fn serve(
             }
         };
         let Ok(Some(frame)) = frame else { return };
+        // It may have moved; asking for each call would be asking the connection's lock.
+        lane.remote_addr = lane.connection.remote_addr();
         if !lane.take(frame) || !lane.take_received(&mut recv) {
             return;
         }
@@ -73,6 +78,7 @@ async fn next_frame(shared: &Shared, recv: &mut RecvStream) -> Result<Option<Byt
 struct Lane<'a> {
     shared: &'a Arc<Shared>,
     connection: Connection,
+    remote_addr: SocketAddr,
     out: Arc<Out>,
     running: Running,
 }
@@ -122,8 +128,10 @@ impl Lane<'_> {
             return Err(Status::new(Code::InvalidArgument, "a lane carries unary calls only"));
         }
         let ended = EndOnDrop(Cancellation::default());
-        let request =
-            Request { context: context(&self.connection, head, deadline, &ended), body: Body::Whole(body) };
+        let request = Request {
+            context: context(&self.connection, self.remote_addr, head, deadline, &ended),
+            body: Body::Whole(body),
+        };
         let (handler, inherited) = (Arc::clone(&method.handler), request.context.inherited());
         let call = async move {
             let _ended = ended;
