@@ -18,6 +18,9 @@ mod call;
 mod client;
 mod codec;
 mod context;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod message;
 mod metadata;
 mod middleware;
