@@ -14,8 +14,9 @@ fn both(path: &Path) -> [RealDir; 2] {
 fn nothing_leads_out_of_the_directory() {
     let home = tempfile::tempdir().unwrap();
     let (inside, outside) = (home.path().join("inside"), home.path().join("outside"));
-    std::fs::create_dir_all(inside.join("real")).unwrap();
-    std::fs::create_dir(&outside).unwrap();
+    std::fs::create_dir_all(inside.join("real/deep")).unwrap();
+    std::fs::create_dir_all(outside.join("sub")).unwrap();
+    std::fs::write(outside.join("sub/secret"), "s").unwrap();
     std::fs::write(outside.join("secret"), "s").unwrap();
     symlink(&outside, inside.join("abs")).unwrap();
     symlink("../outside", inside.join("rel")).unwrap();
@@ -24,6 +25,10 @@ fn nothing_leads_out_of_the_directory() {
     symlink("/proc/self/root", inside.join("real/magic")).unwrap();
     for dir in both(&inside) {
         for path in [
+            "abs/sub/secret",
+            "abs/sub/new",
+            "rel/sub/secret",
+            "within/deep/new",
             "abs/secret",
             "rel/secret",
             "within/new",
@@ -55,7 +60,8 @@ fn nothing_leads_out_of_the_directory() {
         assert!(dir.open(Path::new("file"), OpenMode::CreateNew).is_err());
         assert_eq!(dir.read_link(Path::new("rel")).unwrap(), "../outside");
     }
-    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 2);
+    assert_eq!(std::fs::read_dir(outside.join("sub")).unwrap().count(), 1);
 }
 
 #[test]
