@@ -2,10 +2,7 @@
 
 use std::net::SocketAddr;
 
-use octopii::{
-    ChunkSource, Distribution, OctopiiNode, OctopiiRuntime, SendOptions, Topology, TransferError,
-    TransferResult,
-};
+use octopii::{ChunkSource, OctopiiNode, OctopiiRuntime, SendOptions, TransferError, TransferResult};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -60,10 +57,7 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Send) -
             }
             _ => {
                 let source = ChunkSource::File(args.path);
-                // A chain has no rate of its own.
-                let topology = if args.limit_rate.is_some() { Topology::Direct } else { Topology::Auto };
-                let how = Distribution { topology, ..Distribution::from(options) };
-                node.transfer().send_to_all(&source, args.peers, how).await
+                node.transfer().send_to_all(&source, args.peers, options).await
             }
         }
     };

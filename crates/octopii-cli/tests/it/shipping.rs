@@ -83,7 +83,7 @@ fn over_ipv6_too() {
 #[test]
 fn a_send_that_is_stopped_leaves_nothing_behind() {
     let home = Home::new();
-    std::fs::File::create(home.path().join("huge")).unwrap().set_len(20 << 30).unwrap();
+    std::fs::File::create(home.path().join("huge")).unwrap().set_len(4 << 30).unwrap();
     std::fs::write(home.path().join("small"), b"small").unwrap();
     for dir in ["in", "tmp"] {
         std::fs::create_dir(home.path().join(dir)).unwrap();
@@ -102,7 +102,7 @@ fn a_send_that_is_stopped_leaves_nothing_behind() {
         .unwrap();
     let begun = std::time::Instant::now();
     while names("in").is_empty() {
-        assert!(begun.elapsed().as_secs() < 20, "the transfer did not begin");
+        assert!(begun.elapsed().as_secs() < 60, "the transfer did not begin");
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     assert!(Command::new("kill").args(["-INT", &sending.id().to_string()]).status().unwrap().success());
@@ -112,7 +112,7 @@ fn a_send_that_is_stopped_leaves_nothing_behind() {
     assert!(receiver.line()["path"].as_str().unwrap().ends_with("in/small"));
     let begun = std::time::Instant::now();
     while names("in") != ["small"] {
-        assert!(begun.elapsed().as_secs() < 20, "{:?} were left", names("in"));
+        assert!(begun.elapsed().as_secs() < 60, "{:?} were left", names("in"));
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
 }
