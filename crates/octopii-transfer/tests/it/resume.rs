@@ -272,8 +272,9 @@ async fn another_content_under_the_same_key_is_not_gone_on_with() {
     let inbox = scene.b.inbox();
     let journal = || names(&inbox).into_iter().find(|name| name.ends_with(".journal"));
     eventually("the first sync", || journal().is_some_and(|name| read(&inbox.join(name)).len() > 400)).await;
+    raw.connection.close("cut");
     drop(raw);
-    a.endpoint.connect(scene.b.addr()).await.unwrap().close("cut");
+    eventually("letting go", || RealVfs.lock(&scene.left(".part")).is_ok()).await;
     let receipt = scene.send(&scene.sender(4)).await;
     assert_eq!((receipt.resumed, receipt.digest), (0, Digest::of(&scene.data)));
     assert!(read(&scene.b.inbox().join("source")) == scene.data);
