@@ -164,6 +164,7 @@ async fn attempt(origin: &Origin, i: usize, key: Option<ResumeKey>) -> Result<At
     }
     member.resumed.store(have, Ordering::Relaxed);
     member.verified.store(have, Ordering::Relaxed);
+    report(origin, i, have);
     origin.content.ledger.tell(have);
     origin.activity(i);
     let supply = origin.plan().accepted(i, node, shares, have, origin.now());
@@ -185,6 +186,7 @@ async fn attempt(origin: &Origin, i: usize, key: Option<ResumeKey>) -> Result<At
     match acknowledged {
         Ok(ack) => {
             origin.check(&ack)?;
+            report(origin, i, ack.size);
             Ok(Attempt::Acknowledged(Box::new(Ended { ack, _connection: connection, _send: send })))
         }
         Err(error) => {
