@@ -50,6 +50,7 @@ mod respond;
 mod send;
 mod sending;
 mod service;
+mod shared;
 mod sink;
 mod source;
 mod storing;
@@ -68,7 +69,8 @@ pub use name::check_file_name;
 pub use policy::{Destination, Location, Offer, ReceivePolicy, ReceivedChunk};
 pub use progress::{Phase, Progress, ProgressFn, ProgressStream};
 pub use send::{Receipt, SendOptions};
-pub use service::{Transfer, TransferOptions};
+pub use service::Transfer;
+pub use shared::TransferOptions;
 pub use source::ChunkSource;
 #[cfg(feature = "fuzzing")]
 pub use tree::decode_tree_message;

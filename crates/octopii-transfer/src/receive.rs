@@ -22,7 +22,7 @@ use crate::registry::Registration;
 use crate::relay::gather::{Gather, Terms, read_orders};
 use crate::relay::shelf::Shelved;
 use crate::respond::{Answers, answer_and_finish, respond};
-use crate::service::{AbortOnDrop, Shared};
+use crate::shared::{AbortOnDrop, Shared};
 use crate::sink::{Opened, Sink};
 use crate::storing::{Arrival, Damage, MAX_REPAIRS, Stored, Storing};
 use crate::wire::relay::{Need, RelayKey};

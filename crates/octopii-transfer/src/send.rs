@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use crate::link::Inlet;
 use crate::progress::ProgressFn;
 use crate::sending::Sending;
-use crate::service::Shared;
+use crate::shared::Shared;
 use crate::supply::{Outgoing, Supply};
 use crate::wire::{self, Acceptance, Tag, TransferStatus};
 use crate::{AckLevel, Digest, FailureCode, Refusal, TransferError, TransferId};

@@ -19,7 +19,7 @@ use crate::link::Inlet;
 use crate::pace::Pace;
 use crate::progress::{Meter, Phase, Progress};
 use crate::send::{SendOptions, read_acceptance, status};
-use crate::service::{AbortOnDrop, Shared};
+use crate::shared::{AbortOnDrop, Shared};
 use crate::source::Block;
 use crate::supply::{QUEUE, Reading, Supply, Whole};
 use crate::wire::{self, Acknowledgement, OfferBody, ResumeKey, Span, Tag, TransferStatus};

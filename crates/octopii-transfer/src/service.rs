@@ -1,78 +1,22 @@
-//! The transfer service of a node: what it shares, how it starts and ends.
+//! The transfer service of a node: how it starts, what it does, how it ends.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use octopii_transport::{Acceptor, Endpoint, Executor, StreamKind};
 use octopii_vfs::Vfs;
 use tokio::io::AsyncRead;
-use tokio::sync::{Semaphore, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::budget::MemoryBudget;
 use crate::checkpoints;
-use crate::claims::Claims;
-use crate::outcomes::Outcomes;
-use crate::registry::Registry;
-use crate::relay::shelf::Shelf;
 use crate::send::{self, Receipt, SendOptions};
-use crate::sink::Resources;
+use crate::shared::{AbortOnDrop, Phase, Shared, TransferOptions};
 use crate::supply::Outgoing;
-use crate::temporary::{Keeping, sweep};
-use crate::tree::{self, LargeFiles, TreeOptions, TreePolicy, TreeReport, Trees};
+use crate::tree::{self, LargeFiles, TreeOptions, TreePolicy, TreeReport};
 use crate::{ChunkSource, ReceivePolicy, StartError, TransferError, TransferId, TransferStatus, receive};
-
-/// Options of [`Transfer::start`].
-#[derive(Debug, Clone)]
-pub struct TransferOptions {
-    /// Chunks received at once; further offers are refused as busy. Each costs up to 13 MiB beside the transport's
-    /// windows. Default 32.
-    pub max_incoming: usize,
-    /// Bytes of all chunks being received into memory together. Default 256 MiB. A chunk handed to its policy no longer
-    /// counts.
-    pub max_memory: u64,
-    /// Offers that would leave less than this free on the destination's file system are refused, so that transfers
-    /// never starve the log beside them. Default 64 MiB.
-    pub leave_free: u64,
-    /// A sender from which nothing arrives for this long is given up. Default 30 s.
-    pub idle_timeout: Duration,
-    /// A new stream must make its offer within this. Default 5 s.
-    pub offer_timeout: Duration,
-    /// How many ended transfers are remembered for [`Transfer::status`]. Default 1,024. With a `state_dir`, the latest 1,024 that
-    /// were acknowledged as durable are remembered over a restart.
-    pub remembered: usize,
-    /// Where this node keeps what lets another process go on with an interrupted transfer. Without it only this process can.
-    /// Default: none.
-    pub state_dir: Option<PathBuf>,
-    /// How long a file that was cut off is kept, to be gone on with. Default 24 h.
-    pub keep_partial: Duration,
-    /// How many such files are kept in one directory, at the most. Default 16.
-    pub max_partial_files: usize,
-    /// How many bytes they may have together. Default 64 GiB.
-    pub max_partial_bytes: u64,
-}
-
-impl Default for TransferOptions {
-    fn default() -> Self {
-        Self {
-            max_incoming: 32,
-            max_memory: 256 << 20,
-            leave_free: 64 << 20,
-            idle_timeout: Duration::from_secs(30),
-            offer_timeout: Duration::from_secs(5),
-            remembered: 1024,
-            state_dir: None,
-            keep_partial: Duration::from_secs(24 * 3600),
-            max_partial_files: 16,
-            max_partial_bytes: 64 << 30,
-        }
-    }
-}
 
 /// Sends chunks and receives them, over one endpoint. Cloning gives another handle to the same service; it ends with its
 /// last handle, or with the endpoint: transfers then under way fail, and nothing of them is left.
@@ -85,34 +29,6 @@ pub struct Transfer {
 struct Service {
     shared: Arc<Shared>,
     accepting: AbortOnDrop<()>,
-}
-
-/// What every transfer of a service uses.
-pub(crate) struct Shared {
-    pub(crate) endpoint: Endpoint,
-    pub(crate) executor: Executor,
-    pub(crate) options: TransferOptions,
-    pub(crate) resources: Arc<Resources>,
-    pub(crate) registry: Arc<Registry>,
-    pub(crate) claims: Arc<Claims>,
-    /// What outlives this process, if anything does.
-    pub(crate) outcomes: Option<Outcomes>,
-    pub(crate) slots: Arc<Semaphore>,
-    /// What other receivers may fetch from here.
-    pub(crate) shelf: Arc<Shelf>,
-    phase: watch::Sender<Phase>,
-    policies: RwLock<BTreeMap<String, Arc<dyn ReceivePolicy>>>,
-    swept: Mutex<BTreeSet<PathBuf>>,
-    pub(crate) trees: Trees,
-}
-
-/// How far the service is from its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Serving,
-    /// Nothing new is taken; what is being received goes on.
-    Draining,
-    Ended,
 }
 
 /// Streams that have not made their offer yet, or ask a status: this many per slot.
@@ -128,34 +44,8 @@ impl Transfer {
     ) -> Result<Self, StartError> {
         let chunks = endpoint.acceptor(StreamKind::Transfer)?;
         let trees = endpoint.acceptor(StreamKind::Tree)?;
-        let executor = endpoint.executor().clone();
-        let memory = MemoryBudget::new(options.max_memory);
-        let registry = Registry::new(options.remembered);
-        let outcomes = options.state_dir.as_ref().and_then(|dir| match Outcomes::open(&*vfs, dir) {
-            Ok((outcomes, found)) => {
-                registry.restore(found);
-                Some(outcomes)
-            }
-            Err(e) => {
-                tracing::warn!(dir = %dir.display(), "outcomes of transfers are kept in memory only: {e}");
-                None
-            }
-        });
-        let shared = Arc::new(Shared {
-            endpoint: endpoint.clone(),
-            executor: executor.clone(),
-            resources: Arc::new(Resources { vfs, memory, leave_free: options.leave_free }),
-            registry,
-            claims: Arc::default(),
-            outcomes,
-            slots: Arc::new(Semaphore::new(options.max_incoming)),
-            shelf: Arc::default(),
-            phase: watch::Sender::new(Phase::Serving),
-            policies: RwLock::default(),
-            swept: Mutex::default(),
-            trees: Trees::default(),
-            options,
-        });
+        let shared = Arc::new(Shared::new(endpoint, vfs, options));
+        let executor = shared.executor.clone();
         if let Some(dir) = shared.options.state_dir.clone() {
             let (on, vfs) = (executor.clone(), Arc::clone(&shared.resources.vfs));
             executor.spawn(async move {
@@ -179,7 +69,7 @@ impl Transfer {
         let shared = &self.service.shared;
         let policy: Arc<dyn ReceivePolicy> = Arc::new(policy);
         let installed = Arc::clone(&policy);
-        shared.policies.write().unwrap_or_else(PoisonError::into_inner).insert(purpose.to_owned(), installed);
+        shared.install(purpose, installed);
         let sweeper = Arc::clone(shared);
         shared.executor.spawn(async move {
             let executor = sweeper.executor.clone();
@@ -303,46 +193,6 @@ impl Transfer {
     }
 }
 
-impl Shared {
-    pub(crate) fn policy(&self, purpose: &str) -> Option<Arc<dyn ReceivePolicy>> {
-        self.policies.read().unwrap_or_else(PoisonError::into_inner).get(purpose).cloned()
-    }
-
-    /// Removes what a crashed process left in `dir`, the first time that the directory is met. Blocks.
-    pub(crate) fn sweep_once(&self, dir: &Path) {
-        let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
-        // Policies may use a directory per chunk: what is remembered of them must not grow without end.
-        if swept.len() >= 1024 || !swept.insert(dir.to_owned()) {
-            return;
-        }
-        drop(swept);
-        self.sweep(dir);
-    }
-
-    /// Removes unfinished files that nobody uses and that are not to be kept. Blocks.
-    pub(crate) fn sweep(&self, dir: &Path) {
-        let options = &self.options;
-        let keeping = Keeping {
-            time: options.keep_partial,
-            count: options.max_partial_files,
-            bytes: options.max_partial_bytes,
-        };
-        match sweep(&*self.resources.vfs, dir, keeping, SystemTime::now()) {
-            Ok(0) => {}
-            Ok(n) => {
-                tracing::info!(dir = %dir.display(), "removed {n} unfinished files of earlier transfers");
-            }
-            Err(e) => tracing::warn!(dir = %dir.display(), "cannot clean up unfinished files: {e}"),
-        }
-    }
-}
-
-impl fmt::Debug for Shared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("options", &self.options).finish_non_exhaustive()
-    }
-}
-
 /// Serves every incoming stream in a task of its own. The tasks live in this one, so they end with it.
 async fn accept_streams(shared: Arc<Shared>, mut chunks: Acceptor, mut trees: Acceptor) {
     let pending = shared.options.max_incoming.saturating_mul(PENDING_PER_SLOT);
@@ -370,14 +220,4 @@ async fn accept_streams(shared: Arc<Shared>, mut chunks: Acceptor, mut trees: Ac
         }
     }
     shared.phase.send_replace(Phase::Ended);
-}
-
-/// A task that ends with its handle.
-#[derive(Debug)]
-pub(crate) struct AbortOnDrop<T>(pub(crate) JoinHandle<T>);
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use crate::activity::Activity;
 use crate::journal::{Journal, Prefix};
 use crate::relay::shelf::Shelved;
-use crate::service::AbortOnDrop;
+use crate::shared::AbortOnDrop;
 use crate::sink::{IncomingBlock, Sink, still_damaged};
 use crate::wire::Span;
 use crate::{Digest, TransferError};

@@ -14,7 +14,7 @@ use crate::buffers::Buffers;
 use crate::checkpoints::Checkpoints;
 use crate::digest::PrefixHasher;
 use crate::send::SendOptions;
-use crate::service::Shared;
+use crate::shared::Shared;
 use crate::source::{Block, BlockReader, OpenSource};
 use crate::wire::{self, CHECKPOINT, Have, ResumeKey, Span};
 use crate::{ChunkSource, Digest, TransferError};

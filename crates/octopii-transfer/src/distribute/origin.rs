@@ -17,7 +17,7 @@ use crate::distribute::plan::{Plan, Upstream};
 use crate::distribute::{TransferResult, failed, succeeded};
 use crate::send::{Receipt, SendOptions};
 use crate::sending::{is_interruption, may_have_arrived, pause, what_became_of_it};
-use crate::service::{AbortOnDrop, Shared};
+use crate::shared::{AbortOnDrop, Shared};
 use crate::source::{BlockReader, OpenSource};
 use crate::supply::{Outgoing, Supply};
 use crate::wire::relay::RelayKey;

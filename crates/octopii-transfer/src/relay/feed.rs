@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::activity::Activity;
 use crate::link::Inlet;
-use crate::service::{AbortOnDrop, Shared};
+use crate::shared::{AbortOnDrop, Shared};
 use crate::wire::relay::{self, RelayKey};
 use crate::wire::{self, DATA_PREFIX, Tag};
 use crate::{FailureCode, TransferError};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use octopii_transport::SendStream;
 
 use crate::relay::shelf::{End, Held};
-use crate::service::Shared;
+use crate::shared::Shared;
 use crate::wire::relay::{RelayKey, content_start};
 use crate::{FailureCode, Refusal, TransferError, wire};
 

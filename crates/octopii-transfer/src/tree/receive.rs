@@ -25,7 +25,7 @@ use super::root::Root;
 use super::sessions::{Arrival, Registered, Session};
 use super::wire::{self, Entry, Open, Packed, RECORDS, Tag, Verdict, WINDOW};
 use crate::activity::Activity;
-use crate::service::{AbortOnDrop, Shared};
+use crate::shared::{AbortOnDrop, Shared};
 use crate::{Digest, FailureCode, Refusal, TransferError};
 
 /// Files and bytes that are committed together.

@@ -29,7 +29,7 @@ use super::walk::{Step, Walk, changed, read_small};
 use super::wire::{self, Entry, Open, PAGE_BYTES, PAGE_ENTRIES, RECORDS, SMALL, Tag, Verdict, WINDOW};
 use crate::activity::Activity;
 use crate::pace::Pace;
-use crate::service::{AbortOnDrop, Shared};
+use crate::shared::{AbortOnDrop, Shared};
 use crate::supply::Outgoing;
 use crate::{ChunkSource, Digest, FailureCode, Refusal, SendOptions, SourceError, TransferError, TransferId};
 
