@@ -30,6 +30,7 @@ mod digest;
 mod distribute;
 mod error;
 mod failure;
+mod framing;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -7,7 +7,8 @@ use octopii_transport::{RecvStream, StreamError};
 
 use crate::TransferError;
 use crate::activity::Activity;
-use crate::wire::{HEADER_LEN, Header, Malformed};
+use crate::framing::{HEADER_LEN, Malformed};
+use crate::wire::Header;
 
 /// Parts taken from the network at once, a packet's worth each.
 const AT_ONCE: usize = 32;

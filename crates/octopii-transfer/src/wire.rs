@@ -12,12 +12,11 @@ use std::fmt;
 use bytes::Bytes;
 
 use self::relay::RelayKey;
-use crate::{Digest, FailureCode, Refusal, TransferId};
+use crate::framing::{HEADER_LEN, MAX_MESSAGE, Malformed, Reader, body_len, message, put_refusal};
+use crate::{Digest, Refusal, TransferId};
 
 /// First byte of every transfer stream.
 pub(crate) const VERSION: u8 = 1;
-/// Tag and body length.
-pub(crate) const HEADER_LEN: usize = 5;
 /// Content bytes in a block, at most; also the block size this version offers.
 pub(crate) const MAX_BLOCK: u32 = 1 << 20;
 /// Smallest block size that may be offered.
@@ -33,7 +32,6 @@ pub(crate) const CHECKPOINT: u64 = 4 << 20;
 pub(crate) const MAX_PURPOSE: usize = 64;
 pub(crate) const MAX_NAME_FIELD: usize = 1024;
 pub(crate) const MAX_META: usize = 64 << 10;
-const MAX_MESSAGE: usize = 1024;
 
 const OFFER_FIXED: usize = 1 + 16 + 4 + 8 + 1 + 2 + 4;
 const MAX_OFFER: usize =
@@ -173,11 +171,6 @@ pub enum TransferStatus {
     Failed(Refusal),
 }
 
-/// Bytes that are not the protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Malformed(pub(crate) &'static str);
-
 impl Header {
     pub(crate) fn decode(bytes: [u8; HEADER_LEN]) -> Result<Self, Malformed> {
         let (tag, limit) = match bytes[0] {
@@ -200,26 +193,13 @@ impl Header {
             17 => (Tag::Repair, DATA_PREFIX + 1..=DATA_PREFIX + MAX_BLOCK as usize),
             _ => return Err(Malformed("unknown message tag")),
         };
-        let len = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
-        if limit.contains(&len) {
-            Ok(Self { tag, len })
-        } else {
-            Err(Malformed("message length out of range"))
-        }
+        Ok(Self { tag, len: body_len(bytes, limit)? })
     }
-}
-
-fn message(tag: Tag, body: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut out = vec![tag as u8, 0, 0, 0, 0];
-    body(&mut out);
-    let len = (out.len() - HEADER_LEN) as u32;
-    out[1..HEADER_LEN].copy_from_slice(&len.to_le_bytes());
-    out
 }
 
 /// The caller has checked purpose, name and meta against their limits.
 pub(crate) fn offer(offer: &OfferBody) -> Vec<u8> {
-    message(Tag::Offer, |out| {
+    message(Tag::Offer as u8, |out| {
         let mut flags = 0;
         flags |= if offer.size.is_some() { FLAG_SIZE } else { 0 };
         flags |= if offer.name.is_some() { FLAG_NAME } else { 0 };
@@ -242,7 +222,7 @@ pub(crate) fn offer(offer: &OfferBody) -> Vec<u8> {
 }
 
 pub(crate) fn accept(acceptance: &Acceptance) -> Vec<u8> {
-    message(Tag::Accept, |out| {
+    message(Tag::Accept as u8, |out| {
         out.push(if acceptance.shares { FLAG_SHARES } else { 0 });
         out.extend_from_slice(&acceptance.have.bytes.to_le_bytes());
         if acceptance.have.bytes > 0 {
@@ -252,7 +232,7 @@ pub(crate) fn accept(acceptance: &Acceptance) -> Vec<u8> {
 }
 
 pub(crate) fn again(span: Span) -> Vec<u8> {
-    message(Tag::Again, |out| {
+    message(Tag::Again as u8, |out| {
         out.extend_from_slice(&span.offset.to_le_bytes());
         out.extend_from_slice(&span.len.to_le_bytes());
     })
@@ -277,34 +257,34 @@ fn content_start(tag: Tag, offset: u64, len: usize) -> [u8; HEADER_LEN + DATA_PR
 }
 
 pub(crate) fn done(size: u64, digest: Digest) -> Vec<u8> {
-    message(Tag::Done, |out| {
+    message(Tag::Done as u8, |out| {
         out.extend_from_slice(&size.to_le_bytes());
         out.extend_from_slice(&digest.0);
     })
 }
 
 pub(crate) fn progress(verified: u64) -> Vec<u8> {
-    message(Tag::Progress, |out| out.extend_from_slice(&verified.to_le_bytes()))
+    message(Tag::Progress as u8, |out| out.extend_from_slice(&verified.to_le_bytes()))
 }
 
 pub(crate) fn ack(ack: &Acknowledgement) -> Vec<u8> {
-    message(Tag::Ack, |out| put_ack(out, ack))
+    message(Tag::Ack as u8, |out| put_ack(out, ack))
 }
 
 pub(crate) fn refuse(refusal: &Refusal) -> Vec<u8> {
-    message(Tag::Refuse, |out| put_refusal(out, refusal))
+    message(Tag::Refuse as u8, |out| put_refusal(out, refusal))
 }
 
 pub(crate) fn fail(refusal: &Refusal) -> Vec<u8> {
-    message(Tag::Fail, |out| put_refusal(out, refusal))
+    message(Tag::Fail as u8, |out| put_refusal(out, refusal))
 }
 
 pub(crate) fn query(id: TransferId) -> Vec<u8> {
-    message(Tag::Query, |out| out.extend_from_slice(&id.0.to_le_bytes()))
+    message(Tag::Query as u8, |out| out.extend_from_slice(&id.0.to_le_bytes()))
 }
 
 pub(crate) fn status(status: &TransferStatus) -> Vec<u8> {
-    message(Tag::Status, |out| match status {
+    message(Tag::Status as u8, |out| match status {
         TransferStatus::Unknown => out.push(0),
         TransferStatus::Receiving { verified } => {
             out.push(1);
@@ -328,16 +308,6 @@ fn put_ack(out: &mut Vec<u8>, ack: &Acknowledgement) {
     });
     out.extend_from_slice(&ack.size.to_le_bytes());
     out.extend_from_slice(&ack.digest.0);
-}
-
-fn put_refusal(out: &mut Vec<u8>, refusal: &Refusal) {
-    let mut end = refusal.message.len().min(MAX_MESSAGE);
-    while !refusal.message.is_char_boundary(end) {
-        end -= 1;
-    }
-    out.extend_from_slice(&refusal.code.to_u16().to_le_bytes());
-    out.extend_from_slice(&(end as u16).to_le_bytes());
-    out.extend_from_slice(&refusal.message.as_bytes()[..end]);
 }
 
 pub(crate) fn decode_offer(body: &[u8]) -> Result<OfferBody, Malformed> {
@@ -457,30 +427,7 @@ pub(crate) fn decode_status(body: &[u8]) -> Result<TransferStatus, Malformed> {
     Ok(out)
 }
 
-/// A cursor that never reads past its end.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8], Malformed> {
-        let (head, tail) = self.0.split_at_checked(n).ok_or(Malformed("message too short"))?;
-        self.0 = tail;
-        Ok(head)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let (head, tail) = self.0.split_first_chunk().ok_or(Malformed("message too short"))?;
-        self.0 = tail;
-        Ok(*head)
-    }
-
-    fn u8(&mut self) -> Result<u8, Malformed> {
-        Ok(self.array::<1>()?[0])
-    }
-
-    fn text(&mut self, n: usize) -> Result<String, Malformed> {
-        String::from_utf8(self.take(n)?.to_vec()).map_err(|_| Malformed("text is not UTF-8"))
-    }
-
+impl Reader<'_> {
     fn ack(&mut self) -> Result<Acknowledgement, Malformed> {
         let level = match self.u8()? {
             2 => AckLevel::Verified,
@@ -488,18 +435,6 @@ impl<'a> Reader<'a> {
             _ => return Err(Malformed("unknown acknowledgement level")),
         };
         Ok(Acknowledgement { level, size: u64::from_le_bytes(self.array()?), digest: Digest(self.array()?) })
-    }
-
-    fn refusal(&mut self) -> Result<Refusal, Malformed> {
-        let code = FailureCode::from_u16(u16::from_le_bytes(self.array()?));
-        let len = u16::from_le_bytes(self.array()?) as usize;
-        // It ends up on somebody's terminal.
-        let message = self.text(len)?.replace(char::is_control, " ");
-        Ok(Refusal { code, message })
-    }
-
-    fn end(&self) -> Result<(), Malformed> {
-        if self.0.is_empty() { Ok(()) } else { Err(Malformed("message too long for its content")) }
     }
 }
 

@@ -17,7 +17,7 @@ use super::policy::TreeDestination;
 use super::root::Root;
 use super::walk::{MAX_DEPTH, hash};
 use super::wire::{Entry, SMALL, Verdict};
-use crate::wire::Malformed;
+use crate::framing::Malformed;
 use crate::{Digest, TransferError};
 
 /// Longest path beneath the destination in bytes: the kernel takes 4,095.

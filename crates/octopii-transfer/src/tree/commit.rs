@@ -15,7 +15,7 @@ use super::check::{Awaited, Wanted, failed, is_small};
 use super::outcome::{EntryFailure, EntryOutcome, NotDone};
 use super::root::Root;
 use super::wire::Packed;
-use crate::wire::Malformed;
+use crate::framing::Malformed;
 use crate::{Digest, TransferError};
 
 /// A file (or link) that is written, verified and waits for its name.

@@ -7,8 +7,9 @@ use octopii_transport::{RecvStream, SendStream, StreamError};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::wire::{self, HEADER_LEN, Header, Open, Tag};
+use super::wire::{self, Header, Open, Tag};
 use crate::activity::Activity;
+use crate::framing::HEADER_LEN;
 use crate::{FailureCode, Refusal, TransferError};
 
 /// Whoever has nothing to say for this long says so.

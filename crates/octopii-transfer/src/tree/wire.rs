@@ -3,20 +3,21 @@
 //! Pure encoding and decoding: nothing here reads a stream, and no decoder allocates more than a small multiple of what its
 //! input is long.
 
+mod entry;
+
 use std::ops::RangeInclusive;
 
 use bytes::Bytes;
-use octopii_vfs::Timestamp;
 
+use self::entry::MAX_ENTRY;
+pub(crate) use self::entry::{Entry, MAX_NAME, put_entry};
 use super::commit::Settled;
 use super::outcome::{EntryFailure, EntryOutcome, NotDone};
-use crate::wire::Malformed;
-use crate::{Digest, FailureCode, Refusal, TransferId};
+use crate::framing::{self, HEADER_LEN, MAX_MESSAGE, Malformed, Reader, body_len, cut, put_refusal};
+use crate::{Digest, Refusal, TransferId};
 
 /// First byte of every tree stream.
 pub(crate) const VERSION: u8 = 1;
-/// Tag and body length.
-pub(crate) const HEADER_LEN: usize = 5;
 /// Files of at most this many bytes travel in packs; larger ones as chunk transfers of their own.
 pub(crate) const SMALL: u64 = 1 << 20;
 /// Entries in a page, at most.
@@ -27,18 +28,11 @@ pub(crate) const PAGE_BYTES: usize = 128 << 10;
 pub(crate) const RECORDS: usize = 4096;
 /// Entries between the first that is not settled and the last that was told, at most.
 pub(crate) const WINDOW: u64 = 32 << 10;
-/// Longest name of an entry in bytes; file systems end there too.
-pub(crate) const MAX_NAME: usize = 255;
-/// Longest target of a symbolic link in bytes.
-pub(crate) const MAX_TARGET: usize = 4095;
 /// Longest reason for an entry that was not done, in bytes.
 pub(crate) const MAX_REASON: usize = 160;
 
 const MAX_PURPOSE: usize = crate::wire::MAX_PURPOSE;
 const MAX_META: usize = crate::wire::MAX_META;
-const MAX_MESSAGE: usize = 1024;
-/// The longest entry: a link.
-const MAX_ENTRY: usize = 1 + 1 + MAX_NAME + 12 + 2 + MAX_TARGET;
 const MAX_NOT_DONE: usize = 2 + 1 + MAX_REASON;
 const OPEN_FIXED: usize = 1 + 16 + 32 + 1 + 1 + 4;
 const DONE_LEN: usize = 5 * 8 + 32;
@@ -80,36 +74,6 @@ pub(crate) struct Open {
     pub(crate) purpose: String,
     pub(crate) name: Vec<u8>,
     pub(crate) meta: Bytes,
-}
-
-/// One line of the manifest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Entry {
-    File {
-        name: Vec<u8>,
-        size: u64,
-        mode: u16,
-        modified: Timestamp,
-        digest: Option<Digest>,
-    },
-    /// What follows, up to the matching `End`, is in it.
-    Directory {
-        name: Vec<u8>,
-    },
-    /// The directory that was begun last is complete; the last one of all is the root's.
-    End {
-        mode: u16,
-        modified: Timestamp,
-    },
-    Link {
-        name: Vec<u8>,
-        target: Vec<u8>,
-    },
-    /// Something is there that the sender does not send.
-    LeftOut {
-        name: Vec<u8>,
-        why: EntryFailure,
-    },
 }
 
 /// What the receiver makes of an entry.
@@ -167,21 +131,12 @@ impl Header {
             11 => (Tag::Alive, 0..=0),
             _ => return Err(Malformed("unknown message tag in a tree")),
         };
-        let len = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
-        if limit.contains(&len) {
-            Ok(Self { tag, len })
-        } else {
-            Err(Malformed("message length out of range"))
-        }
+        Ok(Self { tag, len: body_len(bytes, limit)? })
     }
 }
 
 fn message(tag: Tag, body: impl FnOnce(&mut Vec<u8>)) -> Bytes {
-    let mut out = vec![tag as u8, 0, 0, 0, 0];
-    body(&mut out);
-    let len = (out.len() - HEADER_LEN) as u32;
-    out[1..HEADER_LEN].copy_from_slice(&len.to_le_bytes());
-    out.into()
+    framing::message(tag as u8, body).into()
 }
 
 /// The version and the opening message. The caller has checked the lengths of purpose, name and meta.
@@ -210,42 +165,6 @@ pub(crate) fn refuse(refusal: &Refusal) -> Bytes {
 
 pub(crate) fn fail(refusal: &Refusal) -> Bytes {
     message(Tag::Fail, |out| put_refusal(out, refusal))
-}
-
-/// Appends an entry to the body of a page; names and targets have been checked against their limits.
-pub(crate) fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
-    match entry {
-        Entry::File { name, size, mode, modified, digest } => {
-            out.push(1);
-            put_name(out, name);
-            out.extend_from_slice(&mode.to_le_bytes());
-            put_time(out, *modified);
-            out.extend_from_slice(&size.to_le_bytes());
-            if let Some(digest) = digest {
-                out.extend_from_slice(&digest.0);
-            }
-        }
-        Entry::Directory { name } => {
-            out.push(2);
-            put_name(out, name);
-        }
-        Entry::End { mode, modified } => {
-            out.push(3);
-            out.extend_from_slice(&mode.to_le_bytes());
-            put_time(out, *modified);
-        }
-        Entry::Link { name, target } => {
-            out.push(4);
-            put_name(out, name);
-            out.extend_from_slice(&(target.len() as u16).to_le_bytes());
-            out.extend_from_slice(target);
-        }
-        Entry::LeftOut { name, why } => {
-            out.push(5);
-            put_name(out, name);
-            out.extend_from_slice(&why.to_u16().to_le_bytes());
-        }
-    }
 }
 
 /// A page of `count` entries that [`put_entry`] has written into `entries`.
@@ -348,31 +267,11 @@ fn put_name(out: &mut Vec<u8>, name: &[u8]) {
     out.extend_from_slice(name);
 }
 
-fn put_time(out: &mut Vec<u8>, time: Timestamp) {
-    out.extend_from_slice(&time.seconds.to_le_bytes());
-    out.extend_from_slice(&time.nanoseconds.to_le_bytes());
-}
-
 fn put_not_done(out: &mut Vec<u8>, why: &NotDone) {
     let text = cut(&why.message, MAX_REASON);
     out.extend_from_slice(&why.failure.to_u16().to_le_bytes());
     out.push(text.len() as u8);
     out.extend_from_slice(text.as_bytes());
-}
-
-fn put_refusal(out: &mut Vec<u8>, refusal: &Refusal) {
-    let text = cut(&refusal.message, MAX_MESSAGE);
-    out.extend_from_slice(&refusal.code.to_u16().to_le_bytes());
-    out.extend_from_slice(&(text.len() as u16).to_le_bytes());
-    out.extend_from_slice(text.as_bytes());
-}
-
-fn cut(text: &str, limit: usize) -> &str {
-    let mut end = text.len().min(limit);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
 }
 
 pub(crate) fn decode_open(body: &[u8]) -> Result<Open, Malformed> {
@@ -404,11 +303,9 @@ pub(crate) fn decode_ready(body: &[u8]) -> Result<Vec<u8>, Malformed> {
 
 pub(crate) fn decode_refusal(body: &[u8]) -> Result<Refusal, Malformed> {
     let mut r = Reader(body);
-    let code = FailureCode::from_u16(r.u16()?);
-    let len = r.u16()? as usize;
-    let message = r.text(len)?.replace(char::is_control, " ");
+    let refusal = r.refusal()?;
     r.end()?;
-    Ok(Refusal { code, message })
+    Ok(refusal)
 }
 
 pub(crate) fn decode_page(body: &[u8], checksum: bool) -> Result<Vec<Entry>, Malformed> {
@@ -506,91 +403,15 @@ pub(crate) fn decode_done(body: &[u8]) -> Result<(Tally, Digest), Malformed> {
     Ok((tally, manifest))
 }
 
-/// A cursor that never reads past its end.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8], Malformed> {
-        let (head, tail) = self.0.split_at_checked(n).ok_or(Malformed("message too short"))?;
-        self.0 = tail;
-        Ok(head)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let (head, tail) = self.0.split_first_chunk().ok_or(Malformed("message too short"))?;
-        self.0 = tail;
-        Ok(*head)
-    }
-
-    fn u8(&mut self) -> Result<u8, Malformed> {
-        Ok(self.array::<1>()?[0])
-    }
-
-    fn u16(&mut self) -> Result<u16, Malformed> {
-        Ok(u16::from_le_bytes(self.array()?))
-    }
-
-    fn u32(&mut self) -> Result<u32, Malformed> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-
-    fn u64(&mut self) -> Result<u64, Malformed> {
-        Ok(u64::from_le_bytes(self.array()?))
-    }
-
+impl Reader<'_> {
     fn records(&mut self) -> Result<usize, Malformed> {
         let count = self.u16()? as usize;
         if count <= RECORDS { Ok(count) } else { Err(Malformed("more than 4,096 records in a message")) }
     }
 
-    fn text(&mut self, n: usize) -> Result<String, Malformed> {
-        String::from_utf8(self.take(n)?.to_vec()).map_err(|_| Malformed("text is not UTF-8"))
-    }
-
     fn name(&mut self) -> Result<Vec<u8>, Malformed> {
         let len = self.u8()? as usize;
         Ok(self.take(len)?.to_vec())
-    }
-
-    fn time(&mut self) -> Result<Timestamp, Malformed> {
-        let time = Timestamp { seconds: i64::from_le_bytes(self.array()?), nanoseconds: self.u32()? };
-        if time.nanoseconds < 1_000_000_000 {
-            Ok(time)
-        } else {
-            Err(Malformed("a second has 10^9 nanoseconds"))
-        }
-    }
-
-    fn mode(&mut self) -> Result<u16, Malformed> {
-        let mode = self.u16()?;
-        // Set-id and sticky bits do not travel.
-        if mode <= 0o777 { Ok(mode) } else { Err(Malformed("a mode has permission bits only")) }
-    }
-
-    fn entry(&mut self, checksum: bool) -> Result<Entry, Malformed> {
-        Ok(match self.u8()? {
-            1 => {
-                let (name, mode, modified) = (self.name()?, self.mode()?, self.time()?);
-                let size = self.u64()?;
-                // Offsets in files are signed.
-                if size > i64::MAX as u64 {
-                    return Err(Malformed("no file is that large"));
-                }
-                let digest = if checksum { Some(Digest(self.array()?)) } else { None };
-                Entry::File { name, size, mode, modified, digest }
-            }
-            2 => Entry::Directory { name: self.name()? },
-            3 => Entry::End { mode: self.mode()?, modified: self.time()? },
-            4 => {
-                let (name, len) = (self.name()?, self.u16()? as usize);
-                if len > MAX_TARGET {
-                    return Err(Malformed("the target of a link is too long"));
-                }
-                Entry::Link { name, target: self.take(len)?.to_vec() }
-            }
-            5 => Entry::LeftOut { name: self.name()?, why: EntryFailure::from_u16(self.u16()?) },
-            _ => return Err(Malformed("unknown kind of entry")),
-        })
     }
 
     fn not_done(&mut self) -> Result<NotDone, Malformed> {
@@ -602,9 +423,5 @@ impl<'a> Reader<'a> {
         // It ends up on somebody's terminal.
         let message = self.text(len)?.replace(char::is_control, " ");
         Ok(NotDone { failure, message })
-    }
-
-    fn end(&self) -> Result<(), Malformed> {
-        if self.0.is_empty() { Ok(()) } else { Err(Malformed("message too long for its content")) }
     }
 }

@@ -55,7 +55,7 @@ impl fmt::Debug for RelayKey {
 }
 
 pub(crate) fn vouch(block: &Vouched) -> Vec<u8> {
-    message(Tag::Vouch, |out| {
+    message(Tag::Vouch as u8, |out| {
         out.extend_from_slice(&block.offset.to_le_bytes());
         out.extend_from_slice(&block.len.to_le_bytes());
         out.extend_from_slice(&block.prefix.0);
@@ -63,7 +63,7 @@ pub(crate) fn vouch(block: &Vouched) -> Vec<u8> {
 }
 
 pub(crate) fn supplier(supplier: &Supplier) -> Vec<u8> {
-    message(Tag::Supplier, |out| match supplier {
+    message(Tag::Supplier as u8, |out| match supplier {
         Supplier::Sender => out.push(0),
         Supplier::Receiver { node, addr } => {
             let ip = match addr.ip() {
@@ -79,14 +79,14 @@ pub(crate) fn supplier(supplier: &Supplier) -> Vec<u8> {
 }
 
 pub(crate) fn need(need: &Need) -> Vec<u8> {
-    message(Tag::Need, |out| {
+    message(Tag::Need as u8, |out| {
         out.extend_from_slice(&need.offset.to_le_bytes());
         out.extend_from_slice(&need.why.to_u16().to_le_bytes());
     })
 }
 
 pub(crate) fn fetch(key: RelayKey, offset: u64) -> Vec<u8> {
-    message(Tag::Fetch, |out| {
+    message(Tag::Fetch as u8, |out| {
         out.extend_from_slice(&key.0.to_le_bytes());
         out.extend_from_slice(&offset.to_le_bytes());
     })

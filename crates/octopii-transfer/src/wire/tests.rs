@@ -1,6 +1,7 @@
 //! Every message survives its own encoding, its bytes are fixed, and no bytes make a decoder panic.
 
 use super::*;
+use crate::FailureCode;
 
 fn sample_offer() -> OfferBody {
     OfferBody {
