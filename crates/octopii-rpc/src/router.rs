@@ -51,15 +51,7 @@ impl Router {
         F: Fn(Context, Req) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Resp, Status>> + Send + 'static,
     {
-        let handler = Arc::new(handler);
-        self.typed::<Req, Resp, _, _>(method, Shape::Unary, move |request| {
-            let handler = Arc::clone(&handler);
-            async move {
-                let encoding = request.context.encoding;
-                let (context, request) = whole(request)?;
-                Ok(Reply::Whole(encode(encoding, &handler(context, request).await?)?))
-            }
-        })
+        self.typed::<Req, Resp, _, _, _, _>(method, Shape::Unary, whole, handler, whole_reply)
     }
 
     /// Registers a handler that answers one request with a stream of responses.
@@ -77,15 +69,7 @@ impl Router {
         Fut: Future<Output = Result<S, Status>> + Send + 'static,
         S: Stream<Item = Result<Resp, Status>> + Send + 'static,
     {
-        let handler = Arc::new(handler);
-        self.typed::<Req, Resp, _, _>(method, Shape::ServerStream, move |request| {
-            let handler = Arc::clone(&handler);
-            async move {
-                let encoding = request.context.encoding;
-                let (context, request) = whole(request)?;
-                Ok(stream_reply(encoding, handler(context, request).await?))
-            }
-        })
+        self.typed::<Req, Resp, _, _, _, _>(method, Shape::ServerStream, whole, handler, stream_reply)
     }
 
     /// Registers a handler that answers a stream of requests with one response. It may answer before it has read them all.
@@ -100,15 +84,7 @@ impl Router {
         F: Fn(Context, Requests<Req>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Resp, Status>> + Send + 'static,
     {
-        let handler = Arc::new(handler);
-        self.typed::<Req, Resp, _, _>(method, Shape::ClientStream, move |request| {
-            let handler = Arc::clone(&handler);
-            async move {
-                let encoding = request.context.encoding;
-                let (context, requests) = streamed(request)?;
-                Ok(Reply::Whole(encode(encoding, &handler(context, requests).await?)?))
-            }
-        })
+        self.typed::<Req, Resp, _, _, _, _>(method, Shape::ClientStream, streamed, handler, whole_reply)
     }
 
     /// Registers a handler that answers a stream of requests with a stream of responses, in any order.
@@ -124,15 +100,7 @@ impl Router {
         Fut: Future<Output = Result<S, Status>> + Send + 'static,
         S: Stream<Item = Result<Resp, Status>> + Send + 'static,
     {
-        let handler = Arc::new(handler);
-        self.typed::<Req, Resp, _, _>(method, Shape::Bidirectional, move |request| {
-            let handler = Arc::clone(&handler);
-            async move {
-                let encoding = request.context.encoding;
-                let (context, requests) = streamed(request)?;
-                Ok(stream_reply(encoding, handler(context, requests).await?))
-            }
-        })
+        self.typed::<Req, Resp, _, _, _, _>(method, Shape::Bidirectional, streamed, handler, stream_reply)
     }
 
     /// Registers a handler of raw bytes, one request and one response.
@@ -181,13 +149,31 @@ impl Router {
         self
     }
 
-    fn typed<Req, Resp, F, Fut>(&mut self, method: impl Into<String>, shape: Shape, handler: F) -> &mut Self
+    /// Registers a handler of what `take` makes of a request; `give` makes a reply of what it returns.
+    fn typed<Req, Resp, In, Out, F, Fut>(
+        &mut self,
+        method: impl Into<String>,
+        shape: Shape,
+        take: fn(Request) -> Result<(Context, In), Status>,
+        handler: F,
+        give: fn(Encoding, Out) -> Result<Reply, Status>,
+    ) -> &mut Self
     where
-        F: Fn(Request) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Reply, Status>> + Send + 'static,
+        In: Send + 'static,
+        Out: Send + 'static,
+        F: Fn(Context, In) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Out, Status>> + Send + 'static,
     {
         let method = method.into();
-        self.register_call(method.clone(), shape, handler);
+        let handler = Arc::new(handler);
+        self.register_call(method.clone(), shape, move |request| {
+            let handler = Arc::clone(&handler);
+            async move {
+                let encoding = request.context.encoding;
+                let (context, taken) = take(request)?;
+                give(encoding, handler(context, taken).await?)
+            }
+        });
         if let Some(info) = self.info_mut(&method) {
             let stream = |streams| if streams { "stream " } else { "" };
             info.signature = format!(
@@ -273,12 +259,16 @@ fn encode<Resp: Serialize>(encoding: Encoding, response: &Resp) -> Result<Bytes,
     encoding.encode(response).map_err(|e| Status::new(Code::Internal, e.to_string()))
 }
 
-fn stream_reply<Resp, S>(encoding: Encoding, stream: S) -> Reply
+fn whole_reply<Resp: Serialize>(encoding: Encoding, response: Resp) -> Result<Reply, Status> {
+    Ok(Reply::Whole(encode(encoding, &response)?))
+}
+
+fn stream_reply<Resp, S>(encoding: Encoding, stream: S) -> Result<Reply, Status>
 where
     Resp: Serialize,
     S: Stream<Item = Result<Resp, Status>> + Send + 'static,
 {
-    Reply::Stream(stream.map(move |item| encode(encoding, &item?)).boxed())
+    Ok(Reply::Stream(stream.map(move |item| encode(encoding, &item?)).boxed()))
 }
 
 impl std::fmt::Debug for Router {

@@ -33,11 +33,11 @@ impl Client {
         Resp: DeserializeOwned,
     {
         let options = options.into();
-        let encoding = options.encoding;
-        let body = encoding.encode(request)?;
-        let (mut sender, responses) = self.open_raw(addr, method, Shape::ServerStream, body, options).await?;
-        sender.end();
-        Ok(Responses { inner: responses, encoding, decoded: PhantomData })
+        let body = options.encoding.encode(request)?;
+        let (mut sender, responses) =
+            self.open_typed::<(), Resp>(addr, method, Shape::ServerStream, body, options).await?;
+        sender.inner.end();
+        Ok(responses)
     }
 
     /// Calls a method that answers a stream of requests with one response.
@@ -51,14 +51,9 @@ impl Client {
         Req: Serialize + Sync,
         Resp: DeserializeOwned,
     {
-        let options = options.into();
-        let encoding = options.encoding;
         let (sender, responses) =
-            self.open_raw(addr, method, Shape::ClientStream, Bytes::new(), options).await?;
-        Ok(Upload {
-            sender: Sender { inner: sender, encoding, encoded: PhantomData },
-            responses: Responses { inner: responses, encoding, decoded: PhantomData },
-        })
+            self.open_typed(addr, method, Shape::ClientStream, Bytes::new(), options.into()).await?;
+        Ok(Upload { sender, responses })
     }
 
     /// Calls a method that answers a stream of requests with a stream of responses. The two sides are independent: use them
@@ -73,10 +68,19 @@ impl Client {
         Req: Serialize + Sync,
         Resp: DeserializeOwned,
     {
-        let options = options.into();
+        self.open_typed(addr, method, Shape::Bidirectional, Bytes::new(), options.into()).await
+    }
+
+    async fn open_typed<Req, Resp>(
+        &self,
+        addr: SocketAddr,
+        method: &str,
+        shape: Shape,
+        body: Bytes,
+        options: CallOptions,
+    ) -> Result<(Sender<Req>, Responses<Resp>), Status> {
         let encoding = options.encoding;
-        let (sender, responses) =
-            self.open_raw(addr, method, Shape::Bidirectional, Bytes::new(), options).await?;
+        let (sender, responses) = self.open_raw(addr, method, shape, body, options).await?;
         Ok((
             Sender { inner: sender, encoding, encoded: PhantomData },
             Responses { inner: responses, encoding, decoded: PhantomData },
