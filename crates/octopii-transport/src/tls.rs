@@ -97,7 +97,7 @@ impl ServerCertVerifier for NamedByRules {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("only TLS 1.3 is spoken here".to_owned()))
+        no_tls12()
     }
 
     fn verify_tls13_signature(
@@ -106,13 +106,32 @@ impl ServerCertVerifier for NamedByRules {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &algorithms)
+        verify_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        signature_schemes()
     }
+}
+
+/// What every verifier of ours says of a signature of TLS 1.2, which is never negotiated.
+pub(crate) fn no_tls12() -> Result<HandshakeSignatureValid, rustls::Error> {
+    Err(rustls::Error::General("only TLS 1.3 is spoken here".to_owned()))
+}
+
+/// Checks the signature of a handshake, as the standard verifier does.
+pub(crate) fn verify_signature(
+    message: &[u8],
+    certificate: &CertificateDer<'_>,
+    signature: &DigitallySignedStruct,
+) -> Result<HandshakeSignatureValid, rustls::Error> {
+    let algorithms = provider().signature_verification_algorithms;
+    rustls::crypto::verify_tls13_signature(message, certificate, signature, &algorithms)
+}
+
+/// The signatures that [`verify_signature`] can check.
+pub(crate) fn signature_schemes() -> Vec<SignatureScheme> {
+    provider().signature_verification_algorithms.supported_schemes()
 }
 
 /// A restarted node must be able to tell its peers that their old connections are gone, so the key behind stateless

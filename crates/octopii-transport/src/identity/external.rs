@@ -203,7 +203,7 @@ mod tests {
             assert_eq!(read(&dns, wrong), None, "{wrong}");
         }
         for wrong in [
-            "spiffe://example.com/octopii/root/7",
+            "spiffe://example.com/octopii/admin/7",
             "spiffe://example.com/octopii//7",
             "spiffe://example.com/octopii/member/7/",
         ] {
