@@ -3,11 +3,12 @@
 use bytes::Bytes;
 
 use crate::checkpoints;
+use crate::framing::HEADER_LEN;
 use crate::journal::{self, About};
 use crate::outcomes;
 use crate::tree::wire as tree;
 use crate::wire::relay;
-use crate::wire::{self, HEADER_LEN, Header, ResumeKey, Tag};
+use crate::wire::{self, Header, ResumeKey, Tag};
 use crate::{Digest, TransferId};
 
 /// One message of a chunk's stream: what can be decoded is within its limits, and the same after another encoding.

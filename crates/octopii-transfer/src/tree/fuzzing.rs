@@ -4,7 +4,8 @@ use bytes::Bytes;
 
 use super::commit::Settled;
 use super::outcome::{EntryOutcome, NotDone};
-use super::wire::{self, Entry, HEADER_LEN, Header, Packed, Tag};
+use super::wire::{self, Entry, Header, Packed, Tag};
+use crate::framing::HEADER_LEN;
 
 /// Decodes one message, its header included, and checks what must hold for any bytes: a length within its tag's limit, and for
 /// what decodes that encoding it again gives the same bytes. Panics if not.
