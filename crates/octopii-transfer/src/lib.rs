@@ -22,6 +22,7 @@
 //! `docs/formats/tree.md`.
 
 mod activity;
+mod asking;
 mod budget;
 mod buffers;
 mod checkpoints;
@@ -39,6 +40,7 @@ mod inbox;
 mod journal;
 mod link;
 mod name;
+mod options;
 mod outcomes;
 mod pace;
 mod policy;
@@ -67,9 +69,10 @@ pub use failure::{FailureCode, Refusal};
 pub use id::TransferId;
 pub use inbox::InboxPolicy;
 pub use name::check_file_name;
+pub use options::SendOptions;
 pub use policy::{Destination, Location, Offer, ReceivePolicy, ReceivedChunk};
 pub use progress::{Phase, Progress, ProgressFn, ProgressStream};
-pub use send::{Receipt, SendOptions};
+pub use send::Receipt;
 pub use service::Transfer;
 pub use shared::TransferOptions;
 pub use source::ChunkSource;

@@ -12,24 +12,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use octopii_transport::{Connection, SendStream, StreamError, StreamKind};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::activity::Activity;
+use crate::asking::{may_have_arrived, read_acceptance, what_became_of_it};
 use crate::link::Inlet;
+use crate::options::SendOptions;
 use crate::pace::Pace;
 use crate::progress::{Meter, Phase, Progress};
-use crate::send::{SendOptions, read_acceptance, status};
 use crate::shared::{AbortOnDrop, Shared};
 use crate::source::Block;
 use crate::supply::{QUEUE, Reading, Supply, Whole};
-use crate::wire::{self, Acknowledgement, OfferBody, ResumeKey, Span, Tag, TransferStatus};
+use crate::wire::{self, Acknowledgement, OfferBody, ResumeKey, Span, Tag};
 use crate::{FailureCode, TransferError, TransferId};
 
 /// What is written at once.
 const WRITE_STEP: usize = 256 << 10;
-
-/// A lost acknowledgement is asked for this often.
-const STATUS_PERIOD: Duration = Duration::from_millis(200);
 
 /// The pause before the first retry; it doubles from one to the next.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -376,36 +374,6 @@ impl Sending {
             });
         }
     }
-}
-
-/// Everything was sent, but no answer came: the receiver remembers.
-pub(crate) async fn what_became_of_it(
-    shared: &Shared,
-    peer: SocketAddr,
-    id: TransferId,
-    idle: Duration,
-    lost: TransferError,
-) -> Result<Acknowledgement, TransferError> {
-    let unknown = || TransferError::OutcomeUnknown { peer, error: Arc::new(lost.clone()) };
-    let asking = async {
-        loop {
-            match status(shared, peer, id, idle).await {
-                Ok(TransferStatus::Finished(ack)) => return Ok(ack),
-                Ok(TransferStatus::Failed(refusal)) => {
-                    return Err(TransferError::from_peer(peer, refusal, true));
-                }
-                // It has restarted since.
-                Ok(TransferStatus::Unknown) => return Err(unknown()),
-                Ok(TransferStatus::Receiving { .. }) | Err(_) => sleep(STATUS_PERIOD).await,
-            }
-        }
-    };
-    timeout(idle, asking).await.unwrap_or_else(|_| Err(unknown()))
-}
-
-/// Whether the receiver may have stored the chunk although the sender saw this.
-pub(crate) fn may_have_arrived(error: &TransferError) -> bool {
-    matches!(error, TransferError::Lost(_) | TransferError::Stalled { .. })
 }
 
 /// Whether the way to the receiver, or its moment, was bad, and not the content.

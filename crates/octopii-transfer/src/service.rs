@@ -11,12 +11,13 @@ use tokio::io::AsyncRead;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::checkpoints;
-use crate::send::{self, Receipt, SendOptions};
+use crate::options::SendOptions;
+use crate::send::{self, Receipt};
 use crate::shared::{AbortOnDrop, Phase, Shared, TransferOptions};
 use crate::supply::Outgoing;
 use crate::tree::{self, LargeFiles, TreeOptions, TreePolicy, TreeReport};
 use crate::{ChunkSource, ReceivePolicy, StartError, TransferError, TransferId, TransferStatus, receive};
+use crate::{asking, checkpoints};
 
 /// Sends chunks and receives them, over one endpoint. Cloning gives another handle to the same service; it ends with its
 /// last handle, or with the endpoint: transfers then under way fail, and nothing of them is left.
@@ -150,7 +151,7 @@ impl Transfer {
     pub async fn status(&self, addr: SocketAddr, id: TransferId) -> Result<TransferStatus, TransferError> {
         let shared = Arc::clone(&self.service.shared);
         let executor = shared.executor.clone();
-        let asking = async move { send::status(&shared, addr, id, shared.options.idle_timeout).await };
+        let asking = async move { asking::status(&shared, addr, id, shared.options.idle_timeout).await };
         executor.run(asking).await.unwrap_or(Err(TransferError::ShuttingDown))
     }
 

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use crate::buffers::Buffers;
 use crate::checkpoints::Checkpoints;
 use crate::digest::PrefixHasher;
-use crate::send::SendOptions;
+use crate::options::SendOptions;
 use crate::shared::Shared;
 use crate::source::{Block, BlockReader, OpenSource};
 use crate::wire::{self, CHECKPOINT, Have, ResumeKey, Span};

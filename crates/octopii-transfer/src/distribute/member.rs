@@ -149,7 +149,7 @@ async fn attempt(origin: &Origin, i: usize, key: Option<ResumeKey>) -> Result<At
     let opening = [&[wire::VERSION][..], &wire::offer(&offer(origin, member.id(), key))].concat();
     let sent = send.write_all(&opening).await;
     let Acceptance { have: Have { bytes: have, prefix }, shares } =
-        match crate::send::read_acceptance(&mut recv, member.addr).await {
+        match crate::asking::read_acceptance(&mut recv, member.addr).await {
             // What was said before the stream broke tells more than the break.
             Err(TransferError::Lost(lost)) => return Err(TransferError::Lost(sent.err().unwrap_or(lost))),
             other => other?,

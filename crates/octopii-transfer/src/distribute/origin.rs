@@ -10,13 +10,15 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, timeout};
 
 use crate::activity::Activity;
+use crate::asking::{may_have_arrived, what_became_of_it};
 use crate::checkpoints::Checkpoints;
 use crate::distribute::ledger::{Content, Ledger};
 use crate::distribute::member::{Ended, Member, converse};
 use crate::distribute::plan::{Plan, Upstream};
 use crate::distribute::{TransferResult, failed, succeeded};
-use crate::send::{Receipt, SendOptions};
-use crate::sending::{is_interruption, may_have_arrived, pause, what_became_of_it};
+use crate::options::SendOptions;
+use crate::send::Receipt;
+use crate::sending::{is_interruption, pause};
 use crate::shared::{AbortOnDrop, Shared};
 use crate::source::{BlockReader, OpenSource};
 use crate::supply::{Outgoing, Supply};

@@ -1,0 +1,91 @@
+//! How to send.
+
+use std::fmt;
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::progress::ProgressFn;
+use crate::wire;
+use crate::{TransferError, TransferId};
+
+/// How to send.
+#[derive(Clone)]
+pub struct SendOptions {
+    /// Which of the receiver's policies decides; 1 to 64 bytes.
+    pub purpose: String,
+    /// The name that the receiver may give it; at most 1,024 bytes. Default: the file's own name, none for memory.
+    pub name: Option<String>,
+    /// Told to the receiver's policy; at most 64 KiB.
+    pub meta: Bytes,
+    /// Called from Octopii's threads as the transfer advances, at most once per 256 KiB; must return quickly.
+    pub progress: Option<ProgressFn>,
+    /// For the whole transfer, from connecting to the acknowledgement. Default: no limit but the idle one.
+    pub timeout: Option<Duration>,
+    /// The transfer is given up when nothing moves for this long. Default 30 s.
+    pub idle_timeout: Duration,
+    /// The id to use, for asking its status later. Default: a random one for each attempt. An id can succeed only once per
+    /// receiver.
+    pub id: Option<TransferId>,
+    /// Whether the receiver may keep what has arrived of a file when the transfer is cut off, so that a later one, also of
+    /// another process (see [`TransferOptions::state_dir`](crate::TransferOptions::state_dir)), goes on from there. Costs
+    /// nothing for files below 4 MiB, which begin anew. Default: yes.
+    pub resume: bool,
+    /// How often in a row a transfer that was cut off is tried again without anything new having arrived, after a jittered
+    /// pause that grows from 0.1 s to 5 s. Content from memory is gone on with, too. Default: 0.
+    pub retries: u32,
+    /// Content bytes per second, at the most. Default: as fast as it goes.
+    pub rate_limit: Option<NonZeroU64>,
+}
+
+impl SendOptions {
+    /// Options for a purpose, with the defaults for everything else.
+    pub fn new(purpose: impl Into<String>) -> Self {
+        Self {
+            purpose: purpose.into(),
+            name: None,
+            meta: Bytes::new(),
+            progress: None,
+            timeout: None,
+            idle_timeout: Duration::from_secs(30),
+            id: None,
+            resume: true,
+            retries: 0,
+            rate_limit: None,
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), TransferError> {
+        if self.purpose.is_empty() || self.purpose.len() > wire::MAX_PURPOSE {
+            return Err(TransferError::InvalidOptions("the purpose must be 1 to 64 bytes long"));
+        }
+        if self.name.as_ref().is_some_and(|name| name.len() > wire::MAX_NAME_FIELD) {
+            return Err(TransferError::InvalidOptions("the name must not be longer than 1,024 bytes"));
+        }
+        if self.meta.len() > wire::MAX_META {
+            return Err(TransferError::InvalidOptions(
+                "meta must not be longer than 64 KiB: send it as a chunk",
+            ));
+        }
+        if self.idle_timeout.is_zero() {
+            return Err(TransferError::InvalidOptions("the idle timeout must not be zero"));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for SendOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SendOptions")
+            .field("purpose", &self.purpose)
+            .field("name", &self.name)
+            .field("timeout", &self.timeout)
+            .field("idle_timeout", &self.idle_timeout)
+            .field("id", &self.id)
+            .field("resume", &self.resume)
+            .field("retries", &self.retries)
+            .field("rate_limit", &self.rate_limit)
+            .finish_non_exhaustive()
+    }
+}
