@@ -7,6 +7,7 @@
 //!
 //! What is *not* here: removing at the receiver what the source no longer has, owners, extended attributes, hard links.
 
+mod accept;
 mod check;
 mod commit;
 #[cfg(feature = "fuzzing")]
@@ -29,6 +30,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use octopii_vfs::Vfs;
 
+pub(crate) use accept::serve;
 #[cfg(feature = "fuzzing")]
 pub use fuzzing::decode_tree_message;
 pub use name::shown_path;
@@ -37,7 +39,6 @@ pub use outcome::{
     EntryFailure, EntryFn, EntryOutcome, NotDone, TreeProgress, TreeProgressFn, TreeReport, UndoneEntry,
 };
 pub use policy::{ExistingTree, ReceivedTree, TreeDestination, TreeInbox, TreeLimits, TreeOffer, TreePolicy};
-pub(crate) use receive::serve;
 pub(crate) use send::send;
 pub(crate) use sessions::{LARGE, LargeFiles, Sessions};
 

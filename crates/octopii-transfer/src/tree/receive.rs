@@ -4,29 +4,27 @@
 //! threads. Files are committed while the next ones are being written.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use octopii_transport::{Connection, Incoming, RecvStream, SendStream};
+use octopii_transport::{RecvStream, SendStream};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::check::{Awaited, Checked, Checker, Task, Wanted};
 use super::commit::{self, Closing, Settled, Staged};
-use super::link::{Message, enqueue, finish, read_messages, read_opening, write_messages};
+use super::link::{Message, enqueue, read_messages, write_messages};
 use super::outcome::{EntryFailure, Ledger, NotDone};
 use super::policy::{ReceivedTree, TreeOffer, TreePolicy};
 use super::root::Root;
-use super::sessions::{Arrival, Registered, Session};
-use super::wire::{self, Entry, Open, Packed, RECORDS, Tag, Verdict, WINDOW};
+use super::sessions::{Arrival, Registered};
+use super::wire::{self, Entry, Packed, RECORDS, Tag, Verdict, WINDOW};
 use crate::activity::Activity;
 use crate::shared::{AbortOnDrop, Shared};
-use crate::{Digest, FailureCode, Refusal, TransferError};
+use crate::{Digest, TransferError};
 
 /// Files and bytes that are committed together.
 const COMMIT_FILES: usize = 4096;
@@ -39,15 +37,15 @@ const COMMIT_IDLE: Duration = Duration::from_millis(100);
 const QUEUE: usize = 2;
 
 /// A tree that was taken.
-struct Accepted {
-    work: Work,
-    checksum: bool,
-    arrivals: mpsc::UnboundedReceiver<Arrival>,
-    session: Registered,
+pub(super) struct Accepted {
+    pub(super) work: Work,
+    pub(super) checksum: bool,
+    pub(super) arrivals: mpsc::UnboundedReceiver<Arrival>,
+    pub(super) session: Registered,
 }
 
 /// What is only touched on blocking threads, or for a moment.
-struct Work {
+pub(super) struct Work {
     offer: TreeOffer,
     policy: Arc<dyn TreePolicy>,
     root: Root,
@@ -60,88 +58,8 @@ struct Work {
     closing: VecDeque<Closing>,
 }
 
-/// Serves a stream that a peer opened for a tree.
-pub(crate) async fn serve(shared: Arc<Shared>, incoming: Incoming) {
-    let Incoming { mut send, mut recv, connection } = incoming;
-    let limit = shared.options.offer_timeout;
-    let opened = timeout(limit, read_opening(&mut recv)).await;
-    let accepted = match opened.unwrap_or(Err(TransferError::Stalled { idle: limit })) {
-        Ok(open) => accept(&shared, &connection, open).await,
-        Err(e) => Err(e.to_peer()),
-    };
-    match accepted {
-        Ok((accepted, slot)) => {
-            receive(&shared, accepted, slot, send, recv).await;
-        }
-        Err(refusal) => {
-            // A peer that does not read its answer is not waited for longer than one that makes no offer.
-            let answering = async {
-                send.write_chunk(wire::refuse(&refusal)).await?;
-                finish(&mut send).await
-            };
-            if let Ok(Err(e)) = timeout(limit, answering).await {
-                tracing::debug!(peer = %connection.remote_addr(), "the answer did not get through: {e}");
-            }
-        }
-    }
-}
-
-async fn accept(
-    shared: &Arc<Shared>,
-    connection: &Connection,
-    open: Open,
-) -> Result<(Accepted, OwnedSemaphorePermit), Refusal> {
-    let Open { id, source, checksum, purpose, name, meta } = open;
-    let Some(policy) = shared.trees.policy(&purpose) else {
-        return Err(Refusal::new(FailureCode::UnknownPurpose, "nothing here takes trees of this purpose"));
-    };
-    let Ok(slot) = Arc::clone(&shared.slots).try_acquire_owned() else {
-        let message =
-            format!("{} transfers are being received; try again later", shared.options.max_incoming);
-        return Err(Refusal::new(FailureCode::Busy, message));
-    };
-    let (peer, remote_addr) = (*connection.peer(), connection.remote_addr());
-    let name = PathBuf::from(OsString::from_vec(name));
-    let offer = TreeOffer { id, purpose, name, meta, peer, remote_addr };
-    let service = Arc::clone(shared);
-    let opening = shared.executor.blocking(move || {
-        let mut to = policy.accept(&offer)?;
-        // Set-id and sticky bits never come from outside.
-        to.mode_mask &= 0o777;
-        let vfs = &service.resources.vfs;
-        let held = service.trees.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        let root = Root::open(vfs, &to, source);
-        drop(held);
-        let root = root.map_err(|e| {
-            tracing::debug!(id = %offer.id, "cannot receive a tree: {e}");
-            e.to_peer()
-        })?;
-        let awaited = Arc::new(Awaited::default());
-        let leave_free = service.resources.leave_free;
-        let checker = Checker::new(&root, to, Arc::clone(&awaited), Arc::clone(vfs), leave_free);
-        let (arrived, arrivals) = mpsc::unbounded_channel();
-        let session = Session { awaited: Arc::clone(&awaited), dir: root.staging_dir(), arrived };
-        let session = service.trees.sessions.register(peer.node_id, offer.id, session);
-        let session = session
-            .ok_or_else(|| Refusal::new(FailureCode::DuplicateId, "a tree of this id is under way"))?;
-        let work = Work {
-            offer,
-            policy,
-            root,
-            checker,
-            awaited,
-            ledger: Ledger::default(),
-            staged: Vec::new(),
-            staged_bytes: 0,
-            closing: VecDeque::new(),
-        };
-        Ok(Accepted { work, checksum, arrivals, session })
-    });
-    Ok((opening.await?, slot))
-}
-
 /// Receives the tree, tells the policy and then the sender what came of it.
-async fn receive(
+pub(super) async fn receive(
     shared: &Arc<Shared>,
     accepted: Accepted,
     slot: OwnedSemaphorePermit,
@@ -379,6 +297,26 @@ impl Receiving<'_> {
 }
 
 impl Work {
+    pub(super) fn new(
+        offer: TreeOffer,
+        policy: Arc<dyn TreePolicy>,
+        root: Root,
+        checker: Checker,
+        awaited: Arc<Awaited>,
+    ) -> Self {
+        Self {
+            offer,
+            policy,
+            root,
+            checker,
+            awaited,
+            ledger: Ledger::default(),
+            staged: Vec::new(),
+            staged_bytes: 0,
+            closing: VecDeque::new(),
+        }
+    }
+
     /// Checks a page. Gives back as well what has failed already although a result was promised.
     fn check(&mut self, entries: Vec<Entry>) -> Result<(Checked, Vec<Settled>), TransferError> {
         let mut checked = self.checker.page(&self.root, entries)?;

@@ -42,6 +42,10 @@ struct State {
     // Reads of this byte bring another one.
     rotten: Option<u64>,
     has_lied: bool,
+    // Locks in force, and how often one was not to be had.
+    held: usize,
+    locked_out: usize,
+    unlock_delay: Duration,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -49,6 +53,9 @@ pub(crate) struct RecordingVfs(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct RecordingFile(FileHandle, RecordingVfs);
+
+#[derive(Debug)]
+struct RecordingLock(Option<Box<dyn LockGuard>>, RecordingVfs);
 
 impl RecordingVfs {
     pub(crate) fn shared(&self) -> Arc<dyn Vfs> {
@@ -82,6 +89,21 @@ impl RecordingVfs {
     /// Whether the rotten byte was read.
     pub(crate) fn has_lied(&self) -> bool {
         self.0.lock().unwrap().has_lied
+    }
+
+    /// Makes letting go of a lock slow.
+    pub(crate) fn set_unlock_delay(&self, delay: Duration) {
+        self.0.lock().unwrap().unlock_delay = delay;
+    }
+
+    /// Locks in force now.
+    pub(crate) fn held(&self) -> usize {
+        self.0.lock().unwrap().held
+    }
+
+    /// How often a lock was not to be had.
+    pub(crate) fn locked_out(&self) -> usize {
+        self.0.lock().unwrap().locked_out
     }
 
     pub(crate) fn note(&self, op: Op) {
@@ -156,7 +178,18 @@ impl Vfs for RecordingVfs {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
-        RealVfs.lock(path)
+        let lock = RealVfs.lock(path);
+        let mut state = self.0.lock().unwrap();
+        match lock {
+            Ok(lock) => {
+                state.held += 1;
+                Ok(Box::new(RecordingLock(Some(lock), self.clone())))
+            }
+            Err(e) => {
+                state.locked_out += 1;
+                Err(e)
+            }
+        }
     }
 
     fn free_space(&self, path: &Path) -> io::Result<u64> {
@@ -170,6 +203,19 @@ impl Vfs for RecordingVfs {
 
     fn canonicalize(&self, path: &Path) -> io::Result<PathBuf> {
         RealVfs.canonicalize(path)
+    }
+}
+
+impl LockGuard for RecordingLock {}
+
+impl Drop for RecordingLock {
+    fn drop(&mut self) {
+        let delay = self.1.0.lock().unwrap().unlock_delay;
+        if !delay.is_zero() {
+            std::thread::park_timeout(delay);
+        }
+        drop(self.0.take());
+        self.1.0.lock().unwrap().held -= 1;
     }
 }
 

@@ -321,19 +321,28 @@ async fn large_files_come_only_if_they_were_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tree_that_is_being_received_is_not_begun_again() {
+    let (a, b) = nodes();
+    let mut hand = Hand::open(&a, &b).await;
+    let mut second = Hand::silent(&a.endpoint, &b).await;
+    second.write(&opening(8, b"tree")).await;
+    second.expect_fail(6).await;
+    hand.page(&[end()]).await;
+    hand.finish_manifest().await;
+    assert_eq!(hand.expect_done().await, [0, 0, 0, 1, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sender_that_falls_silent_is_given_up_and_the_tree_is_free_again() {
     let (a, b) = (Node::new(1), Node::with(2, octopii_vfs::RealVfs::shared(), impatient()));
     b.open_trees(|inbox| inbox);
     let mut hand = Hand::open(&a, &b).await;
     hand.page(&[file(b"f", 3)]).await;
-    let mut second = Hand::silent(&a.endpoint, &b).await;
-    second.write(&opening(8, b"tree")).await;
-    second.expect_fail(6).await;
     hand.expect_fail(13).await;
-    let mut third = Hand::open_as(&a, &b, 9, "tree").await;
-    third.page(&[end()]).await;
-    third.finish_manifest().await;
-    assert_eq!(third.expect_done().await, [0, 0, 0, 1, 0]);
+    let mut second = Hand::open_as(&a, &b, 9, "tree").await;
+    second.page(&[end()]).await;
+    second.finish_manifest().await;
+    assert_eq!(second.expect_done().await, [0, 0, 0, 1, 0]);
 }
 
 /// A receiver that claims what is not so is not believed.

@@ -101,6 +101,48 @@ async fn a_file_that_cannot_be_written_is_reported_and_the_others_arrive() {
     }
 }
 
+/// Whoever has heard of a tree's end, good or bad, may send it again at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_is_free_before_its_end_is_told() {
+    let vfs = RecordingVfs::default();
+    let (a, b) = (Node::new(1), Node::with(2, vfs.shared(), quick()));
+    b.open_trees(|inbox| inbox);
+    put(&a.tree(), "f", b"x");
+    vfs.set_unlock_delay(Duration::from_millis(300));
+    a.send_tree(&b).await.unwrap();
+    assert_eq!(vfs.held(), 0, "told of its success while it was locked");
+    vfs.fail(Op::TreeSync, 0, 1, ErrorKind::Other);
+    a.send_tree(&b).await.unwrap_err();
+    assert_eq!(vfs.held(), 0, "told of its failure while it was locked");
+}
+
+/// Somebody who is just letting go of a tree is waited for, and somebody who is not is told of.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_that_is_let_go_of_is_waited_for() {
+    let vfs = RecordingVfs::default();
+    let (a, b) = (Node::new(1), Node::with(2, vfs.shared(), quick()));
+    b.open_trees(|inbox| inbox);
+    put(&a.tree(), "f", b"x");
+    a.send_tree(&b).await.unwrap();
+    let hidden = fs::read_dir(b.inbox().join(".octopii-trees")).unwrap().next().unwrap().unwrap().path();
+    let lock = || octopii_vfs::Vfs::lock(&octopii_vfs::RealVfs, &hidden.join("lock")).unwrap();
+
+    let held = lock();
+    let before = vfs.locked_out();
+    let letting_go = async {
+        eventually("the offer that finds it locked", || vfs.locked_out() > before).await;
+        drop(held);
+    };
+    let (sent, ()) = tokio::join!(a.send_tree(&b), letting_go);
+    assert_eq!(counts(&sent.unwrap()), (0, 1, 1, 0));
+
+    let _held = lock();
+    let error = a.send_tree(&b).await.unwrap_err();
+    let is_busy =
+        matches!(&error, TransferError::Refused { refusal, .. } if refusal.code == FailureCode::Busy);
+    assert!(is_busy, "{error}");
+}
+
 /// After a failed sync nothing is known of any file it was about: none is acknowledged, and none that it was to precede
 /// gets its name.
 #[tokio::test(flavor = "multi_thread")]
