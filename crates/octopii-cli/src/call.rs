@@ -3,10 +3,11 @@
 use std::io::BufRead;
 
 use octopii::{
-    CallOptions, Client, Code, Encoding, METHODS, MethodInfo, OctopiiRuntime, Responses, RpcClient,
+    CallOptions, Client, Code, Encoding, METHODS, MethodInfo, OctopiiRuntime, Responses, RpcClient, Status,
 };
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::args::Call;
 use crate::exit::Failure;
@@ -23,7 +24,12 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Call) -
 }
 
 async fn call(rpc: &RpcClient, output: Output, args: &Call) -> Result<(), Failure> {
-    let methods: Vec<MethodInfo> = rpc.call(args.peer, METHODS, &(), args.timeout).await?;
+    let begun = Instant::now();
+    let listed: Result<Vec<MethodInfo>, Status> = rpc.call(args.peer, METHODS, &(), args.timeout).await;
+    let methods = listed.map_err(|status| {
+        // Asking what there is changes nothing, so nothing is unknown when the answer does not come.
+        if status.code.is_outcome_unknown() { Failure::unreachable(status.message) } else { status.into() }
+    })?;
     let Some(name) = args.method.as_deref().filter(|_| !args.list) else {
         let wanted = |m: &&MethodInfo| args.method.as_deref().is_none_or(|name| m.name.starts_with(name));
         methods.iter().filter(wanted).for_each(|method| tell(output, method));
@@ -37,7 +43,11 @@ async fn call(rpc: &RpcClient, output: Output, args: &Call) -> Result<(), Failur
             "{name} takes bytes, not JSON: call it from a program that knows what they mean"
         )));
     }
-    let mut options = CallOptions::new(args.timeout).encoding(Encoding::Json);
+    let left = args.timeout.saturating_sub(begun.elapsed());
+    if left.is_zero() {
+        return Err(Failure::unreachable(format!("no time is left to call {name}: give more (--timeout)")));
+    }
+    let mut options = CallOptions::new(left).encoding(Encoding::Json);
     options.idempotent = method.idempotent;
     let request = || parse(args.request.as_deref().unwrap_or("null"));
     match (method.streams_requests, method.streams_responses) {

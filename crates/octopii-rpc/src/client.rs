@@ -8,6 +8,7 @@ mod stream;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
@@ -61,7 +62,7 @@ impl Client {
 
     /// Calls `method` at `addr` with a typed request and response.
     ///
-    /// Fails with [`Code::Unavailable`] if the request was surely not carried out, [`Code::Unknown`] if the connection
+    /// Fails with [`Code::Unavailable`] if the request was surely not carried out (no connection came about, for one), [`Code::Unknown`] if the connection
     /// was lost after sending, [`Code::DeadlineExceeded`] when time ran out, or whatever the handler answered. A call that is
     /// declared [idempotent](CallOptions::idempotent) is tried again where that may help. Dropping the future cancels the
     /// handler.
@@ -92,11 +93,13 @@ impl Client {
         options: impl Into<CallOptions>,
     ) -> Result<Bytes, Status> {
         let begun = self.begin(options.into());
+        let progress = Progress::default();
         let call = async {
             let mut attempt = 0;
             loop {
                 let outcome = async {
                     let connection = self.connect(addr).await?;
+                    progress.may_be_sent();
                     self.exchange(&connection, method, &request, &begun).await
                 };
                 let status = match outcome.await {
@@ -104,7 +107,7 @@ impl Client {
                         self.answered(&begun);
                         return Ok(response);
                     }
-                    Err(status) => status,
+                    Err(status) => progress.failed(status),
                 };
                 attempt += 1;
                 let Some(wait) = self.wait_before_retry(&begun, &status, attempt) else { return Err(status) };
@@ -113,7 +116,7 @@ impl Client {
                 let _ = self.endpoint.executor().timeout(wait, std::future::pending::<()>()).await;
             }
         };
-        self.within(&begun, method, call).await
+        self.within(&begun, method, &progress, call).await
     }
 
     /// As [`call_raw`](Self::call_raw) on a connection at hand. Never tries again.
@@ -125,7 +128,8 @@ impl Client {
         options: impl Into<CallOptions>,
     ) -> Result<Bytes, Status> {
         let begun = self.begin(options.into());
-        self.within(&begun, method, self.exchange(connection, method, &request, &begun)).await
+        let call = self.exchange(connection, method, &request, &begun);
+        self.within(&begun, method, &Progress::connected(), call).await
     }
 
     /// Fixes when the call ends and which trace it belongs to.
@@ -144,9 +148,14 @@ impl Client {
         &self,
         begun: &Begun,
         method: &str,
+        progress: &Progress,
         call: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
         let late = || {
+            if progress.is_surely_unsent() && !begun.limit.is_zero() {
+                let told = format!("no connection within {:?}, so {method:?} was not called", begun.limit);
+                return Status::new(Code::Unavailable, told);
+            }
             Status::new(Code::DeadlineExceeded, format!("no answer to {method:?} within {:?}", begun.limit))
         };
         if begun.limit.is_zero() {
@@ -231,6 +240,42 @@ fn unreadable(error: StreamError, kind: impl std::fmt::Debug) -> Status {
             format!("the response has {len} bytes, over the limit of {limit}: ask for less, or for a chunk"),
         ),
         e => Status::new(Code::Unknown, e.to_string()),
+    }
+}
+
+/// How far the attempts of a call have come: what tells a call that was surely not carried out from one that may have been.
+#[derive(Debug, Default)]
+struct Progress {
+    sent: AtomicBool,
+    /// An attempt ended without anybody knowing what became of it.
+    unknown: AtomicBool,
+}
+
+impl Progress {
+    fn connected() -> Self {
+        Self { sent: true.into(), unknown: false.into() }
+    }
+
+    fn may_be_sent(&self) {
+        self.sent.store(true, Ordering::Relaxed);
+    }
+
+    fn is_surely_unsent(&self) -> bool {
+        !self.sent.load(Ordering::Relaxed)
+    }
+
+    /// What an attempt's failure means for the call: one that was not carried out says nothing of those before it.
+    fn failed(&self, mut status: Status) -> Status {
+        if status.code.is_outcome_unknown() {
+            self.unknown.store(true, Ordering::Relaxed);
+        } else if status.code.is_retryable() {
+            if self.unknown.load(Ordering::Relaxed) {
+                status.code = Code::Unknown;
+            } else {
+                self.sent.store(false, Ordering::Relaxed);
+            }
+        }
+        status
     }
 }
 

@@ -137,8 +137,10 @@ pub enum JoinError {
     /// Turned away.
     #[error(transparent)]
     Refused(crate::JoinRefusal),
-    /// The connection was lost on the way. The token may have been spent.
-    #[error("the connection to {address} was lost ({reason}): if the token has been spent, ask for another")]
+    /// The connection was lost on the way. The token may have been spent, and is then still good for the same key.
+    #[error(
+        "the connection to {address} was lost ({reason}): join again in the same way, with the same token"
+    )]
     Lost {
         /// Who was asked.
         address: String,

@@ -24,6 +24,7 @@ fn nobody_at_the_other_end() {
     failed(&output, 4, "the file reached nobody");
     assert!(crate::stdout(&output).contains("no answer"), "{}", crate::stdout(&output));
     failed(&home.run(&["kv", "get", "key", "--node", &nobody, "--timeout", "1s"]), 4, &nobody);
+    failed(&home.run(&["call", &nobody, "any.method", "--timeout", "500ms"]), 4, "no connection");
     failed(&home.run(&["cluster", "status", "--node", &nobody, "--timeout", "1s"]), 4, "no node answers");
     assert!(begun.elapsed().as_secs() < 20);
 }

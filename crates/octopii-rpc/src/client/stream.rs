@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::{CallOptions, Client, malformed};
+use super::{CallOptions, Client, Progress, malformed};
 use crate::wire::{INLINE, Response};
 use crate::{Code, Encoding, Shape, Status};
 
@@ -97,11 +97,13 @@ impl Client {
         options: CallOptions,
     ) -> Result<(RawSender, BoxStream<'static, Result<Bytes, Status>>), Status> {
         let begun = self.begin(options);
+        let progress = Progress::default();
         let opening = async {
             let connection = self.connect(addr).await?;
+            progress.may_be_sent();
             self.open(&connection, method, shape, &first, &begun).await
         };
-        let (send, recv) = self.within(&begun, method, opening).await?;
+        let (send, recv) = self.within(&begun, method, &progress, opening).await?;
         let executor = self.endpoint.executor();
         let sender = RawSender { send, batch: BytesMut::new(), executor: executor.clone(), end: begun.end };
         let limit = begun.end.saturating_duration_since(executor.now());

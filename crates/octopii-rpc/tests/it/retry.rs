@@ -103,3 +103,36 @@ async fn a_peer_that_comes_late_is_found() {
     let (_server, _) = flaky(&b, 0, Status::new(Code::Internal, ""));
     assert_eq!(calling.await.unwrap().unwrap(), 1);
 }
+
+/// `octopii call` tells "nobody could be reached" from "the outcome is unknown" by this.
+#[tokio::test]
+async fn what_never_had_a_connection_was_surely_not_carried_out_however_short_the_deadline() {
+    let (a, _b) = pair();
+    let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let to = nobody.local_addr().unwrap();
+    let client = Client::new(&a, StreamKind::Rpc);
+    let short = Duration::from_millis(200);
+    let status = client.call::<_, ()>(to, "any", &(), short).await.unwrap_err();
+    assert_eq!(status.code, Code::Unavailable, "{status}");
+    let status = client.server_stream::<_, ()>(to, "any", &(), short).await.unwrap_err();
+    assert_eq!(status.code, Code::Unavailable, "{status}");
+}
+
+/// The last attempt was surely not carried out, but one before it may have been.
+#[tokio::test]
+async fn an_unknown_outcome_stays_unknown_whatever_the_attempts_after_it_say() {
+    let (a, b) = pair();
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&calls);
+    let _server = serve(&b, ServerOptions::default(), move |router| {
+        router.register("lost", move |_: Context, (): ()| {
+            let first = counted.fetch_add(1, Ordering::SeqCst) == 0;
+            let code = if first { Code::Unknown } else { Code::Unavailable };
+            async move { Err::<(), _>(Status::new(code, "gone")) }
+        });
+    });
+    let options = CallOptions::new(SOON).idempotent();
+    let failed = client(&a, quick()).call::<_, ()>(b.local_addr(), "lost", &(), options).await;
+    assert_eq!(failed.unwrap_err().code, Code::Unknown);
+    assert_eq!(calls.load(Ordering::SeqCst), 4);
+}

@@ -6,6 +6,7 @@ use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData as _, SigningKey as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use super::authority::{MAX_ROOTS, public_key_of};
+use super::certificate::private_key;
 use super::names::named_cluster;
 use super::{Identity, peer_identity};
 use crate::IdentityError;
@@ -32,6 +33,22 @@ impl NodeKey {
     /// Makes a key (Ed25519).
     pub fn generate() -> Result<Self, IdentityError> {
         Ok(Self(new_key()?))
+    }
+
+    /// The key as PEM, for who must not lose it before its certificate has come. Keep it secret (mode 0600).
+    pub fn to_pem(&self) -> String {
+        self.0.serialize_pem()
+    }
+
+    /// Reads what [`to_pem`](Self::to_pem) wrote.
+    pub fn from_pem(text: &str) -> Result<Self, IdentityError> {
+        let key =
+            KeyPair::try_from(&private_key(text)?).map_err(|e| IdentityError::Unusable(e.to_string()))?;
+        if key.is_compatible(&PKCS_ED25519) {
+            Ok(Self(key))
+        } else {
+            Err(IdentityError::Unusable("its key is not an Ed25519 key".to_owned()))
+        }
     }
 
     /// The half that may be told.
@@ -133,6 +150,26 @@ mod tests {
         assert!(Certified::from_bytes(&[&bytes[..], &[0]].concat()).is_err());
         let identity = key.into_identity(certified).unwrap();
         assert_eq!((identity.node_id(), identity.role()), (5, PeerRole::Operator));
+    }
+
+    #[test]
+    fn a_key_survives_its_text() {
+        let key = NodeKey::generate().unwrap();
+        let text = key.to_pem();
+        assert_eq!(NodeKey::from_pem(&text).unwrap().public(), key.public());
+        assert_eq!(NodeKey::from_pem(&format!("# a line before it\n{text}")).unwrap().public(), key.public());
+        let other_kind = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap().serialize_pem();
+        for wrong in ["", "text", &text[..text.len() / 2], &text.replace("PRIVATE", "PUBLIC"), &other_kind] {
+            assert!(NodeKey::from_pem(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    /// Who has lost the answer to its request gets the same one again: one certificate to revoke, not two.
+    #[test]
+    fn a_key_is_certified_in_the_same_way_each_time() {
+        let (authority, key) = (ClusterAuthority::generate().unwrap(), NodeKey::generate().unwrap());
+        let certify = || authority.certify(5, PeerRole::Member, &key.public()).unwrap();
+        assert_eq!(certify(), certify());
     }
 
     #[test]

@@ -18,19 +18,28 @@ use crate::{CertificateHash, Executor, Identity, JoinError, NodeKey, PeerRole, R
 
 /// Asks the nodes that a token names for a certificate, one after the other, and gives the new identity.
 ///
-/// The private key is made here and stays here. The node that answers must show the authority that the token pins, and a
-/// member's certificate of it; what it is sent is a signature that is good on this very connection only. Not cancel-safe: a
-/// dropped call may have spent the token. Within one call, a lost answer is asked for again with the same key, which an issuing
-/// node answers again.
-pub async fn join(executor: &Executor, token: &JoinToken, timeout: Duration) -> Result<Identity, JoinError> {
+/// The private key stays here. The node that answers must show the authority that the token pins, and a member's certificate of
+/// it; what it is sent is a signature that is good on this very connection only. A lost answer is asked for again with the same
+/// key, which an issuing node answers again. Not cancel-safe: a dropped call may have spent the token, which is then good for
+/// this key only. Who keeps the key before the call can make it again (see [`NodeKey::to_pem`]).
+pub async fn join(
+    executor: &Executor,
+    token: &JoinToken,
+    key: NodeKey,
+    timeout: Duration,
+) -> Result<Identity, JoinError> {
     let (token, own) = (token.clone(), executor.clone());
-    let joining = async move { join_on(&own, &token, timeout).await };
+    let joining = async move { join_on(&own, &token, key, timeout).await };
     executor.run(joining).await.unwrap_or(Err(JoinError::ShuttingDown))
 }
 
-async fn join_on(executor: &Executor, token: &JoinToken, limit: Duration) -> Result<Identity, JoinError> {
+async fn join_on(
+    executor: &Executor,
+    token: &JoinToken,
+    key: NodeKey,
+    limit: Duration,
+) -> Result<Identity, JoinError> {
     let end = Instant::now() + limit;
-    let key = NodeKey::generate().map_err(JoinError::Identity)?;
     let mut last = JoinError::Unreachable("no address was tried".to_owned());
     // A lost answer is asked for once more.
     let tries = token.addresses().iter().chain(token.addresses());

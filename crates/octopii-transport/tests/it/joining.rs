@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use octopii_transport::{
     Admission, Applicant, Certified, ClusterAuthority, Endpoint, EndpointOptions, Executor, Identity,
-    JoinError, JoinRefusal, JoinToken, Limits, PeerRole, StreamError, StreamKind, TokenVerifier, join,
+    JoinError, JoinRefusal, JoinToken, Limits, NodeKey, PeerRole, StreamError, StreamKind, TokenVerifier,
 };
 use quinn::crypto::rustls::QuicClientConfig;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -53,6 +53,11 @@ impl Admission for Desk {
         }
         self.authority.certify(77, *role, &applicant.public_key).map_err(|_| JoinRefusal::Failed)
     }
+}
+
+/// Joins with a fresh key.
+async fn join(executor: &Executor, token: &JoinToken, limit: Duration) -> Result<Identity, JoinError> {
+    octopii_transport::join(executor, token, NodeKey::generate().unwrap(), limit).await
 }
 
 fn here() -> Executor {

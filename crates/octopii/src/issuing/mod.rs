@@ -43,7 +43,11 @@ impl Issuer {
         Arc::new(Self { authority, pinned, store: Mutex::new(store), reserved, addresses })
     }
 
-    fn create(&self, request: &TokenRequest, now: SystemTime) -> Result<JoinToken, TokenStoreError> {
+    pub(crate) fn create(
+        &self,
+        request: &TokenRequest,
+        now: SystemTime,
+    ) -> Result<JoinToken, TokenStoreError> {
         let lifetime = Duration::from_secs(request.lifetime_secs);
         if lifetime.is_zero() || lifetime > MAX_LIFETIME {
             return Err(TokenStoreError::Lifetime);

@@ -116,7 +116,14 @@ impl TokenStore {
         let now = seconds(now);
         next.token.retain(|t| t.expires.saturating_add(REMEMBERED.as_secs()) > now);
         if next.token.len() >= MAX_TOKENS {
-            next.token.retain(|t| t.expires > now && t.used_by.is_none());
+            next.token.retain(|t| t.expires > now);
+        }
+        if next.token.len() >= MAX_TOKENS {
+            // Only then one of those that have been used, the oldest: its joiner may still be coming back for its certificate.
+            let used = next.token.iter().enumerate().filter(|(_, t)| t.used_by.is_some());
+            if let Some(oldest) = used.min_by_key(|(_, t)| t.created).map(|(at, _)| at) {
+                next.token.remove(oldest);
+            }
         }
         if next.token.len() >= MAX_TOKENS {
             return Err(TokenStoreError::Full);
@@ -311,6 +318,13 @@ mod tests {
         let new = || NewToken { verifier: token.verifier(), role: PeerRole::Member, node_id: None };
         let refused = store.add(new(), now(), now() + HOUR);
         assert!(matches!(refused, Err(TokenStoreError::Full)));
+        // One that has been used makes room for one; its joiner has had the most time of all.
+        store.kept.token[7].used_by = Some("k".to_owned());
+        store.kept.token[5].used_by = Some("k".to_owned());
+        store.kept.token[5].created -= 1;
+        store.add(new(), now(), now() + HOUR).unwrap();
+        let used = store.kept.token.iter().filter(|t| t.used_by.is_some());
+        assert_eq!(used.map(|t| t.created).collect::<Vec<_>>(), [seconds(now())]);
         // Once they have expired there is room.
         store.add(new(), now() + HOUR + HOUR, now() + HOUR * 3).unwrap();
         assert_eq!(store.kept.token.len(), 1);

@@ -120,7 +120,7 @@ impl NodeBuilder {
         self
     }
 
-    /// Who decides about chunks of a purpose. Those sent by [`Peer::send_chunk_verified`] and
+    /// Who decides about chunks of a purpose. Those sent by [`Peer::send_chunk_verified`](crate::Peer::send_chunk_verified) and
     /// [`OctopiiNode::transfer_chunk_to_peers`] have the purpose `inbox` and go to the inbox without more ado.
     #[must_use]
     pub fn receive(mut self, purpose: impl Into<String>, policy: impl ReceivePolicy) -> Self {
@@ -129,7 +129,7 @@ impl NodeBuilder {
         self
     }
 
-    /// Who decides about directories sent with a purpose. Those sent by [`Peer::send_tree`] have the purpose `inbox` and go to
+    /// Who decides about directories sent with a purpose. Those sent by [`Peer::send_tree`](crate::Peer::send_tree) have the purpose `inbox` and go to
     /// the inbox without more ado, each beside what is there already unless the same source has made that.
     #[must_use]
     pub fn receive_trees(mut self, purpose: impl Into<String>, policy: impl TreePolicy) -> Self {
