@@ -1,4 +1,4 @@
-//! The protocol spoken by hand, from `docs/formats/transfer.md` alone: neither encoder nor decoder of the crate is used.
+//! The protocols spoken by hand: messages on a stream; and those of chunks, from `docs/formats/transfer.md` alone: neither encoder nor decoder of the crate is used.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,8 +21,12 @@ pub(crate) struct Raw {
 
 impl Raw {
     pub(crate) async fn open(from: &Endpoint, to: SocketAddr) -> Self {
+        Self::open_kind(StreamKind::Transfer, from, to).await
+    }
+
+    pub(crate) async fn open_kind(kind: StreamKind, from: &Endpoint, to: SocketAddr) -> Self {
         let connection = from.connect(to).await.unwrap();
-        let (send, recv) = connection.open(StreamKind::Transfer).await.unwrap();
+        let (send, recv) = connection.open(kind).await.unwrap();
         Self { connection, send, recv }
     }
 
@@ -36,8 +40,20 @@ impl Raw {
         let _ = self.send.write_all(bytes).await;
     }
 
-    /// The next message but signs of life.
+    /// The next message of a chunk but signs of life.
     pub(crate) async fn read(&mut self) -> (u8, Vec<u8>) {
+        self.read_but(6).await
+    }
+
+    /// The version, which begins every stream.
+    pub(crate) async fn read_version(&mut self) {
+        let mut version = [0];
+        self.recv.read_exact(&mut version).await.unwrap();
+        assert_eq!(version, [1]);
+    }
+
+    /// The next message of another tag.
+    pub(crate) async fn read_but(&mut self, skipped: u8) -> (u8, Vec<u8>) {
         let reading = async {
             loop {
                 let mut header = [0; 5];
@@ -45,7 +61,7 @@ impl Raw {
                 let len = u32::from_le_bytes(header[1..].try_into().unwrap());
                 let mut body = vec![0; len as usize];
                 self.recv.read_exact(&mut body).await.unwrap();
-                if header[0] != 6 {
+                if header[0] != skipped {
                     return (header[0], body);
                 }
             }
@@ -135,9 +151,7 @@ pub(crate) fn query(id: TransferId) -> Vec<u8> {
 
 /// Reads the version and an offer; returns its id.
 pub(crate) async fn read_offer(raw: &mut Raw) -> TransferId {
-    let mut version = [0];
-    raw.recv.read_exact(&mut version).await.unwrap();
-    assert_eq!(version, [1]);
+    raw.read_version().await;
     let (tag, body) = raw.read().await;
     assert_eq!(tag, 1);
     TransferId(u128::from_le_bytes(body[1..17].try_into().unwrap()))

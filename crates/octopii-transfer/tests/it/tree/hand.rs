@@ -1,13 +1,10 @@
 //! The tree protocol spoken by hand, from `docs/formats/tree.md` alone: neither encoder nor decoder of the crate is used.
 
-use std::time::Duration;
-
 use octopii_transfer::{Digest, TransferId};
-use octopii_transport::{Acceptor, Connection, Endpoint, RecvStream, SendStream, StreamKind};
-use tokio::time::timeout;
+use octopii_transport::{Acceptor, Endpoint, StreamKind};
 
 use crate::nodes::Node;
-use crate::raw::message;
+use crate::raw::{Raw, message};
 
 pub(crate) const READY: u8 = 2;
 pub(crate) const REFUSE: u8 = 3;
@@ -15,14 +12,13 @@ pub(crate) const VERDICTS: u8 = 5;
 pub(crate) const RESULTS: u8 = 7;
 pub(crate) const DONE: u8 = 9;
 pub(crate) const FAIL: u8 = 10;
+const ALIVE: u8 = 11;
 
 /// A verdict or a result: 0, 1, 2 or 3, and the code of a reason.
 pub(crate) type Told = (u8, u16);
 
 pub(crate) struct Hand {
-    _connection: Connection,
-    pub(crate) send: SendStream,
-    recv: RecvStream,
+    raw: Raw,
     /// All entries so far, as they were sent.
     manifest: Vec<u8>,
     entries: u64,
@@ -42,40 +38,26 @@ impl Hand {
     }
 
     pub(crate) async fn silent(from: &Endpoint, to: &Node) -> Self {
-        let connection = from.connect(to.addr()).await.unwrap();
-        let (send, recv) = connection.open(StreamKind::Tree).await.unwrap();
-        Self { _connection: connection, send, recv, manifest: Vec::new(), entries: 0 }
+        Self::over(Raw::open_kind(StreamKind::Tree, from, to.addr()).await)
     }
 
     pub(crate) async fn accept(acceptor: &mut Acceptor) -> Self {
-        let incoming = timeout(Duration::from_secs(15), acceptor.accept()).await.unwrap().unwrap();
-        let (send, mut recv) = (incoming.send, incoming.recv);
-        let mut version = [0];
-        recv.read_exact(&mut version).await.unwrap();
-        assert_eq!(version, [1]);
-        Self { _connection: incoming.connection, send, recv, manifest: Vec::new(), entries: 0 }
+        let mut raw = Raw::accept(acceptor).await;
+        raw.read_version().await;
+        Self::over(raw)
     }
 
-    /// A peer that gives up early no longer reads; that is not what a test is about.
+    fn over(raw: Raw) -> Self {
+        Self { raw, manifest: Vec::new(), entries: 0 }
+    }
+
     pub(crate) async fn write(&mut self, bytes: &[u8]) {
-        let _ = self.send.write_all(bytes).await;
+        self.raw.write(bytes).await;
     }
 
     /// The next message but signs of life.
     pub(crate) async fn read(&mut self) -> (u8, Vec<u8>) {
-        let reading = async {
-            loop {
-                let mut header = [0; 5];
-                self.recv.read_exact(&mut header).await.unwrap();
-                let len = u32::from_le_bytes(header[1..].try_into().unwrap());
-                let mut body = vec![0; len as usize];
-                self.recv.read_exact(&mut body).await.unwrap();
-                if header[0] != 11 {
-                    return (header[0], body);
-                }
-            }
-        };
-        timeout(Duration::from_secs(20), reading).await.expect("an answer within 20 s")
+        self.raw.read_but(ALIVE).await
     }
 
     /// Tells one page.
