@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use octopii_vfs::{FileHandle, FileKind, FileVersion, OpenMode, Vfs};
+use octopii_vfs::{DirHandle, FileHandle, FileKind, FileVersion, OpenMode, Vfs};
 
 use crate::buffers::Buffers;
 use crate::checkpoints::Checkpoints;
@@ -30,6 +30,19 @@ impl ChunkSource {
             Self::Memory(_) => None,
         }
     }
+}
+
+/// A file in a directory that is held open: reached from there without following a link, whatever anyone renames meanwhile.
+#[derive(Debug, Clone)]
+pub(crate) struct Beneath {
+    pub(crate) root: DirHandle,
+    /// Where the directory is, for messages and to know the file again.
+    pub(crate) root_path: PathBuf,
+    /// Of plain names.
+    pub(crate) path: PathBuf,
+    /// What it must have when it is opened.
+    pub(crate) len: u64,
+    pub(crate) modified_ns: i128,
 }
 
 /// An opened source, which can be read from anywhere and any number of times. All calls block.
@@ -73,6 +86,19 @@ impl OpenSource {
             }
         };
         Ok(Self { content, size, buffers: Arc::default() })
+    }
+
+    /// Opens a file that must still be what was told of it.
+    pub(crate) fn beneath(source: &Beneath) -> Result<Self, TransferError> {
+        let path = source.root_path.join(&source.path);
+        let unreadable = |error| unreadable(&path, error);
+        let file = source.root.open(&source.path, OpenMode::Read).map_err(unreadable)?;
+        let version = file.version().map_err(unreadable)?;
+        if (version.len, version.modified_ns) != (source.len, source.modified_ns) {
+            return Err(TransferError::SourceChanged(path));
+        }
+        let content = Content::File { target: path.clone(), path, file, version };
+        Ok(Self { content, size: version.len, buffers: Arc::default() })
     }
 
     pub(crate) fn size(&self) -> u64 {

@@ -15,7 +15,7 @@ use crate::checkpoints::Checkpoints;
 use crate::digest::PrefixHasher;
 use crate::options::SendOptions;
 use crate::shared::Shared;
-use crate::source::{Block, BlockReader, OpenSource};
+use crate::source::{Beneath, Block, BlockReader, OpenSource};
 use crate::wire::{self, CHECKPOINT, Have, ResumeKey, Span};
 use crate::{ChunkSource, Digest, TransferError};
 
@@ -32,6 +32,7 @@ pub(crate) type ByteStream = Pin<Box<dyn AsyncRead + Send>>;
 /// What is to be sent.
 pub(crate) enum Outgoing {
     Chunk(ChunkSource),
+    Beneath(Beneath),
     Stream(ByteStream),
 }
 
@@ -60,6 +61,7 @@ impl Outgoing {
     pub(crate) fn file_name(&self) -> Option<&str> {
         match self {
             Self::Chunk(source) => source.file_name(),
+            Self::Beneath(file) => file.path.file_name()?.to_str(),
             Self::Stream(_) => None,
         }
     }
@@ -71,17 +73,18 @@ impl Supply {
         outgoing: Outgoing,
         options: &SendOptions,
     ) -> Result<Self, TransferError> {
-        let chunk = match outgoing {
-            Outgoing::Stream(bytes) => {
-                return Ok(Self::Stream { bytes: Mutex::new(Some(bytes)), recent: Arc::default() });
-            }
-            Outgoing::Chunk(chunk) => chunk,
-        };
+        if let Outgoing::Stream(bytes) = outgoing {
+            return Ok(Self::Stream { bytes: Mutex::new(Some(bytes)), recent: Arc::default() });
+        }
         let (vfs, state) = (Arc::clone(&shared.resources.vfs), shared.options.state_dir.clone());
         let (resume, retries) = (options.resume, options.retries);
         let (purpose, name) = (options.purpose.clone(), options.name.clone().unwrap_or_default());
         let opening = move || {
-            let source = OpenSource::open(&chunk, &vfs)?;
+            let source = match &outgoing {
+                Outgoing::Chunk(chunk) => OpenSource::open(chunk, &vfs)?,
+                Outgoing::Beneath(file) => OpenSource::beneath(file)?,
+                Outgoing::Stream(_) => return Err(TransferError::Protocol("a stream is not opened")),
+            };
             // Nothing of what is smaller can be gone on with, and nobody else can go on with what is in memory.
             let resume = resume && source.size() > CHECKPOINT && (source.file().is_some() || retries > 0);
             let checkpoints = match (source.file(), state) {
@@ -266,6 +269,7 @@ impl fmt::Debug for Outgoing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Chunk(source) => source.fmt(f),
+            Self::Beneath(file) => file.fmt(f),
             Self::Stream(_) => f.write_str("Stream(_)"),
         }
     }

@@ -4,7 +4,9 @@
 //! allows; the packer reads what the receiver asked for; the writer writes both to the stream; the reader hears verdicts and
 //! results. Nothing is remembered of an entry once it is settled.
 
-use std::collections::{BTreeMap, VecDeque};
+mod content;
+mod unsettled;
+
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -14,78 +16,31 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use octopii_transport::{RecvStream, SendStream, StreamError, StreamKind};
-use octopii_vfs::{DirHandle, Timestamp};
+use octopii_vfs::DirHandle;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
-use super::check::is_small;
+use self::content::{pack, send_large};
+use self::unsettled::{Job, State};
 use super::link::{Message, enqueue, read_message, read_messages, write_messages};
 use super::options::TreeOptions;
-use super::outcome::{EntryFailure, EntryOutcome, Ledger, NotDone, TreeProgress, TreeReport};
+use super::outcome::{NotDone, TreeReport};
 use super::sessions::{LARGE, large_meta};
-use super::walk::{Step, Walk, changed, read_small};
-use super::wire::{self, Entry, Open, PAGE_BYTES, PAGE_ENTRIES, RECORDS, SMALL, Tag, Verdict, WINDOW};
+use super::walk::{Step, Walk, nanoseconds};
+use super::wire::{self, Open, PAGE_BYTES, PAGE_ENTRIES, SMALL, Tag, WINDOW};
 use crate::activity::Activity;
 use crate::pace::Pace;
 use crate::shared::{AbortOnDrop, Shared};
-use crate::supply::Outgoing;
-use crate::{ChunkSource, Digest, FailureCode, Refusal, SendOptions, SourceError, TransferError, TransferId};
+use crate::source::Beneath;
+use crate::{Digest, FailureCode, Refusal, SendOptions, SourceError, TransferError, TransferId};
 
 /// Messages between the walk, the packer and the network.
 const QUEUE: usize = 2;
 
 /// Large files of one tree that travel at the same time.
 const LARGE_AT_ONCE: usize = 2;
-
-/// A large file for which the receiver has no place is offered again, this often at most.
-const BUSY_TRIES: u32 = 50;
-const BUSY_PAUSE: Duration = Duration::from_millis(200);
-
-/// An entry that is not settled.
-#[derive(Debug)]
-struct Unsettled {
-    path: PathBuf,
-    what: What,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum What {
-    File {
-        size: u64,
-        modified: Timestamp,
-        digest: Option<Digest>,
-    },
-    Link,
-    Directory,
-    /// A directory's beginning, or something left out: its verdict settles it.
-    Line,
-}
-
-/// A file the receiver asked for.
-#[derive(Debug)]
-struct Job {
-    entry: u64,
-    path: PathBuf,
-    size: u64,
-    modified: Timestamp,
-    digest: Option<Digest>,
-}
-
-/// What all parts of a sending share.
-#[derive(Debug, Default)]
-struct State {
-    unsettled: BTreeMap<u64, Unsettled>,
-    next: u64,
-    jobs: VecDeque<Job>,
-    /// Why entries were left out here: more exact than what travels.
-    left_out: BTreeMap<u64, NotDone>,
-    ledger: Ledger,
-    progress: TreeProgress,
-    /// Entries and digest of the whole manifest, once it is told.
-    manifest: Option<Digest>,
-}
 
 struct Sending {
     shared: Arc<Shared>,
@@ -393,13 +348,20 @@ impl Sending {
     }
 
     fn send_large(&self, job: Job) -> impl Future<Output = (u64, Result<u64, NotDone>)> + Send + use<> {
-        let source = ChunkSource::File(self.root_path.join(&job.path));
+        let file = Beneath {
+            root: Arc::clone(&self.root),
+            root_path: self.root_path.clone(),
+            path: job.path,
+            len: job.size,
+            modified_ns: nanoseconds(job.modified),
+        };
         let options = SendOptions {
             meta: large_meta(self.id, job.entry),
             rate_limit: self.options.rate_limit,
             ..SendOptions::new(LARGE)
         };
-        send_large(Arc::clone(&self.shared), self.addr, source, job.entry, options)
+        let sending = send_large(Arc::clone(&self.shared), self.addr, file, options);
+        async move { (job.entry, sending.await) }
     }
 
     fn report_progress(&self) {
@@ -414,119 +376,6 @@ impl Sending {
     }
 }
 
-impl State {
-    fn add(&mut self, steps: Vec<Step>) {
-        for Step { entry, path, left_out } in steps {
-            let what = match entry {
-                Entry::File { size, modified, digest, .. } => {
-                    self.progress.found += 1;
-                    self.progress.found_bytes += size;
-                    What::File { size, modified, digest }
-                }
-                Entry::Link { .. } => What::Link,
-                Entry::End { .. } => What::Directory,
-                Entry::Directory { .. } => What::Line,
-                Entry::LeftOut { .. } => {
-                    if let Some(why) = left_out {
-                        self.left_out.insert(self.next, why);
-                    }
-                    What::Line
-                }
-            };
-            self.unsettled.insert(self.next, Unsettled { path, what });
-            self.next += 1;
-        }
-    }
-
-    fn verdicts(
-        &mut self,
-        first: u64,
-        verdicts: Vec<Verdict>,
-    ) -> Result<Vec<(PathBuf, EntryOutcome)>, TransferError> {
-        let mut settled = Vec::new();
-        for (entry, verdict) in (first..).zip(verdicts) {
-            let Some(Unsettled { what, path }) = self.unsettled.get(&entry) else {
-                return Err(TransferError::Protocol("a verdict on what was not told"));
-            };
-            match (verdict, *what) {
-                (Verdict::Wanted, What::File { size, modified, digest }) => {
-                    self.jobs.push_back(Job { entry, path: path.clone(), size, modified, digest });
-                }
-                (Verdict::Wanted, What::Link | What::Directory) => {}
-                (Verdict::Noted, What::Line | What::Directory) => {
-                    self.unsettled.remove(&entry);
-                }
-                (Verdict::Unchanged, What::File { .. } | What::Link) => {
-                    settled.extend(self.settle(entry, EntryOutcome::Unchanged));
-                }
-                (Verdict::Refused(why), _) => {
-                    let why = self.left_out.remove(&entry).unwrap_or(why);
-                    settled.extend(self.settle(entry, EntryOutcome::NotDone(why)));
-                }
-                _ => return Err(TransferError::Protocol("a verdict that does not fit its entry")),
-            }
-        }
-        Ok(settled)
-    }
-
-    fn results(
-        &mut self,
-        outcomes: Vec<wire::Outcome>,
-    ) -> Result<Vec<(PathBuf, EntryOutcome)>, TransferError> {
-        let mut settled = Vec::new();
-        for wire::Outcome { entry, result } in outcomes {
-            let Some(unsettled) = self.unsettled.get(&entry) else {
-                return Err(TransferError::Protocol("a result of what was settled, or never told"));
-            };
-            let outcome = match (result, unsettled.what) {
-                (Err(why), _) => EntryOutcome::NotDone(why),
-                (Ok(()), What::File { size, .. }) => EntryOutcome::Stored { bytes: size },
-                (Ok(()), What::Link) => EntryOutcome::Stored { bytes: 0 },
-                (Ok(()), What::Directory) => EntryOutcome::Directory,
-                (Ok(()), What::Line) => {
-                    return Err(TransferError::Protocol("a result of what has none"));
-                }
-            };
-            settled.extend(self.settle(entry, outcome));
-        }
-        Ok(settled)
-    }
-
-    fn settle(&mut self, entry: u64, outcome: EntryOutcome) -> Option<(PathBuf, EntryOutcome)> {
-        let Unsettled { path, what } = self.unsettled.remove(&entry)?;
-        if let What::File { size, .. } = what {
-            self.progress.settled += 1;
-            self.progress.settled_bytes += size;
-        }
-        self.ledger.settle(&path, &outcome);
-        Some((path, outcome))
-    }
-
-    /// Small files for one pack of about `portion` bytes, or one large file; and whether there will be no more.
-    fn take_jobs(&mut self, portion: u64) -> (Vec<Job>, Option<Job>, bool) {
-        let mut small = Vec::new();
-        let mut bytes = 0;
-        while let Some(job) = self.jobs.pop_front_if(|job| is_small(job.size)) {
-            bytes += job.size + RECORD_COST;
-            small.push(job);
-            if bytes >= portion || small.len() == RECORDS {
-                return (small, None, false);
-            }
-        }
-        if !small.is_empty() {
-            return (small, None, false);
-        }
-        // Only files can still be asked for; what else is unsettled needs nothing from here.
-        let at_end = self.manifest.is_some()
-            && self.jobs.is_empty()
-            && !self.unsettled.values().any(|unsettled| matches!(unsettled.what, What::File { .. }));
-        (small, self.jobs.pop_front(), at_end)
-    }
-}
-
-/// What a file in a pack costs beside its content, in bytes.
-const RECORD_COST: u64 = 64;
-
 /// Entries for one page with their encoding; none at the end. Blocks.
 fn next_page(walk: &mut Walk) -> Result<(Vec<Step>, Vec<u8>), TransferError> {
     let (mut steps, mut body) = (Vec::new(), Vec::new());
@@ -536,60 +385,4 @@ fn next_page(walk: &mut Walk) -> Result<(Vec<Step>, Vec<u8>), TransferError> {
         steps.push(step);
     }
     Ok((steps, body))
-}
-
-/// Reads small files into one message. Blocks.
-fn pack(root: &DirHandle, jobs: &[Job]) -> Bytes {
-    let mut pack = wire::begin_pack();
-    let mut content = Vec::new();
-    for Job { entry, path, size, modified, digest } in jobs {
-        content.clear();
-        let read = read_small(root, path, *size, *modified, &mut content);
-        match read {
-            Ok(own) if digest.is_none_or(|told| told == own) => {
-                wire::put_packed(&mut pack, *entry, Ok((own, &content)));
-            }
-            Ok(_) => wire::put_packed(&mut pack, *entry, Err(&changed())),
-            Err(why) => wire::put_packed(&mut pack, *entry, Err(&why)),
-        }
-    }
-    wire::finish_pack(pack, jobs.len())
-}
-
-/// Sends a large file as a chunk of its own: one that was cut off goes on where it was. Gives back how many bytes did not have to
-/// be sent for that.
-async fn send_large(
-    shared: Arc<Shared>,
-    addr: SocketAddr,
-    source: ChunkSource,
-    entry: u64,
-    options: SendOptions,
-) -> (u64, Result<u64, NotDone>) {
-    let mut tries = 0;
-    let sent = loop {
-        let sending =
-            crate::send::send(Arc::clone(&shared), addr, Outgoing::Chunk(source.clone()), options.clone());
-        match Box::pin(sending).await {
-            Err(TransferError::Refused { refusal, .. })
-                if refusal.code == FailureCode::Busy && tries < BUSY_TRIES =>
-            {
-                tries += 1;
-                sleep(BUSY_PAUSE).await;
-            }
-            other => break other,
-        }
-    };
-    let outcome = match sent {
-        Ok(receipt) => Ok(receipt.resumed),
-        Err(TransferError::SourceChanged(_)) => Err(changed()),
-        Err(TransferError::Refused { refusal, .. } | TransferError::PeerFailed { refusal, .. }) => {
-            Err(NotDone::new(EntryFailure::Io, refusal.to_string()))
-        }
-        Err(TransferError::StorageFull(why)) => Err(NotDone::new(EntryFailure::StorageFull, why)),
-        Err(TransferError::Source(_)) => {
-            Err(NotDone::new(EntryFailure::Unreadable, "cannot be read any more"))
-        }
-        Err(error) => Err(NotDone::new(EntryFailure::Io, error.to_string())),
-    };
-    (entry, outcome)
 }

@@ -219,7 +219,8 @@ pub(crate) fn read_small(
     Ok(Digest::of(&buffer[start..]))
 }
 
-fn nanoseconds(time: Timestamp) -> i128 {
+/// As a file's version tells it.
+pub(crate) fn nanoseconds(time: Timestamp) -> i128 {
     i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds)
 }
 

@@ -144,6 +144,24 @@ impl RecordingVfs {
     }
 }
 
+impl RecordingVfs {
+    /// What happens to everything that is read.
+    pub(crate) fn read(&self, read: &mut [u8], offset: u64) {
+        let mut state = self.0.lock().unwrap();
+        if let Some(at) = state.rotten.and_then(|rotten| rotten.checked_sub(offset))
+            && at < read.len() as u64
+        {
+            read[at as usize] ^= 1;
+            state.has_lied = true;
+        }
+        let delay = state.read_delay;
+        drop(state);
+        if !delay.is_zero() {
+            std::thread::park_timeout(delay);
+        }
+    }
+}
+
 impl Vfs for RecordingVfs {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<FileHandle> {
         Ok(Arc::new(RecordingFile(RealVfs.open(path, mode)?, self.clone())))
@@ -222,18 +240,7 @@ impl Drop for RecordingLock {
 impl VfsFile for RecordingFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let n = self.0.read_at(buf, offset)?;
-        let mut state = self.1.0.lock().unwrap();
-        if let Some(at) = state.rotten.and_then(|rotten| rotten.checked_sub(offset))
-            && at < n as u64
-        {
-            buf[at as usize] ^= 1;
-            state.has_lied = true;
-        }
-        let delay = state.read_delay;
-        drop(state);
-        if !delay.is_zero() {
-            std::thread::park_timeout(delay);
-        }
+        self.1.read(&mut buf[..n], offset);
         Ok(n)
     }
 

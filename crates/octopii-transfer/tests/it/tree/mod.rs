@@ -5,6 +5,7 @@ mod hostile;
 pub(crate) mod recording;
 mod roundtrip;
 mod safety;
+mod source;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -63,7 +63,9 @@ impl VfsDir for RecordingDir {
 
 impl VfsFile for RecordingFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buf, offset)
+        let n = self.0.read_at(buf, offset)?;
+        self.1.read(&mut buf[..n], offset);
+        Ok(n)
     }
 
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {

@@ -1,0 +1,169 @@
+//! What a sender remembers of entries until they are settled.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+
+use octopii_vfs::Timestamp;
+
+use crate::tree::check::is_small;
+use crate::tree::outcome::{EntryOutcome, Ledger, NotDone, TreeProgress};
+use crate::tree::walk::Step;
+use crate::tree::wire::{self, Entry, RECORDS, Verdict};
+use crate::{Digest, TransferError};
+
+/// An entry that is not settled.
+#[derive(Debug)]
+pub(super) struct Unsettled {
+    pub(super) path: PathBuf,
+    pub(super) what: What,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum What {
+    File {
+        size: u64,
+        modified: Timestamp,
+        digest: Option<Digest>,
+    },
+    Link,
+    Directory,
+    /// A directory's beginning, or something left out: its verdict settles it.
+    Line,
+}
+
+/// A file the receiver asked for.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) entry: u64,
+    pub(super) path: PathBuf,
+    pub(super) size: u64,
+    pub(super) modified: Timestamp,
+    pub(super) digest: Option<Digest>,
+}
+
+/// What all parts of a sending share.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) unsettled: BTreeMap<u64, Unsettled>,
+    pub(super) next: u64,
+    pub(super) jobs: VecDeque<Job>,
+    /// Why entries were left out here: more exact than what travels.
+    pub(super) left_out: BTreeMap<u64, NotDone>,
+    pub(super) ledger: Ledger,
+    pub(super) progress: TreeProgress,
+    /// Entries and digest of the whole manifest, once it is told.
+    pub(super) manifest: Option<Digest>,
+}
+
+impl State {
+    pub(super) fn add(&mut self, steps: Vec<Step>) {
+        for Step { entry, path, left_out } in steps {
+            let what = match entry {
+                Entry::File { size, modified, digest, .. } => {
+                    self.progress.found += 1;
+                    self.progress.found_bytes += size;
+                    What::File { size, modified, digest }
+                }
+                Entry::Link { .. } => What::Link,
+                Entry::End { .. } => What::Directory,
+                Entry::Directory { .. } => What::Line,
+                Entry::LeftOut { .. } => {
+                    if let Some(why) = left_out {
+                        self.left_out.insert(self.next, why);
+                    }
+                    What::Line
+                }
+            };
+            self.unsettled.insert(self.next, Unsettled { path, what });
+            self.next += 1;
+        }
+    }
+
+    pub(super) fn verdicts(
+        &mut self,
+        first: u64,
+        verdicts: Vec<Verdict>,
+    ) -> Result<Vec<(PathBuf, EntryOutcome)>, TransferError> {
+        let mut settled = Vec::new();
+        for (entry, verdict) in (first..).zip(verdicts) {
+            let Some(Unsettled { what, path }) = self.unsettled.get(&entry) else {
+                return Err(TransferError::Protocol("a verdict on what was not told"));
+            };
+            match (verdict, *what) {
+                (Verdict::Wanted, What::File { size, modified, digest }) => {
+                    self.jobs.push_back(Job { entry, path: path.clone(), size, modified, digest });
+                }
+                (Verdict::Wanted, What::Link | What::Directory) => {}
+                (Verdict::Noted, What::Line | What::Directory) => {
+                    self.unsettled.remove(&entry);
+                }
+                (Verdict::Unchanged, What::File { .. } | What::Link) => {
+                    settled.extend(self.settle(entry, EntryOutcome::Unchanged));
+                }
+                (Verdict::Refused(why), _) => {
+                    let why = self.left_out.remove(&entry).unwrap_or(why);
+                    settled.extend(self.settle(entry, EntryOutcome::NotDone(why)));
+                }
+                _ => return Err(TransferError::Protocol("a verdict that does not fit its entry")),
+            }
+        }
+        Ok(settled)
+    }
+
+    pub(super) fn results(
+        &mut self,
+        outcomes: Vec<wire::Outcome>,
+    ) -> Result<Vec<(PathBuf, EntryOutcome)>, TransferError> {
+        let mut settled = Vec::new();
+        for wire::Outcome { entry, result } in outcomes {
+            let Some(unsettled) = self.unsettled.get(&entry) else {
+                return Err(TransferError::Protocol("a result of what was settled, or never told"));
+            };
+            let outcome = match (result, unsettled.what) {
+                (Err(why), _) => EntryOutcome::NotDone(why),
+                (Ok(()), What::File { size, .. }) => EntryOutcome::Stored { bytes: size },
+                (Ok(()), What::Link) => EntryOutcome::Stored { bytes: 0 },
+                (Ok(()), What::Directory) => EntryOutcome::Directory,
+                (Ok(()), What::Line) => {
+                    return Err(TransferError::Protocol("a result of what has none"));
+                }
+            };
+            settled.extend(self.settle(entry, outcome));
+        }
+        Ok(settled)
+    }
+
+    fn settle(&mut self, entry: u64, outcome: EntryOutcome) -> Option<(PathBuf, EntryOutcome)> {
+        let Unsettled { path, what } = self.unsettled.remove(&entry)?;
+        if let What::File { size, .. } = what {
+            self.progress.settled += 1;
+            self.progress.settled_bytes += size;
+        }
+        self.ledger.settle(&path, &outcome);
+        Some((path, outcome))
+    }
+
+    /// Small files for one pack of about `portion` bytes, or one large file; and whether there will be no more.
+    pub(super) fn take_jobs(&mut self, portion: u64) -> (Vec<Job>, Option<Job>, bool) {
+        let mut small = Vec::new();
+        let mut bytes = 0;
+        while let Some(job) = self.jobs.pop_front_if(|job| is_small(job.size)) {
+            bytes += job.size + RECORD_COST;
+            small.push(job);
+            if bytes >= portion || small.len() == RECORDS {
+                return (small, None, false);
+            }
+        }
+        if !small.is_empty() {
+            return (small, None, false);
+        }
+        // Only files can still be asked for; what else is unsettled needs nothing from here.
+        let at_end = self.manifest.is_some()
+            && self.jobs.is_empty()
+            && !self.unsettled.values().any(|unsettled| matches!(unsettled.what, What::File { .. }));
+        (small, self.jobs.pop_front(), at_end)
+    }
+}
+
+/// What a file in a pack costs beside its content, in bytes.
+const RECORD_COST: u64 = 64;
