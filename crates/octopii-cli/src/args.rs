@@ -137,6 +137,9 @@ pub(crate) struct Send {
     /// Files: how often in a row to go on after a lost connection
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) retries: u32,
+    /// Files: how safe they must be at each peer before it counts as sent (directories are always durable)
+    #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Ack::Durable)]
+    pub(crate) ack: Ack,
     /// Bytes per second to each peer, such as 500k or 10M, in powers of 1024
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) limit_rate: Option<NonZeroU64>,
@@ -151,6 +154,17 @@ pub(crate) struct Send {
     pub(crate) strict: bool,
     #[command(flatten)]
     pub(crate) identity: IdentityArgs,
+}
+
+/// How safe a file must be at its receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Ack {
+    /// Every byte arrived and was checked; naming the file comes after
+    Received,
+    /// It has its name, and SHA-256 agrees; a power cut there may still take it
+    Verified,
+    /// It is on stable storage
+    Durable,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -122,6 +122,7 @@ pub(crate) fn report(output: Output, chunk: &ReceivedChunk) {
             "path": path,
             "bytes": chunk.size,
             "sha256": chunk.digest.to_string(),
+            "level": chunk.level.to_string(),
             "from": chunk.offer.peer.node_id,
         }),
     );

@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 
-use octopii::{ChunkSource, OctopiiNode, OctopiiRuntime, SendOptions, TransferError, TransferResult};
+use octopii::{
+    AckLevel, ChunkSource, OctopiiNode, OctopiiRuntime, SendOptions, TransferError, TransferResult,
+};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::args::Send;
+use crate::args::{Ack, Send};
 use crate::exit::Failure;
 use crate::identity::{passing_node, required};
 use crate::output::{Output, bytes};
@@ -46,6 +48,11 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Send) -
         resume: !args.no_resume,
         retries: args.retries,
         rate_limit: args.limit_rate,
+        ack: Some(match args.ack {
+            Ack::Received => AckLevel::Received,
+            Ack::Verified => AckLevel::Verified,
+            Ack::Durable => AckLevel::Durable,
+        }),
         ..SendOptions::new("inbox")
     };
     let sending = async {
@@ -101,6 +108,7 @@ async fn send_stdin(node: &OctopiiNode, peer: SocketAddr, options: SendOptions) 
         bytes_transferred: receipt.map_or(0, |receipt| receipt.bytes),
         checksum_verified: receipt.is_some(),
         digest: receipt.map(|receipt| receipt.digest),
+        level: receipt.map(|receipt| receipt.level),
         duration: begun.elapsed(),
         error: sent.err(),
     }
@@ -109,14 +117,16 @@ async fn send_stdin(node: &OctopiiNode, peer: SocketAddr, options: SendOptions) 
 fn report(output: Output, result: &TransferResult, resumed: u64) {
     let error = result.error.as_ref().map(ToString::to_string);
     let digest = result.digest.map(|digest| digest.to_string());
+    let level = result.level.map(|level| level.to_string());
     let line = match &error {
         None => format!(
-            "{}  {}  {}{} in {:.2?}, durable",
+            "{}  {}  {}{} in {:.2?}, {}",
             digest.as_deref().unwrap_or_default(),
             result.peer,
             bytes(result.bytes_transferred),
             if resumed > 0 { format!(" ({} of them from before)", bytes(resumed)) } else { String::new() },
-            result.duration
+            result.duration,
+            level.as_deref().unwrap_or_default()
         ),
         Some(error) => format!("{}  failed: {}", result.peer, Failure::failed(error)),
     };
@@ -128,6 +138,7 @@ fn report(output: Output, result: &TransferResult, resumed: u64) {
             "bytes": result.bytes_transferred,
             "resumed": resumed,
             "sha256": digest,
+            "level": level,
             "seconds": result.duration.as_secs_f64(),
             "error": error,
         }),

@@ -10,7 +10,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::source::OpenSource;
-use crate::{ChunkSource, Digest, Receipt, SendOptions, Transfer, TransferError};
+use crate::{AckLevel, ChunkSource, Digest, Receipt, SendOptions, Transfer, TransferError};
 
 mod ledger;
 mod member;
@@ -30,6 +30,8 @@ pub struct TransferResult {
     pub checksum_verified: bool,
     /// That SHA-256, on success.
     pub digest: Option<Digest>,
+    /// How safe it is there, on success.
+    pub level: Option<AckLevel>,
     /// How long it took, in success and failure.
     pub duration: Duration,
     /// Why it failed.
@@ -200,6 +202,7 @@ fn succeeded(peer: SocketAddr, receipt: &Receipt) -> TransferResult {
         bytes_transferred: receipt.bytes,
         checksum_verified: true,
         digest: Some(receipt.digest),
+        level: Some(receipt.level),
         duration: receipt.duration,
         error: None,
     }
@@ -212,6 +215,7 @@ fn failed(peer: SocketAddr, bytes: u64, duration: Duration, error: TransferError
         bytes_transferred: bytes,
         checksum_verified: false,
         digest: None,
+        level: None,
         duration,
         error: Some(error),
     }

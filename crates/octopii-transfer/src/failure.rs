@@ -36,12 +36,14 @@ pub enum FailureCode {
     Cancelled,
     /// The node is going away.
     ShuttingDown,
+    /// The chunk goes where the acknowledgement that the sender wants cannot be given.
+    AckLevel,
     /// A code this version does not know.
     Other(u16),
 }
 
 impl FailureCode {
-    const KNOWN: [FailureCode; 15] = [
+    const KNOWN: [FailureCode; 16] = [
         Self::UnknownPurpose,
         Self::Rejected,
         Self::BadName,
@@ -57,6 +59,7 @@ impl FailureCode {
         Self::Stalled,
         Self::Cancelled,
         Self::ShuttingDown,
+        Self::AckLevel,
     ];
 
     /// The number on the wire (see `docs/formats/transfer.md`).
@@ -77,6 +80,7 @@ impl FailureCode {
             Self::Stalled => 13,
             Self::Cancelled => 14,
             Self::ShuttingDown => 15,
+            Self::AckLevel => 16,
             Self::Other(code) => code,
         }
     }
@@ -108,6 +112,7 @@ impl fmt::Display for FailureCode {
             Self::Stalled => "stalled",
             Self::Cancelled => "cancelled",
             Self::ShuttingDown => "shutting down",
+            Self::AckLevel => "acknowledgement level out of reach",
             Self::Other(code) => return write!(f, "failure code {code}"),
         };
         f.write_str(text)
@@ -151,7 +156,7 @@ mod tests {
             assert_eq!(code.to_u16() as usize, i + 1, "{code:?} must stay at its place");
             assert_eq!(FailureCode::from_u16(code.to_u16()), code);
         }
-        for n in [0, 16, 999, u16::MAX] {
+        for n in [0, 17, 999, u16::MAX] {
             assert_eq!(FailureCode::from_u16(n), FailureCode::Other(n));
         }
     }

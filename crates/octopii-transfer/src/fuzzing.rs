@@ -122,6 +122,7 @@ pub fn seeds() -> Vec<(u8, Vec<u8>)> {
         meta: Bytes::from_static(b"meta"),
         relay: Some(relay::RelayKey(2)),
         resume: Some(ResumeKey([3; 16])),
+        ack: Some(wire::AckLevel::Received),
     };
     let have = wire::Have { bytes: wire::CHECKPOINT, prefix: digest };
     let messages = [

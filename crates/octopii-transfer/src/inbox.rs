@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::{Destination, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refusal};
+use crate::{AckLevel, Destination, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refusal};
 
 /// Receives files into one directory, under the name the sender proposes.
 ///
@@ -12,13 +12,14 @@ use crate::{Destination, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refus
 pub struct InboxPolicy {
     dir: PathBuf,
     max_size: u64,
+    least_ack: AckLevel,
     on_received: Option<Box<dyn Fn(ReceivedChunk) + Send + Sync>>,
 }
 
 impl InboxPolicy {
     /// An inbox in `dir`, which is created with the first file. No limit on the size but the disk's.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), max_size: u64::MAX, on_received: None }
+        Self { dir: dir.into(), max_size: u64::MAX, least_ack: AckLevel::Received, on_received: None }
     }
 
     /// Refuses chunks of more than `bytes`, and those that do not tell their size.
@@ -28,7 +29,15 @@ impl InboxPolicy {
         self
     }
 
-    /// Calls `f` with every chunk that arrived, on a blocking thread, before its sender is told.
+    /// Makes every file at least this safe, also if its sender asks for less (see [`ReceivePolicy::least_ack`]).
+    #[must_use]
+    pub fn least_ack(mut self, level: AckLevel) -> Self {
+        self.least_ack = level;
+        self
+    }
+
+    /// Calls `f` with every chunk that arrived, on a blocking thread, before its sender is told (but see
+    /// [`AckLevel::Received`]).
     #[must_use]
     pub fn on_received(mut self, f: impl Fn(ReceivedChunk) + Send + Sync + 'static) -> Self {
         self.on_received = Some(Box::new(f));
@@ -41,6 +50,7 @@ impl fmt::Debug for InboxPolicy {
         f.debug_struct("InboxPolicy")
             .field("dir", &self.dir)
             .field("max_size", &self.max_size)
+            .field("least_ack", &self.least_ack)
             .finish_non_exhaustive()
     }
 }
@@ -63,6 +73,10 @@ impl ReceivePolicy for InboxPolicy {
         if let Some(f) = &self.on_received {
             f(received);
         }
+    }
+
+    fn least_ack(&self) -> AckLevel {
+        self.least_ack
     }
 
     fn directories(&self) -> Vec<PathBuf> {

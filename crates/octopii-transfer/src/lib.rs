@@ -8,7 +8,8 @@
 //! - SHA-256 is computed once on each side while the bytes flow, in one pass over the source; every block of 1 MiB is
 //!   checked as it arrives, and the acknowledgement carries the receiver's own digest of the whole.
 //! - A received file is written under a hidden name, verified, synced, renamed without overwriting anything (unless
-//!   asked to), and its directory synced: only then is it acknowledged. Under its final name a file is complete or absent.
+//!   asked to), and its directory synced: only then is it acknowledged. Under its final name a file is complete or absent. (A
+//!   sender may ask for [less than that](AckLevel), and a receiver refuse to give less.)
 //! - A file that is cut off, by a lost connection or a killed process on either side, is gone on with where it was last synced;
 //!   what was received before is checked on the disk meanwhile, and one damaged block costs that block. Nobody coming back, it
 //!   expires. A transfer that failed for another reason, or was cancelled, leaves nothing behind.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::progress::ProgressFn;
 use crate::wire;
-use crate::{TransferError, TransferId};
+use crate::{AckLevel, TransferError, TransferId};
 
 /// How to send.
 #[derive(Clone)]
@@ -25,6 +25,10 @@ pub struct SendOptions {
     pub timeout: Option<Duration>,
     /// The transfer is given up when nothing moves for this long. Default 30 s.
     pub idle_timeout: Duration,
+    /// What the receiver's acknowledgement must say, at least. It may say more, never less: a receiver that takes the chunk into
+    /// memory refuses to be asked for [`AckLevel::Durable`]. Default: durable where the chunk becomes a file, verified where it
+    /// is taken into memory.
+    pub ack: Option<AckLevel>,
     /// The id to use, for asking its status later. Default: a random one for each attempt. An id can succeed only once per
     /// receiver.
     pub id: Option<TransferId>,
@@ -49,11 +53,17 @@ impl SendOptions {
             progress: None,
             timeout: None,
             idle_timeout: Duration::from_secs(30),
+            ack: None,
             id: None,
             resume: true,
             retries: 0,
             rate_limit: None,
         }
+    }
+
+    /// Whether an acknowledgement of this level is what was asked for.
+    pub(crate) fn accepts(&self, level: AckLevel) -> bool {
+        level >= self.ack.unwrap_or(AckLevel::Verified)
     }
 
     pub(crate) fn check(&self) -> Result<(), TransferError> {
@@ -82,6 +92,7 @@ impl fmt::Debug for SendOptions {
             .field("name", &self.name)
             .field("timeout", &self.timeout)
             .field("idle_timeout", &self.idle_timeout)
+            .field("ack", &self.ack)
             .field("id", &self.id)
             .field("resume", &self.resume)
             .field("retries", &self.retries)

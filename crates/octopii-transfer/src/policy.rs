@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use octopii_transport::PeerIdentity;
 
-use crate::{Digest, Refusal, TransferError, TransferId};
+use crate::{AckLevel, Digest, Refusal, TransferError, TransferId};
 
 /// What a sender proposes.
 ///
@@ -33,14 +33,16 @@ pub struct Offer {
 /// Where an accepted chunk goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {
-    /// Into a file. It appears under its name complete, verified and durable, or not at all.
+    /// Into a file. It appears under its name complete and verified, or not at all, and durable unless its sender asked for less
+    /// (see [`ReceivePolicy::least_ack`]).
     File {
         /// The directory; created if missing.
         dir: PathBuf,
         /// One plain component ([`check_file_name`](crate::check_file_name)); anything else is refused.
         name: String,
         /// Whether an existing file of that name is replaced, atomically. If not, it is never touched: the new file is
-        /// called `name (1).ext`, `name (2).ext`, … instead. [`ReceivedChunk::location`] has the name it got.
+        /// called `name (1).ext`, `name (2).ext`, … instead. [`ReceivedChunk::location`] has the name it got. What takes
+        /// another's place is always made durable, whatever its sender asked for.
         replace: bool,
     },
     /// Into memory. Larger chunks are refused, or given up as soon as they exceed the limit.
@@ -53,7 +55,7 @@ pub enum Destination {
 /// Where a received chunk is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
-    /// On disk, durable.
+    /// On disk.
     File(PathBuf),
     /// In memory.
     Memory(Bytes),
@@ -68,6 +70,8 @@ pub struct ReceivedChunk {
     pub location: Location,
     /// SHA-256 of the content, computed here.
     pub digest: Digest,
+    /// How safe it is: durable or, in memory or if its sender asked for less, verified.
+    pub level: AckLevel,
     /// Bytes.
     pub size: u64,
 }
@@ -80,14 +84,20 @@ pub trait ReceivePolicy: Send + Sync + 'static {
     /// Takes the offer or refuses it. A refusal's message is shown to the sender.
     fn accept(&self, offer: &Offer) -> Result<Destination, Refusal>;
 
-    /// The chunk is there: durable if it is a file, verified in any case. Called before the sender gets its
-    /// acknowledgement, so what is done here has happened when the sender's call returns. A crash in between leaves a
-    /// durable file of which the sender knows nothing.
+    /// The chunk is there, at [`ReceivedChunk::level`]. Called before the sender gets its acknowledgement, so what is done here has
+    /// happened when the sender's call returns, unless the sender asked for [`AckLevel::Received`] only. A crash in between leaves
+    /// a file of which the sender knows nothing.
     fn received(&self, received: ReceivedChunk);
 
     /// An accepted chunk did not arrive; nothing of it is left, or a hidden file from which its sender may go on.
     fn failed(&self, offer: &Offer, error: &TransferError) {
         let (_, _) = (offer, error);
+    }
+
+    /// What every chunk is acknowledged as, at least: a sender that asks for less gets this. Chunks into memory are never durable,
+    /// whatever is said here. Default: as little as the sender asks for, and [durable](AckLevel::Durable) if it asks for nothing.
+    fn least_ack(&self) -> AckLevel {
+        AckLevel::Received
     }
 
     /// Directories in which temporary files of a crashed process may lie; they are removed when the policy is

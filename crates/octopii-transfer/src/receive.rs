@@ -163,10 +163,13 @@ async fn accept(
         deciding.await
     };
     let opened = match destination {
-        Ok(destination) => open(shared, &Arc::new(destination), body, about).await.map_err(|e| {
-            tracing::debug!(id = %offer.id, "cannot receive: {e}");
-            e.to_peer()
-        }),
+        Ok(destination) => match level(&destination, body.ack, policy.least_ack()) {
+            Ok(level) => open(shared, &Arc::new(destination), body, about, level).await.map_err(|e| {
+                tracing::debug!(id = %offer.id, "cannot receive: {e}");
+                e.to_peer()
+            }),
+            Err(refusal) => Err(refusal),
+        },
         Err(refusal) => Err(refusal),
     };
     match opened {
@@ -188,17 +191,35 @@ async fn accept(
     }
 }
 
+/// What a chunk is acknowledged as: what its sender wants, or more.
+fn level(destination: &Destination, wanted: Option<AckLevel>, least: AckLevel) -> Result<AckLevel, Refusal> {
+    match destination {
+        // A power cut could take the new content, and its name the old one: neither would be left.
+        Destination::File { replace: true, .. } => Ok(AckLevel::Durable),
+        Destination::File { .. } => Ok(wanted.unwrap_or(AckLevel::Durable).max(least)),
+        Destination::Memory { .. } if wanted == Some(AckLevel::Durable) => Err(Refusal::new(
+            FailureCode::AckLevel,
+            "it is taken into memory there, and not durable: ask for no more than verified",
+        )),
+        Destination::Memory { .. } => {
+            Ok(wanted.unwrap_or(AckLevel::Verified).max(least).min(AckLevel::Verified))
+        }
+    }
+}
+
 async fn open(
     shared: &Arc<Shared>,
     destination: &Arc<Destination>,
     body: &OfferBody,
     mut about: Option<About>,
+    level: AckLevel,
 ) -> Result<Box<Sink>, TransferError> {
     let (size, block_size) = (body.size, body.block_size);
     let mut attempts = 0;
     loop {
         let (resources, to) = (Arc::clone(&shared.resources), Arc::clone(destination));
-        let opening = shared.executor.blocking(move || Sink::open(&resources, &to, size, block_size, about));
+        let opening =
+            shared.executor.blocking(move || Sink::open(&resources, &to, size, block_size, about, level));
         match opening.await? {
             Opened::Sink(sink) => return Ok(sink),
             Opened::InUse => {
@@ -242,8 +263,20 @@ async fn receive(
             Some(key) => run.take_from_anyone(sink, &mut recv, key, (needs, again), claim).await,
         }
     };
+    let (mut slot, mut last) = (Some(slot), Some(last));
     let verdict = match stored {
-        Ok((sink, digest)) => publish(shared, sink, digest, Arc::clone(&offer), Arc::clone(&policy)).await,
+        Ok((sink, digest)) => {
+            if sink.level == AckLevel::Received
+                && let Ok(digest) = sink.verify(digest)
+            {
+                let size = sink.checker.offset();
+                let ack = Acknowledgement { level: AckLevel::Received, size, digest };
+                slot = None;
+                // As below.
+                last.take().map(|last| last.send(wire::ack(&ack)));
+            }
+            publish(shared, sink, digest, Arc::clone(&offer), Arc::clone(&policy)).await
+        }
         Err(error) => Err(error),
     };
     // Free before anyone hears of the end, so that whoever does can send the next chunk at once.
@@ -267,7 +300,7 @@ async fn receive(
     let complete = shelved.filter(|_| succeeded);
     complete.iter().for_each(|shelved| shelved.complete());
     // An error means that the responder's stream is gone; the sender will ask for the status.
-    let _ = last.send(message);
+    let _ = last.map(|last| last.send(message));
     let _ = timeout(shared.options.idle_timeout, &mut responding.0).await;
     if complete.is_some() {
         // Others may fetch it until the sender has no more use for that, which it tells by ending its stream.
@@ -468,7 +501,7 @@ async fn publish(
     let publishing = shared.executor.blocking(move || {
         let size = sink.checker.offset();
         let (location, digest, level) = sink.finish(expected)?;
-        policy.received(ReceivedChunk { offer: Offer::clone(&offer), location, digest, size });
+        policy.received(ReceivedChunk { offer: Offer::clone(&offer), location, digest, level, size });
         if let (AckLevel::Durable, Some(outcomes)) = (level, &service.outcomes) {
             let outcome = Outcome { peer: offer.peer.node_id, id: offer.id, size, digest };
             if let Err(e) = outcomes.record(&outcome) {

@@ -29,6 +29,9 @@ use crate::{FailureCode, TransferError, TransferId};
 /// What is written at once.
 const WRITE_STEP: usize = 256 << 10;
 
+/// What is wrong with an acknowledgement of less than was asked for.
+pub(crate) const TOO_LITTLE: &str = "less was acknowledged than was asked for";
+
 /// The pause before the first retry; it doubles from one to the next.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -161,7 +164,10 @@ impl Sending {
         };
         // The acknowledgement of another content than was sent would be worse than none.
         match whole.get() {
-            Some(&own) if own == (ack.size, ack.digest) => Ok(Exchanged::Acknowledged(ack)),
+            Some(&own) if own == (ack.size, ack.digest) && self.options.accepts(ack.level) => {
+                Ok(Exchanged::Acknowledged(ack))
+            }
+            Some(&own) if own == (ack.size, ack.digest) => Err(TransferError::Protocol(TOO_LITTLE)),
             Some((_, own)) => {
                 let message =
                     format!("the sender's SHA-256 is {own}, the receiver acknowledged {}", ack.digest);
@@ -241,6 +247,7 @@ impl Sending {
             meta: self.options.meta.clone(),
             relay: None,
             resume: key,
+            ack: self.options.ack,
         }
     }
 

@@ -62,6 +62,8 @@ pub(crate) struct Sink {
     pub(crate) earlier: Prefix,
     pub(crate) have: Have,
     pub(crate) block_size: u32,
+    /// What is acknowledged.
+    pub(crate) level: AckLevel,
 }
 
 /// The running digest of what has arrived.
@@ -115,6 +117,7 @@ impl Sink {
         size: Option<u64>,
         block_size: u32,
         resume: Option<About>,
+        level: AckLevel,
     ) -> Result<Opened, TransferError> {
         let mut checker = Checker::new(PrefixHasher::default(), 0, block_size);
         let (mut journal, mut earlier, mut have) = (None, Prefix::default(), Have::nothing());
@@ -156,27 +159,40 @@ impl Sink {
             }
         };
         let store = Store { target, cached: false };
-        Ok(Opened::Sink(Box::new(Self { checker, store, journal, earlier, have, block_size })))
+        Ok(Opened::Sink(Box::new(Self { checker, store, journal, earlier, have, block_size, level })))
     }
 
-    /// Checks the digest of the whole and makes the chunk available: for a file, durable under its final name.
-    pub(crate) fn finish(mut self, expected: Digest) -> Result<(Location, Digest, AckLevel), TransferError> {
+    /// The digest of everything, if it is what the sender claims.
+    pub(crate) fn verify(&self, expected: Digest) -> Result<Digest, TransferError> {
         let digest = self.checker.hasher.prefix();
         if digest != expected {
-            self.store.set_keep(false);
             let message = format!("the sender's SHA-256 is {expected}, the receiver's {digest}");
             return Err(TransferError::DigestMismatch(message));
         }
+        Ok(digest)
+    }
+
+    /// Makes the chunk available, once its digest has been verified: a file under its final name, and durable there if that was
+    /// wanted. Says how safe it is now.
+    pub(crate) fn finish(mut self, expected: Digest) -> Result<(Location, Digest, AckLevel), TransferError> {
+        let verified = self.verify(expected);
+        self.store.set_keep(false);
+        let digest = verified?;
         match self.store.target {
-            Target::File { mut temporary, name, replace, .. } => {
-                temporary.set_keep(false);
-                let path = temporary.publish(&name, replace)?;
-                Ok((Location::File(path), digest, AckLevel::Durable))
+            Target::File { temporary, name, replace, .. } => {
+                let level = self.level.max(AckLevel::Verified);
+                let path = temporary.publish(&name, replace, level == AckLevel::Durable)?;
+                Ok((Location::File(path), digest, level))
             }
             Target::Memory { buffer, .. } => {
                 Ok((Location::Memory(buffer.into()), digest, AckLevel::Verified))
             }
         }
+    }
+
+    /// Whether syncing now is of use later: to what is acknowledged as durable, or to who resumes.
+    pub(crate) fn is_synced_early(&self) -> bool {
+        self.level == AckLevel::Durable || self.journal.is_some()
     }
 
     /// Leaves what has arrived to another transfer of the same content, if that is possible at all. Returns whether it is.

@@ -244,7 +244,7 @@ impl Storing {
             return Ok(());
         }
         let Some(sink) = place.take() else { return Err(TransferError::ShuttingDown) };
-        let Sink { mut checker, mut store, journal, earlier, have, block_size } = *sink;
+        let Sink { mut checker, mut store, journal, earlier, have, block_size, level } = *sink;
         let safe = checker.offset();
         let writing = async {
             if to_write.is_empty() {
@@ -271,7 +271,8 @@ impl Storing {
             self.executor.blocking(check).await
         };
         let (store, (checker, checked)) = tokio::join!(writing, checking);
-        *place = Some(Box::new(Sink { checker, store: store?, journal, earlier, have, block_size }));
+        let store = store?;
+        *place = Some(Box::new(Sink { checker, store, journal, earlier, have, block_size, level }));
         let (checked, wrong) = checked?;
         self.checked = checked;
         self.advance(safe);
@@ -348,7 +349,7 @@ impl Storing {
             return Ok(());
         }
         self.finish_sync(place).await?;
-        let Some(sink) = place.as_mut() else { return Ok(()) };
+        let Some(sink) = place.as_mut().filter(|sink| sink.is_synced_early()) else { return Ok(()) };
         let mut journal = sink.journal.take();
         let entries =
             journal.as_ref().map(|journal| sink.vouch_for(journal, self.stored)).unwrap_or_default();
@@ -362,13 +363,15 @@ impl Storing {
             let _locked = lock;
             let failed = |e| TransferError::store("syncing", path, e);
             let synced = file.sync_data().and_then(|()| match &mut journal {
-                Some(journal) => journal.append(&entries),
+                Some(journal) => {
+                    if !entries.is_empty() {
+                        // Once this is written, a receiver that is dropped in the middle leaves something to go on from.
+                        fate.keep();
+                    }
+                    journal.append(&entries)
+                }
                 None => Ok(()),
             });
-            if synced.is_ok() && journal.as_ref().is_some_and(|journal| journal.bytes() > 0) {
-                // From here on a receiver that is dropped in the middle leaves something to go on from.
-                fate.keep();
-            }
             synced.map(|()| journal).map_err(failed)
         };
         self.syncing = Some(AbortOnDrop(self.executor.spawn(async move { executor.blocking(sync).await })));

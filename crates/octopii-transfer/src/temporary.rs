@@ -198,13 +198,21 @@ impl TemporaryFile {
         &self.path
     }
 
-    /// Makes the content durable, then gives it its final name, then makes the name durable. Returns the path it got.
-    pub(crate) fn publish(mut self, name: &str, replace: bool) -> Result<PathBuf, TransferError> {
-        self.file.sync_data().map_err(|e| TransferError::store("syncing", &self.path, e))?;
+    /// Gives the content its final name. If it is to be `durable`, the content is made so before, and the name after that. Returns
+    /// the path it got.
+    pub(crate) fn publish(
+        mut self,
+        name: &str,
+        replace: bool,
+        durable: bool,
+    ) -> Result<PathBuf, TransferError> {
+        if durable {
+            self.file.sync_data().map_err(|e| TransferError::store("syncing", &self.path, e))?;
+        }
         let path = if replace { self.replace(name)? } else { self.place(name)? };
         self.named = false;
         self.remove_journal();
-        if let Err(e) = self.vfs.sync_dir(&self.dir) {
+        if durable && let Err(e) = self.vfs.sync_dir(&self.dir) {
             // The sender will be told that nothing is here. A file that has replaced another stays: taking it away
             // would leave neither. An error here changes nothing about that answer.
             if !replace {
@@ -350,12 +358,12 @@ mod tests {
         for (i, expected) in ["a.txt", "a (1).txt", "a (2).txt"].into_iter().enumerate() {
             let tmp = TemporaryFile::create(&vfs, dir.path()).unwrap();
             tmp.file().write_all_at(&[i as u8], 0).unwrap();
-            assert_eq!(tmp.publish("a.txt", false).unwrap(), dir.path().join(expected));
+            assert_eq!(tmp.publish("a.txt", false, true).unwrap(), dir.path().join(expected));
         }
         assert_eq!(octopii_vfs::read_file(&*vfs, &dir.path().join("a.txt"), 9).unwrap(), [0]);
         let tmp = TemporaryFile::create(&vfs, dir.path()).unwrap();
         tmp.file().write_all_at(b"new", 0).unwrap();
-        tmp.publish("a.txt", true).unwrap();
+        tmp.publish("a.txt", true, true).unwrap();
         assert_eq!(octopii_vfs::read_file(&*vfs, &dir.path().join("a.txt"), 9).unwrap(), b"new");
         assert_eq!(names(dir.path()), ["a (1).txt", "a (2).txt", "a.txt"]);
     }

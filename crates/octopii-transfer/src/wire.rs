@@ -41,6 +41,9 @@ const FLAG_SIZE: u8 = 1;
 const FLAG_NAME: u8 = 2;
 const FLAG_RELAY: u8 = 4;
 const FLAG_RESUME: u8 = 8;
+/// Where the level of the acknowledgement that is asked for begins; two bits, 0 for none.
+const ACK_SHIFT: u32 = 5;
+const FLAG_ACK: u8 = 3 << ACK_SHIFT;
 /// Of an acceptance: others may fetch what this receiver gets.
 const FLAG_SHARES: u8 = 1;
 
@@ -87,6 +90,8 @@ pub(crate) struct OfferBody {
     pub(crate) relay: Option<RelayKey>,
     /// Names the content across transfers, if it can be resumed.
     pub(crate) resume: Option<ResumeKey>,
+    /// What the acknowledgement must say, at least; if nothing, what the destination can give.
+    pub(crate) ack: Option<AckLevel>,
 }
 
 /// Names a content of one source across transfers: made at random by the sender and told to nobody but the receivers, so that
@@ -135,13 +140,49 @@ pub(crate) struct Span {
     pub(crate) len: u32,
 }
 
-/// How far a receiver went before it acknowledged.
+/// How far a receiver went before it acknowledged. Each level includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AckLevel {
-    /// Every byte arrived and the digest of the whole is right; held in memory.
+    /// Every byte arrived, was checked block by block, and is stored; a file still under a hidden name. Giving it its name and
+    /// handing it to the receiving application come after the acknowledgement: that this failed, only
+    /// [`Transfer::status`](crate::Transfer::status) tells.
+    Received,
+    /// The digest of the whole is right, a file has its final name, and the receiving application has been told. It survives a
+    /// crash of the receiver's process if it is a file. Nothing was synced: for some seconds a power cut at the receiver may
+    /// take the file away, or leave wrong content under its name.
     Verified,
-    /// And it is on stable storage under its final name: it survives a crash of the receiver.
+    /// And it is on stable storage under its final name: it survives a power cut at the receiver. Files only.
     Durable,
+}
+
+impl AckLevel {
+    /// The number on the wire.
+    fn to_u8(self) -> u8 {
+        match self {
+            Self::Received => 1,
+            Self::Verified => 2,
+            Self::Durable => 3,
+        }
+    }
+
+    fn from_u8(level: u8) -> Option<Self> {
+        match level {
+            1 => Some(Self::Received),
+            2 => Some(Self::Verified),
+            3 => Some(Self::Durable),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for AckLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Received => "received",
+            Self::Verified => "verified",
+            Self::Durable => "durable",
+        })
+    }
 }
 
 /// A receiver's acknowledgement.
@@ -205,6 +246,7 @@ pub(crate) fn offer(offer: &OfferBody) -> Vec<u8> {
         flags |= if offer.name.is_some() { FLAG_NAME } else { 0 };
         flags |= if offer.relay.is_some() { FLAG_RELAY } else { 0 };
         flags |= if offer.resume.is_some() { FLAG_RESUME } else { 0 };
+        flags |= offer.ack.map_or(0, AckLevel::to_u8) << ACK_SHIFT;
         let name = offer.name.as_deref().unwrap_or_default();
         out.push(flags);
         out.extend_from_slice(&offer.id.0.to_le_bytes());
@@ -302,10 +344,7 @@ pub(crate) fn status(status: &TransferStatus) -> Vec<u8> {
 }
 
 fn put_ack(out: &mut Vec<u8>, ack: &Acknowledgement) {
-    out.push(match ack.level {
-        AckLevel::Verified => 2,
-        AckLevel::Durable => 3,
-    });
+    out.push(ack.level.to_u8());
     out.extend_from_slice(&ack.size.to_le_bytes());
     out.extend_from_slice(&ack.digest.0);
 }
@@ -313,7 +352,7 @@ fn put_ack(out: &mut Vec<u8>, ack: &Acknowledgement) {
 pub(crate) fn decode_offer(body: &[u8]) -> Result<OfferBody, Malformed> {
     let mut r = Reader(body);
     let flags = r.u8()?;
-    if flags & !(FLAG_SIZE | FLAG_NAME | FLAG_RELAY | FLAG_RESUME) != 0 {
+    if flags & !(FLAG_SIZE | FLAG_NAME | FLAG_RELAY | FLAG_RESUME | FLAG_ACK) != 0 {
         return Err(Malformed("reserved flags are set in the offer"));
     }
     let id = TransferId(u128::from_le_bytes(r.array()?));
@@ -349,6 +388,7 @@ pub(crate) fn decode_offer(body: &[u8]) -> Result<OfferBody, Malformed> {
         meta,
         relay,
         resume,
+        ack: AckLevel::from_u8((flags & FLAG_ACK) >> ACK_SHIFT),
     })
 }
 
@@ -429,11 +469,7 @@ pub(crate) fn decode_status(body: &[u8]) -> Result<TransferStatus, Malformed> {
 
 impl Reader<'_> {
     fn ack(&mut self) -> Result<Acknowledgement, Malformed> {
-        let level = match self.u8()? {
-            2 => AckLevel::Verified,
-            3 => AckLevel::Durable,
-            _ => return Err(Malformed("unknown acknowledgement level")),
-        };
+        let level = AckLevel::from_u8(self.u8()?).ok_or(Malformed("unknown acknowledgement level"))?;
         Ok(Acknowledgement { level, size: u64::from_le_bytes(self.array()?), digest: Digest(self.array()?) })
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use octopii_transfer::{Destination, Location, Offer, ReceivePolicy, ReceivedChunk, Refusal};
+use octopii_transfer::{AckLevel, Destination, Location, Offer, ReceivePolicy, ReceivedChunk, Refusal};
 use octopii_transport::NodeId;
 
 use crate::machine::Shared;
@@ -50,6 +50,11 @@ impl ReceivePolicy for Policy {
             name: format!("{}.snap", offer.id),
             replace: false,
         })
+    }
+
+    fn least_ack(&self) -> AckLevel {
+        // What is installed from it is never sent again.
+        AckLevel::Durable
     }
 
     fn received(&self, chunk: ReceivedChunk) {

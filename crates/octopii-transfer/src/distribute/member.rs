@@ -206,6 +206,7 @@ fn offer(origin: &Origin, id: TransferId, resume: Option<ResumeKey>) -> OfferBod
         meta: origin.options.meta.clone(),
         relay: Some(origin.key),
         resume,
+        ack: origin.options.ack,
     }
 }
 

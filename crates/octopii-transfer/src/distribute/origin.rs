@@ -18,7 +18,7 @@ use crate::distribute::plan::{Plan, Upstream};
 use crate::distribute::{TransferResult, failed, succeeded};
 use crate::options::SendOptions;
 use crate::send::Receipt;
-use crate::sending::{is_interruption, pause};
+use crate::sending::{TOO_LITTLE, is_interruption, pause};
 use crate::shared::{AbortOnDrop, Shared};
 use crate::source::{BlockReader, OpenSource};
 use crate::supply::{Outgoing, Supply};
@@ -84,7 +84,12 @@ impl Origin {
     /// The acknowledgement of another content than was sent would be worse than none.
     pub(super) fn check(&self, ack: &Acknowledgement) -> Result<(), TransferError> {
         match self.content.ledger.digest()? {
-            Some(own) if own == ack.digest && ack.size == self.content.ledger.size() => Ok(()),
+            Some(own) if own == ack.digest && ack.size == self.content.ledger.size() => {
+                match self.options.accepts(ack.level) {
+                    true => Ok(()),
+                    false => Err(TransferError::Protocol(TOO_LITTLE)),
+                }
+            }
             Some(own) => Err(TransferError::DigestMismatch(format!(
                 "the sender's SHA-256 is {own}, the receiver acknowledged {}",
                 ack.digest

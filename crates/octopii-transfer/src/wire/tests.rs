@@ -13,6 +13,7 @@ fn sample_offer() -> OfferBody {
         meta: Bytes::from_static(b"xyz"),
         relay: None,
         resume: Some(ResumeKey([0xab; 16])),
+        ack: None,
     }
 }
 
@@ -55,6 +56,16 @@ fn messages_survive_their_encoding() {
     assert_eq!(bytes[bytes.len() - 16..], 3u128.to_le_bytes());
     assert_eq!(decode_offer(split(&bytes).1), Ok(relayed));
     assert!(decode_offer(&bytes[5..bytes.len() - 1]).is_err());
+
+    for (level, bits) in [(AckLevel::Received, 1), (AckLevel::Verified, 2), (AckLevel::Durable, 3)] {
+        let asking = OfferBody { ack: Some(level), ..sample_offer() };
+        let bytes = offer(&asking);
+        assert_eq!(bytes[5], 11 | bits << 5);
+        assert_eq!(decode_offer(split(&bytes).1), Ok(asking));
+        let body = Acknowledgement { level, size: 3, digest: Digest::of(b"a") };
+        let bytes = ack(&body);
+        assert_eq!((bytes[5], decode_ack(split(&bytes).1)), (bits, Ok(body)));
+    }
 
     let both = OfferBody { relay: Some(RelayKey(3)), ..sample_offer() };
     assert_eq!(decode_offer(split(&offer(&both)).1), Ok(both));

@@ -6,6 +6,7 @@ mod basic;
 mod cancel;
 mod disk;
 mod hostile;
+mod levels;
 mod many;
 mod names;
 mod nodes;

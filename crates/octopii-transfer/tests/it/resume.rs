@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use octopii_transfer::{ChunkSource, Digest, Receipt, SendOptions, Transfer, TransferError, TransferOptions};
+use octopii_transfer::{
+    AckLevel, ChunkSource, Digest, Receipt, SendOptions, Transfer, TransferError, TransferOptions,
+};
 use octopii_vfs::{OpenMode, RealVfs, Vfs};
 
 use crate::nodes::{BLOCK, Node, content, endpoint, eventually, names, quick, read};
@@ -39,6 +41,10 @@ impl Scene {
 
     /// Sends until about `bytes` have been verified, then loses the connection.
     async fn cut_at(&self, sender: &Node, bytes: usize) {
+        self.cut_at_asking(sender, bytes, None).await;
+    }
+
+    async fn cut_at_asking(&self, sender: &Node, bytes: usize, ack: Option<AckLevel>) {
         let verified = Arc::new(AtomicU64::new(0));
         let seen = Arc::clone(&verified);
         let progress = Arc::new(move |p: octopii_transfer::Progress| {
@@ -46,7 +52,7 @@ impl Scene {
         });
         // The receiver tells five times a second how far it has got.
         let rate_limit = std::num::NonZeroU64::new(60 * BLOCK as u64);
-        let options = SendOptions { progress: Some(progress), rate_limit, ..SendOptions::new("file") };
+        let options = SendOptions { progress: Some(progress), rate_limit, ack, ..SendOptions::new("file") };
         let source = ChunkSource::File(self.path.clone());
         let cutting = async {
             while verified.load(Ordering::Relaxed) < bytes as u64 {
@@ -105,6 +111,24 @@ async fn another_process_goes_on_from_what_was_synced() {
     let receipt = scene.send(&scene.sender(3)).await;
     assert!(receipt.resumed >= 16 << 20, "{}", receipt.resumed);
     scene.arrived_whole(&receipt);
+}
+
+/// What can be gone on with is synced on the way whatever is asked for at the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_need_not_be_durable_is_gone_on_with_too() {
+    for level in [AckLevel::Received, AckLevel::Verified] {
+        let scene = scene();
+        let sender = scene.sender(1);
+        scene.cut_at_asking(&sender, 24 * BLOCK, Some(level)).await;
+        let options = SendOptions { ack: Some(level), ..SendOptions::new("file") };
+        let (sender, source) = (scene.sender(3), ChunkSource::File(scene.path.clone()));
+        let receipt = sender.transfer.send(scene.b.addr(), &source, options).await.unwrap();
+        assert!(receipt.resumed >= 16 << 20, "{}", receipt.resumed);
+        assert_eq!(receipt.level, level);
+        let inbox = scene.b.inbox();
+        eventually("its name", || names(&inbox) == ["source"]).await;
+        scene.arrived_whole(&receipt);
+    }
 }
 
 /// A receiver whose tasks are dropped as they are leaves what its journal vouches for, the latest sync included.
