@@ -15,7 +15,7 @@ use super::name::{check_entry_name, stays_inside};
 use super::outcome::{EntryFailure, EntryOutcome, NotDone};
 use super::policy::TreeDestination;
 use super::root::Root;
-use super::walk::{MAX_DEPTH, hash};
+use super::walk::{MAX_DEPTH, MAX_DIRECTORY_PATH, hash};
 use super::wire::{Entry, SMALL, Verdict};
 use crate::framing::Malformed;
 use crate::{Digest, TransferError};
@@ -185,6 +185,13 @@ impl Checker {
         level.last.clone_from(name);
         let path = level.path.join(OsStr::from_bytes(&name.clone()));
         let (parent, is_directory) = (level.state, matches!(entry, Entry::Directory { .. }));
+        // A sender leaves such a directory out. Refused ones are remembered too: nothing else bounds how many and how long.
+        if is_directory
+            && (self.levels.len() > MAX_DEPTH
+                || self.shown(root, &path).as_os_str().len() > MAX_DIRECTORY_PATH)
+        {
+            return Err(Malformed("directories are nested too deeply").into());
+        }
         let outcome = self.allowed(parent, name, &path).and_then(|()| match entry {
             Entry::File { name: _, size, mode, modified, digest } => {
                 let mode = u32::from(mode) & self.to.mode_mask;

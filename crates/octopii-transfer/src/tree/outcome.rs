@@ -141,7 +141,7 @@ impl fmt::Display for UndoneEntry {
     }
 }
 
-/// What became of a tree: exact counts, and every entry that was not done (the first [`TreeReport::LISTED`] by name).
+/// What became of a tree: exact counts, and every entry that was not done (up to [`TreeReport::LISTED`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TreeReport {
     /// The transfer's id.
@@ -172,6 +172,8 @@ pub struct TreeReport {
 impl TreeReport {
     /// Entries that were not done are listed up to this many; [`TreeReport::not_done`] counts all.
     pub const LISTED: usize = 10_000;
+    /// Likewise, up to this many bytes of their paths and reasons together.
+    pub const LISTED_BYTES: usize = 8 << 20;
 
     /// Whether everything of the source is at the receiver.
     pub fn is_complete(&self) -> bool {
@@ -205,6 +207,7 @@ pub type EntryFn = Arc<dyn Fn(&std::path::Path, &EntryOutcome) + Send + Sync>;
 pub(crate) struct Ledger {
     pub(crate) tally: Tally,
     pub(crate) undone: Vec<UndoneEntry>,
+    undone_bytes: usize,
     pub(crate) resumed_bytes: u64,
 }
 
@@ -219,7 +222,11 @@ impl Ledger {
             EntryOutcome::Unchanged => self.tally.unchanged += 1,
             EntryOutcome::NotDone(why) => {
                 self.tally.not_done += 1;
-                if self.undone.len() < TreeReport::LISTED {
+                let bytes = path.as_os_str().len() + why.message.len();
+                if self.undone.len() < TreeReport::LISTED
+                    && self.undone_bytes + bytes <= TreeReport::LISTED_BYTES
+                {
+                    self.undone_bytes += bytes;
                     self.undone.push(UndoneEntry { path: path.to_owned(), why: why.clone() });
                 }
             }
@@ -255,6 +262,19 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_not_done_is_listed_within_bounds_and_counted_in_full() {
+        for (len, listed) in [(1, TreeReport::LISTED), (4000, TreeReport::LISTED_BYTES / 4003)] {
+            let mut ledger = Ledger::default();
+            let outcome = EntryOutcome::NotDone(NotDone::new(EntryFailure::Io, "why"));
+            for _ in 0..TreeReport::LISTED + 10 {
+                ledger.settle("x".repeat(len).as_ref(), &outcome);
+            }
+            assert_eq!(ledger.tally.not_done, TreeReport::LISTED as u64 + 10);
+            assert_eq!(ledger.undone.len(), listed);
+        }
+    }
 
     #[test]
     fn every_reason_survives_the_wire() {

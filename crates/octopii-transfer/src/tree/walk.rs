@@ -22,6 +22,9 @@ use crate::{Digest, SourceError, TransferError};
 /// Directories within directories, at most.
 pub(crate) const MAX_DEPTH: usize = 128;
 
+/// Longest path of a directory in bytes, from the root: the kernel resolves no longer one.
+pub(crate) const MAX_DIRECTORY_PATH: usize = 4095;
+
 /// Bytes read at once when a file is hashed before it is sent.
 const HASH_STEP: usize = 1 << 20;
 
@@ -121,6 +124,10 @@ impl Walk {
             }
             EntryKind::Directory if self.levels.len() > MAX_DEPTH => {
                 let why = format!("more than {MAX_DEPTH} directories deep");
+                Err(Failed::LeftOut(name, NotDone::new(EntryFailure::Limit, why)))
+            }
+            EntryKind::Directory if path.as_os_str().len() > MAX_DIRECTORY_PATH => {
+                let why = format!("its path has more than {MAX_DIRECTORY_PATH} bytes");
                 Err(Failed::LeftOut(name, NotDone::new(EntryFailure::Limit, why)))
             }
             EntryKind::Directory => {

@@ -199,6 +199,30 @@ async fn depth_number_and_bytes_are_limited() {
     assert_eq!((verdicts[25], verdicts[26]), ((2, 0), (3, 3)), "14 were told before");
 }
 
+/// What is refused is remembered as well, until it ends: a directory within a refused one has bounds of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_directories_cannot_be_nested_without_end() {
+    let (a, b) = nodes();
+    let mut hand = Hand::open(&a, &b).await;
+    let mut nested = vec![directory(b".octopii-mine")];
+    nested.extend((1..128).map(|_| directory(b"d")));
+    let verdicts = hand.page(&nested).await;
+    assert_eq!((verdicts[0], &verdicts[1..]), ((3, 1), &[(3, 11); 127][..]));
+    assert_eq!(hand.page(&[file(b"f", 0)]).await, [(3, 11)]);
+    hand.tell(&[directory(b"g")]).await;
+    hand.expect_fail(7).await;
+
+    let mut hand = Hand::open_as(&a, &b, 8, "long").await;
+    let mut nested = vec![directory(b".octopii-mine")];
+    nested.extend((0..15).map(|_| directory(&[b'd'; 255])));
+    assert_eq!(hand.page(&nested).await.len(), 16);
+    assert_eq!(hand.page(&[directory(&[b'd'; 241]), file(&[b'f'; 255], 0)]).await, [(3, 11); 2]);
+    hand.tell(&[directory(&[b'd'; 255])]).await;
+    hand.expect_fail(7).await;
+    assert_eq!(hidden(&b), ["lock", "owner"].repeat(2));
+    untouched(&b);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manifest_without_its_files_does_not_grow_without_end() {
     let (a, b) = nodes();
