@@ -168,6 +168,7 @@ async fn attempt(origin: &Origin, i: usize, key: Option<ResumeKey>) -> Result<At
     origin.content.ledger.tell(have);
     origin.activity(i);
     let supply = origin.plan().accepted(i, node, shares, have, origin.now());
+    tracing::debug!(peer = %member.addr, have, "is supplied by {}", origin.name(supply));
     member.order(Order { supply, from: Some(have), first: false });
     let acknowledged = {
         let writing = write(origin, i, &mut send, have);

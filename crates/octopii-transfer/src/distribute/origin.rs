@@ -113,13 +113,17 @@ impl Origin {
         }
     }
 
+    /// For people.
+    pub(super) fn name(&self, supply: Upstream) -> String {
+        match supply {
+            Upstream::Sender => "the sender".to_owned(),
+            Upstream::Receiver(from) => self.members[from].addr.to_string(),
+        }
+    }
+
     fn tell(&self, moves: Vec<(usize, Upstream)>) {
         for (i, supply) in moves {
-            let from = match supply {
-                Upstream::Sender => "the sender".to_owned(),
-                Upstream::Receiver(from) => self.members[from].addr.to_string(),
-            };
-            tracing::info!(peer = %self.members[i].addr, "is supplied by {from} from now on");
+            tracing::info!(peer = %self.members[i].addr, "is supplied by {} from now on", self.name(supply));
             self.members[i].supply(supply);
         }
     }

@@ -12,6 +12,9 @@ use crate::FailureCode;
 
 /// Without a byte from its supplier for this long, although the supplier claims to have more, a receiver is moved.
 const STALL: Duration = Duration::from_secs(3);
+/// A supplier that has not said for this long how far it is, five times a second, is as good as gone, long before its
+/// connection is given up.
+const SILENT: Duration = Duration::from_secs(3);
 /// After a move the new supplier gets this long to show what it can do.
 const SETTLE: Duration = Duration::from_secs(3);
 /// A supplier this far behind the one in front holds up those behind it: they are moved. More for long chains, in which
@@ -53,6 +56,8 @@ struct Receiver {
     verified: u64,
     /// When `verified` last grew, or the supply changed.
     moved: Duration,
+    /// When it last said anything.
+    heard: Duration,
     supply: Upstream,
     /// When the supply was last changed.
     since: Duration,
@@ -83,6 +88,7 @@ impl Plan {
             shares: false,
             verified: 0,
             moved: Duration::ZERO,
+            heard: Duration::ZERO,
             supply: Upstream::Sender,
             since: Duration::ZERO,
             verified_then: 0,
@@ -108,8 +114,8 @@ impl Plan {
     ) -> Upstream {
         let receiver = &mut self.receivers[i];
         receiver.phase = Phase::Receiving;
-        (receiver.node, receiver.shares, receiver.verified) = (node, shares, have);
-        let behind = self.tail.filter(|&tail| self.may_supply(tail, i, have));
+        (receiver.node, receiver.shares, receiver.verified, receiver.heard) = (node, shares, have, now);
+        let behind = self.tail.filter(|&tail| self.may_supply(tail, i, have, now));
         let supply = behind.map_or(Upstream::Sender, Upstream::Receiver);
         self.supply(i, supply, now);
         if shares {
@@ -121,6 +127,7 @@ impl Plan {
     /// A receiver reports how much it has verified.
     pub(crate) fn progress(&mut self, i: usize, verified: u64, now: Duration) {
         let receiver = &mut self.receivers[i];
+        receiver.heard = now;
         if verified > receiver.verified {
             (receiver.verified, receiver.moved) = (verified, now);
         }
@@ -161,7 +168,7 @@ impl Plan {
         // First those whose own supplier is the trouble: once they are helped, so are those behind them.
         for i in 0..self.receivers.len() {
             let Some(from) = self.settled_supplier(i, now) else { continue };
-            if self.is_starved(i, from, now) {
+            if self.is_starved(i, from, now) || self.is_silent(from, now) {
                 self.receivers[from].strikes += 1;
                 moves.push((i, self.move_on(i, now)));
             } else if self.is_left_behind(i, from) {
@@ -173,7 +180,7 @@ impl Plan {
         for i in 0..self.receivers.len() {
             let Some(from) = self.settled_supplier(i, now) else { continue };
             let is_settled = self.receivers[from].since + SETTLE <= now;
-            if is_settled && self.is_held_up(i, from) {
+            if is_settled && self.is_held_up(i, from, now) {
                 moves.push((i, self.move_ahead(i, now)));
             } else if is_settled && self.is_behind_a_slow_head(i, from, now) {
                 self.supply(i, Upstream::Sender, now);
@@ -202,10 +209,15 @@ impl Plan {
         now > own.moved + STALL && supplier.verified > own.verified
     }
 
+    /// It has not finished, and nothing is heard from it.
+    fn is_silent(&self, from: usize, now: Duration) -> bool {
+        self.receivers[from].phase == Phase::Receiving && now > self.receivers[from].heard + SILENT
+    }
+
     /// It has nearly all that its supplier has, and someone else is far ahead of both.
-    fn is_held_up(&self, i: usize, from: usize) -> bool {
+    fn is_held_up(&self, i: usize, from: usize, now: Duration) -> bool {
         let (own, supplier) = (self.receivers[i].verified, self.receivers[from].verified);
-        supplier.saturating_sub(own) <= CRAWL / 2 && self.best(i, supplier + self.far()).is_some()
+        supplier.saturating_sub(own) <= CRAWL / 2 && self.best(i, supplier + self.far(), now).is_some()
     }
 
     fn far(&self) -> u64 {
@@ -243,7 +255,7 @@ impl Plan {
     }
 
     fn move_to(&mut self, i: usize, needed: u64, now: Duration) -> Upstream {
-        let supply = self.best(i, needed).map_or(Upstream::Sender, Upstream::Receiver);
+        let supply = self.best(i, needed, now).map_or(Upstream::Sender, Upstream::Receiver);
         self.supply(i, supply, now);
         supply
     }
@@ -260,10 +272,10 @@ impl Plan {
     }
 
     /// The best other supplier of those who have `needed`: who supplies the fewest, and of those who has most.
-    fn best(&self, i: usize, needed: u64) -> Option<usize> {
+    fn best(&self, i: usize, needed: u64, now: Duration) -> Option<usize> {
         let own = &self.receivers[i];
         (0..self.receivers.len())
-            .filter(|&c| own.supply != Upstream::Receiver(c) && self.may_supply(c, i, needed))
+            .filter(|&c| own.supply != Upstream::Receiver(c) && self.may_supply(c, i, needed, now))
             .min_by_key(|&c| {
                 (
                     self.supplied_by(c).filter(|&s| s != i).count(),
@@ -272,11 +284,12 @@ impl Plan {
             })
     }
 
-    fn may_supply(&self, from: usize, to: usize, needed: u64) -> bool {
+    fn may_supply(&self, from: usize, to: usize, needed: u64, now: Duration) -> bool {
         let candidate = &self.receivers[from];
         matches!(candidate.phase, Phase::Receiving | Phase::Finished)
             && candidate.shares
             && candidate.strikes < STRIKES
+            && !self.is_silent(from, now)
             && candidate.verified >= needed
             && candidate.node != self.receivers[to].node
             && !self.depends(from, to)

@@ -68,6 +68,26 @@ fn the_same_node_twice_does_not_supply_itself() {
     assert_eq!(plan.accepted(1, 1, true, 0, at(0)), Upstream::Sender);
 }
 
+/// Killed, it says no goodbye, and what it last said may be just what the next one has.
+#[test]
+fn a_relay_that_falls_silent_is_left_before_its_connection_is_given_up() {
+    let mut plan = chain(4);
+    assert_eq!(flow(&mut plan, 1..4, 2, &[]), []);
+    let (behind_it, mut moves) = ([2, 3].map(|i| plan.receivers[i].verified), Vec::new());
+    for second in 4..12 {
+        plan.progress(0, second * 2 * MIB, at(second));
+        plan.progress(2, behind_it[0], at(second));
+        plan.progress(3, behind_it[1], at(second));
+        moves.extend(plan.review(at(second)).into_iter().map(|moved| (second, moved)));
+    }
+    assert!(moves.contains(&(7, (2, Upstream::Receiver(0)))), "{moves:?}");
+    assert!(!moves.iter().any(|(_, (_, supply))| *supply == Upstream::Receiver(1)), "{moves:?}");
+    // Who has everything need not say so again and again.
+    let mut plan = chain(2);
+    plan.finished(0, 16 * MIB);
+    assert_eq!(flow(&mut plan, 1..12, 1, &[0]), []);
+}
+
 #[test]
 fn when_a_relay_dies_the_chain_closes() {
     let mut plan = chain(5);
