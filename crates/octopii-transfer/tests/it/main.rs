@@ -5,6 +5,7 @@
 mod basic;
 mod cancel;
 mod disk;
+mod freed;
 mod hostile;
 mod levels;
 mod many;

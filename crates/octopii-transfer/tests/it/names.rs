@@ -1,10 +1,14 @@
 //! Names are a stranger's choice.
 
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
-use octopii_transfer::{ChunkSource, Destination, FailureCode, InboxPolicy, SendOptions, TransferError};
+use octopii_transfer::{
+    ChunkSource, Destination, FailureCode, InboxPolicy, Offer, ReceivePolicy, Refusal, SendOptions,
+    TransferError,
+};
 
-use crate::nodes::{Node, content, names, read};
+use crate::nodes::{BLOCK, Node, content, names, read};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_inbox_takes_plain_names_only() {
@@ -81,6 +85,83 @@ async fn two_senders_of_one_name_at_once_are_both_safe() {
         .collect();
     lengths.sort_unstable();
     assert_eq!(lengths, (1000..1008).collect::<Vec<_>>());
+}
+
+/// Accepts nobody before two have come.
+struct Meeting {
+    destination: Box<dyn Fn(&Offer) -> Result<Destination, Refusal> + Send + Sync>,
+    come: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl ReceivePolicy for Meeting {
+    fn accept(&self, offer: &Offer) -> Result<Destination, Refusal> {
+        let mut come = self.come.lock().unwrap();
+        *come += 1;
+        self.changed.notify_all();
+        let waited =
+            self.changed.wait_timeout_while(come, Duration::from_secs(30), |come| *come < 2).unwrap();
+        if waited.1.timed_out() {
+            return Err(Refusal::rejected("nobody else has come"));
+        }
+        (self.destination)(offer)
+    }
+
+    fn received(&self, _: octopii_transfer::ReceivedChunk) {}
+}
+
+/// Under way at the same time to the same name, from two nodes. Whoever looks meanwhile never sees a mixture, or a part.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_senders_to_one_place_never_mix() {
+    for case in ["inbox", "numbered", "replacing"] {
+        let (senders, b) = ([Node::new(1), Node::new(3)], Node::new(2));
+        let (dir, inbox) = (b.inbox(), InboxPolicy::new(b.inbox()));
+        let destination = move |offer: &Offer| match case {
+            "inbox" => inbox.accept(offer),
+            _ => Ok(Destination::File {
+                dir: dir.clone(),
+                name: "same.bin".into(),
+                replace: case == "replacing",
+            }),
+        };
+        let (come, changed) = (Mutex::new(0), Condvar::new());
+        b.transfer.receive("file", Meeting { destination: Box::new(destination), come, changed });
+        let contents = Arc::new([content(6 * BLOCK), content(7 * BLOCK + 1)]);
+        let sending: Vec<_> = senders
+            .into_iter()
+            .zip(contents.iter())
+            .map(|(node, content)| {
+                let (source, to) = (ChunkSource::File(node.source("same.bin", content)), b.addr());
+                tokio::spawn(async move {
+                    let receipt = node.transfer.send(to, &source, SendOptions::new("file")).await.unwrap();
+                    // Its directory has the source.
+                    drop(node);
+                    receipt
+                })
+            })
+            .collect();
+        let place = b.inbox().join("same.bin");
+        while !sending.iter().all(tokio::task::JoinHandle::is_finished) {
+            if place.exists() {
+                let seen = read(&place);
+                assert!(contents.contains(&seen), "{case}: {} bytes of neither", seen.len());
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        for sent in sending {
+            sent.await.unwrap();
+        }
+        let mut there = names(&b.inbox());
+        there.sort();
+        if case == "replacing" {
+            assert_eq!(there, ["same.bin"]);
+            assert!(contents.contains(&read(&place)));
+        } else {
+            assert_eq!(there, ["same (1).bin", "same.bin"], "{case}");
+            let (one, other) = (read(&place), read(&b.inbox().join("same (1).bin")));
+            assert!(contents.contains(&one) && contents.contains(&other) && one != other, "{case}");
+        }
+    }
 }
 
 /// A link planted in the inbox is neither followed nor replaced.

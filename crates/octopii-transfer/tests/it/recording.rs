@@ -39,13 +39,20 @@ struct State {
     free: Option<u64>,
     delay: Duration,
     read_delay: Duration,
-    // Reads of this byte bring another one.
-    rotten: Option<u64>,
-    has_lied: bool,
+    rotten: Option<Rot>,
+    lies: usize,
     // Locks in force, and how often one was not to be had.
     held: usize,
     locked_out: usize,
     unlock_delay: Duration,
+}
+
+/// Reads of this byte bring another one, after it was read right so often, so many times.
+#[derive(Debug)]
+struct Rot {
+    offset: u64,
+    after: usize,
+    times: usize,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -81,14 +88,14 @@ impl RecordingVfs {
         self.0.lock().unwrap().read_delay = delay;
     }
 
-    /// Lets one byte be read as another.
-    pub(crate) fn rot(&self, offset: u64) {
-        self.0.lock().unwrap().rotten = Some(offset);
+    /// Lets one byte be read as another, after it was read right `after` times, `times` times.
+    pub(crate) fn rot(&self, offset: u64, after: usize, times: usize) {
+        self.0.lock().unwrap().rotten = Some(Rot { offset, after, times });
     }
 
-    /// Whether the rotten byte was read.
-    pub(crate) fn has_lied(&self) -> bool {
-        self.0.lock().unwrap().has_lied
+    /// How often the rotten byte was read as another.
+    pub(crate) fn lies(&self) -> usize {
+        self.0.lock().unwrap().lies
     }
 
     /// Makes letting go of a lock slow.
@@ -148,11 +155,16 @@ impl RecordingVfs {
     /// What happens to everything that is read.
     pub(crate) fn read(&self, read: &mut [u8], offset: u64) {
         let mut state = self.0.lock().unwrap();
-        if let Some(at) = state.rotten.and_then(|rotten| rotten.checked_sub(offset))
-            && at < read.len() as u64
+        if let Some(Rot { offset: rotten, after, times }) = &mut state.rotten
+            && (offset..offset + read.len() as u64).contains(rotten)
         {
-            read[at as usize] ^= 1;
-            state.has_lied = true;
+            if *after > 0 {
+                *after -= 1;
+            } else if *times > 0 {
+                *times -= 1;
+                read[(*rotten - offset) as usize] ^= 1;
+                state.lies += 1;
+            }
         }
         let delay = state.read_delay;
         drop(state);

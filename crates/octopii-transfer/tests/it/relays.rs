@@ -95,7 +95,18 @@ async fn what_is_received_into_memory_is_not_handed_on() {
     }
 }
 
-/// Whoever hands on wrong bytes is found out by the block; nobody's file is wrong for it.
+/// Bytes of UDP payload that `nodes` have sent to one another and to `others`.
+async fn traffic(nodes: &[&Node], to: &[SocketAddr]) -> u64 {
+    let mut sum = 0;
+    for node in nodes {
+        let others: Vec<_> = to.iter().copied().filter(|&peer| peer != node.addr()).collect();
+        sum += uploaded(node, &others).await;
+    }
+    sum
+}
+
+/// Whoever hands on wrong bytes is found out by the block, and nobody's file is wrong for it. It costs that block and what was
+/// under way behind it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_with_a_flipped_bit_is_found_out() {
     let a = Node::new(1);
@@ -104,12 +115,47 @@ async fn a_relay_with_a_flipped_bit_is_found_out() {
     let peers: Vec<_> = nodes.map(|(disk, id)| Node::with(id, disk.shared(), quick())).collect();
     let _inboxes: Vec<_> = peers.iter().map(Node::open_inbox).collect();
     // Their own files are right: they read wrongly what they hand on.
-    disks.iter().for_each(|disk| disk.rot(5 * BLOCK as u64 + 1234));
-    let data = content(12 * BLOCK);
+    disks.iter().for_each(|disk| disk.rot(5 * BLOCK as u64 + 1234, 0, usize::MAX));
+    let data = content(48 * BLOCK);
     let source = ChunkSource::File(a.source("f", &data));
     let results = a.transfer.send_to_all(&source, addrs(&peers), chain(SendOptions::new("file"))).await;
-    assert!(disks.iter().any(RecordingVfs::has_lied), "nobody handed anything on");
+    assert!(disks.iter().any(|disk| disk.lies() > 0), "nobody handed anything on");
     assert_all_have(&peers, &results, &data);
+    let everyone: Vec<_> = peers.iter().chain([&a]).collect();
+    let sent = traffic(&everyone, &addrs(&peers)).await;
+    assert!(
+        sent < 3 * data.len() as u64 + 24 * BLOCK as u64,
+        "{sent} bytes for 3 receivers of {}",
+        data.len()
+    );
+}
+
+/// The sender reads a block to hash it, and once more to send it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bit_that_flips_in_the_source_between_two_reads_is_found() {
+    for times in [1, usize::MAX] {
+        let disk = RecordingVfs::default();
+        let a = Node::with(1, disk.shared(), quick());
+        let peers: Vec<_> = (2..4).map(Node::new).collect();
+        let _inboxes: Vec<_> = peers.iter().map(Node::open_inbox).collect();
+        let data = content(20 * BLOCK);
+        disk.rot(5 * BLOCK as u64 + 1234, 1, times);
+        let source = ChunkSource::File(a.source("f", &data));
+        let results = a.transfer.send_to_all(&source, addrs(&peers), chain(SendOptions::new("file"))).await;
+        assert!(disk.lies() > 0, "it was read once only");
+        if times == 1 {
+            assert_all_have(&peers, &results, &data);
+            let sent = traffic(&peers.iter().chain([&a]).collect::<Vec<_>>(), &addrs(&peers)).await;
+            assert!(sent < 2 * data.len() as u64 + 16 * BLOCK as u64, "{sent} bytes");
+            continue;
+        }
+        for (peer, result) in peers.iter().zip(results) {
+            let error = result.error.expect("there is no right block");
+            assert!(!result.success && !error.is_retryable(), "{error}");
+            println!("told: {error}");
+            assert_eq!(names(&peer.inbox()), [""; 0]);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -229,6 +229,10 @@ async fn a_bit_that_flips_between_kill_and_resume_costs_one_block() {
     let receipt = scene.send(&again).await;
     assert!(receipt.resumed >= 16 << 20, "{}", receipt.resumed);
     scene.arrived_whole(&receipt);
+    // The rest, the damaged block, and what packets cost.
+    let sent = again.endpoint.connect(scene.b.addr()).await.unwrap().stats().bytes_sent;
+    let needed = SIZE as u64 - receipt.resumed + BLOCK as u64;
+    assert!((needed..needed + 6 * BLOCK as u64).contains(&sent), "{sent} bytes, {needed} were needed");
 }
 
 /// Whatever is wrong with what was left, the file arrives whole.
