@@ -22,6 +22,10 @@ use crate::{FailureCode, TransferError, TransferId};
 /// Blocks vouched for ahead of what the receiver has verified, at the most.
 const AHEAD: u64 = 1024;
 
+/// How often a receiver may ask for the same block because it is not what was vouched for. From the second time on it is the
+/// sender itself that supplied it.
+const ATTEMPTS: u32 = 4;
+
 /// Messages that vouch for blocks are written this many at a time.
 const TOGETHER: usize = 64;
 
@@ -215,6 +219,7 @@ fn offer(origin: &Origin, id: TransferId, resume: Option<ResumeKey>) -> OfferBod
 async fn read(origin: &Origin, i: usize, recv: &mut Inlet) -> Result<Acknowledgement, TransferError> {
     let member = &origin.members[i];
     let size = origin.content.ledger.size();
+    let mut damaged = (0, 0);
     loop {
         let header = recv.header().await?;
         let body = recv.body(header).await?;
@@ -235,6 +240,15 @@ async fn read(origin: &Origin, i: usize, recv: &mut Inlet) -> Result<Acknowledge
                 tracing::debug!(peer = %member.addr, offset, "needs another supplier: {why}");
                 let supply = origin.plan().needed(i, why, origin.now());
                 let first = why == FailureCode::DigestMismatch;
+                if first {
+                    damaged = (offset, if damaged.0 == offset { damaged.1 + 1 } else { 1 });
+                    if damaged.1 > ATTEMPTS {
+                        let message = format!(
+                            "bytes from {offset} on were sent {ATTEMPTS} times and never arrived as they were hashed: has the source changed?"
+                        );
+                        return Err(TransferError::DigestMismatch(message));
+                    }
+                }
                 member.order(Order { supply, from: Some(offset), first });
             }
             Tag::Again => {

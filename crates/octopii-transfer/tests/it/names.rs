@@ -87,9 +87,11 @@ async fn two_senders_of_one_name_at_once_are_both_safe() {
     assert_eq!(lengths, (1000..1008).collect::<Vec<_>>());
 }
 
+type Choice = dyn Fn(&Offer) -> Result<Destination, Refusal> + Send + Sync;
+
 /// Accepts nobody before two have come.
 struct Meeting {
-    destination: Box<dyn Fn(&Offer) -> Result<Destination, Refusal> + Send + Sync>,
+    destination: Box<Choice>,
     come: Mutex<usize>,
     changed: Condvar,
 }

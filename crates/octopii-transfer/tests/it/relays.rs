@@ -142,7 +142,7 @@ async fn a_bit_that_flips_in_the_source_between_two_reads_is_found() {
         disk.rot(5 * BLOCK as u64 + 1234, 1, times);
         let source = ChunkSource::File(a.source("f", &data));
         let results = a.transfer.send_to_all(&source, addrs(&peers), chain(SendOptions::new("file"))).await;
-        assert!(disk.lies() > 0, "it was read once only");
+        assert!((1..20).contains(&disk.lies()), "{} wrong reads", disk.lies());
         if times == 1 {
             assert_all_have(&peers, &results, &data);
             let sent = traffic(&peers.iter().chain([&a]).collect::<Vec<_>>(), &addrs(&peers)).await;
@@ -151,9 +151,8 @@ async fn a_bit_that_flips_in_the_source_between_two_reads_is_found() {
         }
         for (peer, result) in peers.iter().zip(results) {
             let error = result.error.expect("there is no right block");
-            assert!(!result.success && !error.is_retryable(), "{error}");
-            println!("told: {error}");
-            assert_eq!(names(&peer.inbox()), [""; 0]);
+            assert!(matches!(error, TransferError::DigestMismatch(_)), "{error}");
+            eventually("the cleaning", || names(&peer.inbox()).is_empty()).await;
         }
     }
 }
