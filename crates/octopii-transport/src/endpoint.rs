@@ -14,7 +14,7 @@ use crate::join::Door;
 use crate::members::Members;
 use crate::names::{self, Names};
 use crate::pool::Pool;
-use crate::revocation::{self, RevocationList};
+use crate::revocation::{self, Authorities, RevocationList};
 use crate::socket::{self, Adapted, canonical};
 use crate::{
     Acceptor, AcceptorTaken, BindError, ClusterId, Congestion, ConnectError, Connection, EndpointOptions,
@@ -58,6 +58,10 @@ pub(crate) struct Shared {
     pub(crate) names: Names,
 }
 
+/// What becomes of revocations when authorities change.
+const ENDED: &str =
+    "that only an authority has signed which is trusted no longer: they are not in force any more";
+
 #[derive(Debug)]
 struct CloseOnDrop(quinn::Endpoint);
 
@@ -80,9 +84,13 @@ impl Endpoint {
             None => socket::bind(options.bind, mtu, options.profile().socket_buffer(), executor)?,
         };
         let (credentials, server) = Credentials::new(identity, &options, mtu)?;
-        let mut revoked = RevocationList::default();
-        let kept = revoked.unknown(&options.revocations).and_then(|kept| revocation::signed(kept, identity));
-        revoked.add(kept.map_err(|_| BindError::Revocations)?);
+        let mut revoked = RevocationList::new(Authorities::of(identity));
+        let kept = revoked.unknown(&options.revocations).map_err(|_| BindError::Revocations)?;
+        let (kept, unsigned) = revoked.authorities().verify(kept, usize::MAX);
+        if unsigned > 0 {
+            tracing::warn!("{unsigned} revocations were kept {ENDED}");
+        }
+        revoked.add(kept);
         let secret =
             options.reset_secret.map_or_else(|| identity.key_bytes().to_vec(), |secret| secret.to_vec());
         let mut config = quinn::EndpointConfig::new(tls::reset_key(&secret));
@@ -179,7 +187,8 @@ impl Endpoint {
     }
 
     /// Replaces certificate, key and trusted authorities. Connections made from now on use the new ones; live ones go on
-    /// undisturbed. The new identity must be the same node's of the same cluster.
+    /// undisturbed. The new identity must be the same node's of the same cluster. Revocations that only an authority has signed
+    /// which is trusted no longer end with it.
     pub fn set_identity(&self, identity: &Identity) -> Result<(), IdentityError> {
         let shared = &self.shared;
         if (identity.node_id(), identity.cluster()) != (shared.node_id, shared.cluster) {
@@ -190,6 +199,10 @@ impl Endpoint {
         let mut current = shared.credentials.lock().expect("no panic while held");
         *current = Arc::new(credentials);
         shared.quic.set_server_config(Some(server));
+        let ended = shared.members.trust(Authorities::of(identity));
+        if ended > 0 {
+            tracing::warn!("{ended} revocations were in force {ENDED}");
+        }
         Ok(())
     }
 
@@ -205,12 +218,14 @@ impl Endpoint {
         let shared = Arc::clone(&self.shared);
         let entry = revocation.clone();
         let revoking = async move {
-            let identity = shared.credentials().identity.clone();
-            let signed = revocation::signed(vec![entry], &identity).unwrap_or_default();
+            let what = entry.what();
+            let (signed, _) = shared.members.authorities().verify(vec![entry], 0);
             if signed.is_empty() {
                 return Err(RevokeError::NotSigned);
             }
-            if !shared.members.has_room() && !shared.members.revoked().contains(&signed[0]) {
+            if !shared.members.has_room()
+                && !shared.members.revoked().iter().any(|known| known.what() == what)
+            {
                 return Err(RevokeError::Full);
             }
             revocation::apply(&shared, signed, None).await

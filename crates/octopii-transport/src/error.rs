@@ -85,7 +85,8 @@ pub enum RevokeError {
     NotSigned,
     /// There is no room for another one.
     #[error(
-        "the list of revocations is full: change the cluster's authority instead, which ends all old certificates"
+        "the list of revocations is full: change the cluster's authority (`octopii cluster succeed`), which ends all old \
+         certificates and frees the places of those that were revoked singly"
     )]
     Full,
     /// It is in force, but a restart would forget it.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use crate::revocation::{Revocation, RevocationList};
+use crate::revocation::{Added, Authorities, Revocation, RevocationList, Verified};
 use crate::{Connection, IdentityError};
 
 /// One lock for both, so that nobody slips in between the check and a revocation.
@@ -77,14 +77,20 @@ impl Members {
         self.inner.lock().expect("no panic while held").revoked.unknown(bytes)
     }
 
-    /// Puts revocations in force and closes what they cover. Gives the connections that remain, to tell on; `None` if there was
-    /// nothing new.
-    pub(crate) fn revoke(&self, entries: Vec<Revocation>) -> Option<Vec<Connection>> {
+    pub(crate) fn authorities(&self) -> Authorities {
+        self.inner.lock().expect("no panic while held").revoked.authorities().clone()
+    }
+
+    /// From now on these authorities' revocations count; how many end with others.
+    pub(crate) fn trust(&self, authorities: Authorities) -> usize {
+        self.inner.lock().expect("no panic while held").revoked.trust(authorities)
+    }
+
+    /// Puts revocations in force and closes what they cover. Gives what was new, and the connections that remain, to tell on.
+    pub(crate) fn revoke(&self, entries: Vec<Verified>) -> (Added, Vec<Connection>) {
         let mut inner = self.inner.lock().expect("no panic while held");
-        if !inner.revoked.add(entries) {
-            return None;
-        }
         let Inner { live, revoked } = &mut *inner;
+        let added = revoked.add(entries);
         live.retain(|_, connection| {
             let covered = revoked.covers(connection.peer(), connection.certificate());
             if covered {
@@ -92,6 +98,6 @@ impl Members {
             }
             !covered
         });
-        Some(live.values().cloned().collect())
+        (added, live.values().cloned().collect())
     }
 }

@@ -6,22 +6,23 @@ mod spread;
 use std::fmt;
 use std::io;
 
-use crate::identity::verify;
-use crate::{CertificateHash, ClusterAuthority, ClusterId, IdentityError, NodeId};
+use crate::identity::public_key_of;
+use crate::{CertificateHash, ClusterAuthority, ClusterId, Identity, IdentityError, NodeId};
 
-pub(crate) use list::{RevocationList, signed};
+pub(crate) use list::{Added, Authorities, RevocationList, Verified};
 pub(crate) use spread::{TRUST, apply, receive, tell};
 
 /// What is taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Revoked {
-    /// Every certificate of a node, those of the future included: its id is never good again.
+    /// Every certificate of a node, those of the future included: its id is never good again. When the cluster's authority
+    /// changes, the new one must say it again ([`ClusterAuthority::sign_again`]; an issuing node does so when it starts).
     Node(NodeId),
     /// One certificate: after its key was replaced because others may know it.
     Certificate(CertificateHash),
 }
 
-/// The authority's word that a node or a certificate is no longer good. Not secret, and good for ever.
+/// The authority's word that a node or a certificate is no longer good. Not secret, and good as long as the authority is trusted.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Revocation {
     what: Revoked,
@@ -74,11 +75,6 @@ impl Revocation {
         let signature = signature.try_into().map_err(|_| DAMAGED)?;
         Ok(Self { what, at: u64::from_le_bytes(*at), signature })
     }
-
-    fn is_signed_by(&self, keys: &[[u8; 32]], cluster: ClusterId) -> bool {
-        let statement = statement(cluster, &self.what, self.at);
-        keys.iter().any(|key| verify(key, &statement, &self.signature))
-    }
 }
 
 impl ClusterAuthority {
@@ -87,6 +83,35 @@ impl ClusterAuthority {
     pub fn revoke(&self, what: Revoked, at: u64) -> Result<Revocation, IdentityError> {
         let signature = self.sign(&statement(self.cluster(), &what, at))?;
         Ok(Revocation { what, at, signature })
+    }
+
+    /// Signs again, with this authority's key, what other authorities that `identity` trusts have said of nodes: it would end with
+    /// them, and a node's id is never good again. Revocations of single certificates may end with the authority that has
+    /// issued these.
+    ///
+    /// `kept` is what [`KeepRevocations::keep`] was given last; gives what takes its place, if anything changes. `now` is in
+    /// seconds since 1970. A list that is damaged is left alone, for [`Endpoint::bind`](crate::Endpoint::bind) to refuse.
+    pub fn sign_again(
+        &self,
+        kept: &[u8],
+        identity: &Identity,
+        now: u64,
+    ) -> Result<Option<Vec<u8>>, IdentityError> {
+        let (trusted, own) = (Authorities::of(identity), public_key_of(&self.roots()[0])?);
+        let Ok(mut entries) = list::parse(kept) else { return Ok(None) };
+        if !trusted.trust(&own) {
+            return Ok(None);
+        }
+        let mut changed = false;
+        for entry in &mut entries {
+            let is_node = matches!(entry.what, Revoked::Node(_));
+            if is_node && trusted.signer(entry).is_some_and(|signer| signer != own) {
+                // Later than the word whose place it takes, whatever the clock says.
+                *entry = self.revoke(entry.what, now.max(entry.at.saturating_add(1)))?;
+                changed = true;
+            }
+        }
+        Ok(changed.then(|| entries.iter().flat_map(Revocation::to_bytes).collect()))
     }
 }
 

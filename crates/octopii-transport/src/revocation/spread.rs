@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::timeout;
 
-use super::{Revocation, RevocationList, signed};
+use super::{Authorities, Revocation, RevocationList, Verified};
 use crate::endpoint::Shared;
 use crate::{Connection, PeerRole, RecvStream, RevokeError, SendStream};
 
@@ -50,31 +50,34 @@ pub(crate) async fn receive(
     }
     let reading = timeout(shared.limits.handshake_timeout, recv.read_frame(MAX_FRAME));
     let Ok(Ok(Some(bytes))) = reading.await else { return };
-    let identity = shared.credentials().identity.clone();
-    match shared.members.unknown(&bytes).and_then(|unknown| signed(unknown, &identity)) {
-        Ok(unknown) => {
-            // An error means that the peer no longer listens.
-            let _ = send.finish();
-            // What cannot be kept is in force all the same, and the failure has been logged.
-            let _ = apply(&shared, unknown, Some(&from)).await;
-        }
-        Err(e) => tracing::warn!(peer = from.peer().node_id, "revocations were not taken: {e}"),
+    let unknown = match shared.members.unknown(&bytes) {
+        Ok(unknown) => unknown,
+        Err(e) => return tracing::warn!(peer = from.peer().node_id, "revocations were not taken: {e}"),
+    };
+    let (signed, unsigned) = shared.members.authorities().verify(unknown, Authorities::MAX_UNSIGNED);
+    if unsigned > 0 {
+        // One that trusts other authorities than this node does, while they change; or one that makes them up.
+        tracing::debug!(peer = from.peer().node_id, unsigned, "revocations that no authority has signed");
     }
+    // An error means that the peer no longer listens.
+    let _ = send.finish();
+    // What cannot be kept is in force all the same, and the failure has been logged.
+    let _ = apply(&shared, signed, Some(&from)).await;
 }
 
 /// Puts verified revocations in force: closes what they cover, tells every other peer, keeps them. Durable when it returns.
 pub(crate) async fn apply(
     shared: &Arc<Shared>,
-    entries: Vec<Revocation>,
+    entries: Vec<Verified>,
     from: Option<&Connection>,
 ) -> Result<(), RevokeError> {
-    if entries.is_empty() {
+    let (added, others) = shared.members.revoke(entries);
+    for what in &added.new {
+        tracing::warn!(?what, "revoked by the cluster's authority");
+    }
+    if added.is_nothing() {
         return Ok(());
     }
-    for entry in &entries {
-        tracing::warn!(what = ?entry.what(), "revoked by the cluster's authority");
-    }
-    let Some(others) = shared.members.revoke(entries) else { return Ok(()) };
     for connection in others {
         if from.is_none_or(|from| from.quic().stable_id() != connection.quic().stable_id()) {
             shared.executor.spawn(tell(Arc::clone(shared), connection));

@@ -15,6 +15,7 @@ mod links;
 mod pool;
 mod revoking;
 mod streams;
+mod succession;
 
 use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Executor};
 use tokio::runtime::Handle;

@@ -32,7 +32,7 @@ fn kept_by(authority: &ClusterAuthority, node: u64, keeper: &Arc<Keeper>) -> End
     endpoint_with(authority, node, options)
 }
 
-async fn until(mut condition: impl FnMut() -> bool) {
+pub(crate) async fn until(mut condition: impl FnMut() -> bool) {
     let waiting = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -116,7 +116,7 @@ async fn one_certificate_is_taken_back_and_the_node_goes_on_with_another() {
 }
 
 /// The kind of stream on which revocations travel.
-const TRUST: u8 = 0xff;
+pub(crate) const TRUST: u8 = 0xff;
 
 #[tokio::test]
 async fn nobody_but_the_authority_can_revoke() {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use octopii_transport::{
-    Admission, Applicant, CertificateHash, Certified, ClusterAuthority, IdentityError, JoinRefusal,
+    Admission, Applicant, CertificateHash, Certified, ClusterAuthority, Identity, IdentityError, JoinRefusal,
     JoinToken, NodeId, PeerIdentity, PeerRole, Revocation, Revoked,
 };
 
@@ -94,6 +94,16 @@ impl Issuer {
 
     pub(crate) fn revoke(&self, what: Revoked, at: u64) -> Result<Revocation, IdentityError> {
         self.authority.revoke(what, at)
+    }
+
+    /// See [`ClusterAuthority::sign_again`].
+    pub(crate) fn sign_again(
+        &self,
+        kept: &[u8],
+        identity: &Identity,
+        now: u64,
+    ) -> Result<Option<Vec<u8>>, IdentityError> {
+        self.authority.sign_again(kept, identity, now)
     }
 
     fn admit_at(&self, applicant: &Applicant, now: SystemTime) -> Result<Certified, JoinRefusal> {

@@ -286,7 +286,14 @@ fn open_disk(vfs: &Arc<dyn Vfs>, config: &Config, simulated: bool) -> Result<Dis
         None => None,
     };
     let reset_secret = data_dir.reset_secret(&**vfs)?;
-    let (keeper, revocations) = Keeper::open(vfs, data_dir.path.join("revocations"))?;
+    let (keeper, mut revocations) = Keeper::open(vfs, data_dir.path.join("revocations"))?;
+    if let Some(issuer) = &issuer
+        && let Some(again) =
+            issuer.sign_again(&revocations, &data_dir.identity, revocation::now()).map_err(BindError::from)?
+    {
+        keeper.replace(&again)?;
+        revocations = again;
+    }
     if !config.consensus {
         return Ok(Disk { data_dir, wal: None, issuer, keeper, revocations, reset_secret });
     }

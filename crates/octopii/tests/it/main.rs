@@ -12,6 +12,7 @@ mod executors;
 mod isolation;
 mod peers;
 mod snippets;
+mod succession;
 
 use std::path::Path;
 
