@@ -3,7 +3,8 @@
 use std::io::BufRead;
 
 use octopii::{
-    CallOptions, Client, Code, Encoding, METHODS, MethodInfo, OctopiiRuntime, Responses, RpcClient, Status,
+    CallOptions, Client, Code, Encoding, METHODS, MethodInfo, OctopiiRuntime, Responses, RpcClient, Sender,
+    Status,
 };
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -60,46 +61,47 @@ async fn call(rpc: &RpcClient, output: Output, args: &Call) -> Result<(), Failur
             print(output, responses).await?;
         }
         (true, false) => {
-            let mut upload = rpc.client_stream::<Value, Value>(args.peer, name, options).await?;
-            let mut lines = requests(args.request.clone());
-            while let Some(line) = lines.recv().await {
-                match upload.send(&parse(&line?)?).await {
-                    Ok(()) => {}
-                    // Its answer tells why.
-                    Err(status) if status.code == Code::Cancelled => break,
-                    Err(status) => return Err(status.into()),
-                }
-            }
-            output.value(&upload.finish().await?);
+            let (sender, response) =
+                rpc.client_stream::<Value, Value>(args.peer, name, options).await?.split();
+            converse(output, args, sender, response).await?;
         }
         (true, true) => {
-            let (mut sender, responses) = rpc.bidirectional::<Value, Value>(args.peer, name, options).await?;
-            let mut lines = requests(args.request.clone());
-            let sending = async {
-                while let Some(line) = lines.recv().await {
-                    match sender.send(&parse(&line?)?).await {
-                        Ok(()) => {}
-                        Err(status) if status.code == Code::Cancelled => return Ok(()),
-                        Err(status) => return Err(status.into()),
-                    }
-                }
-                // Whether the peer still listens or not, its answers tell.
-                let _ = sender.finish().await;
-                Ok::<_, Failure>(())
-            };
-            // A conversation ends with its answers, whoever still types.
-            let printing = print(output, responses);
-            let mut printing = std::pin::pin!(printing);
-            tokio::select! {
-                printed = &mut printing => printed?,
-                sent = sending => {
-                    sent?;
-                    printing.await?;
-                }
-            }
+            let (sender, responses) = rpc.bidirectional::<Value, Value>(args.peer, name, options).await?;
+            converse(output, args, sender, responses).await?;
         }
     }
     Ok(())
+}
+
+/// Sends what is typed and prints what is answered. It ends with the answers, whoever still types.
+async fn converse(
+    output: Output,
+    args: &Call,
+    mut sender: Sender<Value>,
+    responses: Responses<Value>,
+) -> Result<(), Failure> {
+    let mut lines = requests(args.request.clone());
+    let sending = async {
+        while let Some(line) = lines.recv().await {
+            match sender.send(&parse(&line?)?).await {
+                Ok(()) => {}
+                // The answers tell why.
+                Err(status) if status.code == Code::Cancelled => return Ok(()),
+                Err(status) => return Err(status.into()),
+            }
+        }
+        // Whether the peer still listens or not, its answers tell.
+        let _ = sender.finish().await;
+        Ok::<_, Failure>(())
+    };
+    let mut printing = std::pin::pin!(print(output, responses));
+    tokio::select! {
+        printed = &mut printing => printed,
+        sent = sending => {
+            sent?;
+            printing.await
+        }
+    }
 }
 
 async fn print(output: Output, mut responses: Responses<Value>) -> Result<(), Failure> {

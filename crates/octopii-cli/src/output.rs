@@ -28,13 +28,12 @@ impl Output {
 
     /// A result: one line for people, one object for programs.
     pub(crate) fn result(self, line: impl Display, value: &Value) {
-        if self.json { print(value) } else { print(line) }
+        if self.json { print(plain(&value.to_string())) } else { print(line) }
     }
 
     /// A result that is JSON for everybody: one line for programs, indented for people.
     pub(crate) fn value(self, value: &Value) {
-        // JSON writes control characters as escapes.
-        if self.json { print(value) } else { print(format_args!("{value:#}")) }
+        print(plain(&if self.json { value.to_string() } else { format!("{value:#}") }));
     }
 
     /// A line for people only.
@@ -73,6 +72,20 @@ fn print(line: impl Display) {
     }
 }
 
+/// JSON in which nothing drives a terminal. Its writer escapes the controls that JSON asks for, but neither DEL nor those beyond,
+/// of which one (CSI) begins commands; they can stand in strings only, where the escape means the same.
+fn plain(json: &str) -> String {
+    let mut plain = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_control() && c != '\n' {
+            plain.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            plain.push(c);
+        }
+    }
+    plain
+}
+
 /// Whether nothing more can be printed: long output may stop.
 static CLOSED: AtomicBool = AtomicBool::new(false);
 
@@ -93,4 +106,19 @@ pub(crate) fn lost() -> Option<Failure> {
 /// Bytes as people read them.
 pub(crate) fn bytes(n: u64) -> String {
     indicatif::BinaryBytes(n).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_answers_cannot_drive_the_terminal() {
+        let value = json!({ "na\u{9b}me": ["\u{9b}2J", "\u{1b}[2J", "\u{7f}\n\t", "tä"] });
+        for text in [value.to_string(), format!("{value:#}")] {
+            let shown = plain(&text);
+            assert!(shown.chars().all(|c| !c.is_control() || c == '\n'), "{shown:?}");
+            assert_eq!(serde_json::from_str::<Value>(&shown).unwrap(), value, "the same value");
+        }
+    }
 }

@@ -134,8 +134,8 @@ impl Client {
 
     /// Fixes when the call ends and which trace it belongs to.
     fn begin(&self, options: CallOptions) -> Begun {
+        let mut end = self.endpoint.executor().deadline(options.deadline);
         let now = self.endpoint.executor().now();
-        let mut end = now + options.deadline;
         let mut trace = options.trace;
         if let Some(inherited) = Inherited::current() {
             end = end.min(inherited.deadline);

@@ -102,6 +102,12 @@ impl Executor {
         tokio::time::Instant::now()
     }
 
+    /// When `limit` from now is over. A limit that no clock can count ends in the distant future.
+    pub fn deadline(&self, limit: Duration) -> tokio::time::Instant {
+        let now = self.now();
+        now.checked_add(limit).unwrap_or(now + DISTANT)
+    }
+
     /// Whether blocking work runs in place (see [`Executor::simulated`]).
     pub fn is_simulated(&self) -> bool {
         self.blocking == Blocking::Inline
@@ -112,6 +118,9 @@ impl Executor {
         &self.handle
     }
 }
+
+/// Thirty years: beyond it the clocks of some systems end.
+const DISTANT: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
 struct AbortOnDrop<T>(JoinHandle<T>);
 

@@ -160,7 +160,7 @@ impl Client {
     /// Asks one node after the other.
     async fn ask(&self, method: &str, body: Bytes, repeat: Repeat) -> Result<Bytes, Status> {
         let executor = self.endpoint.executor();
-        let end = executor.now() + self.timeout;
+        let end = executor.deadline(self.timeout);
         let mut last = Status::new(Code::InvalidArgument, "no node was given to ask");
         for (i, node) in self.nodes.iter().enumerate() {
             let left = end.saturating_duration_since(executor.now());

@@ -71,7 +71,7 @@ pub use octopii_raft::{
 pub use octopii_rpc::{
     Advice, Bincode, CallOptions, Client as RpcClient, ClientOptions, Code, Codec, CodecError, Context,
     Encoding, Json, METHODS, MessengerOptions, Metadata, MethodInfo, Requests, ResponseStream, Responses,
-    RetryPolicy, Router, ServerOptions, Status, TraceContext, service,
+    RetryPolicy, Router, Sender, ServerOptions, Status, TraceContext, Upload, service,
 };
 pub use octopii_transfer::{
     AckLevel, ChunkSource, Destination, Digest, Distribution, EntryFailure, EntryFn, EntryOutcome,

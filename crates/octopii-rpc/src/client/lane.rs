@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use octopii_transport::{Connection, Executor, RecvStream, SendStream, StreamError, StreamKind};
 use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep};
 
 use super::unreadable;
 use crate::wire::{self, ForCaller, Head, LANE_RESPONSE, OPEN_LANE, REFUSED, Response};
-use crate::{Code, Metadata, Status};
+use crate::{Advice, Code, Metadata, Status};
 
 /// Requests that wait to be written; with more, calls take a stream of their own, where flow control makes them wait.
 const MAX_UNWRITTEN: usize = 64 << 10;
@@ -65,6 +67,12 @@ struct State {
     written_id: u32,
     answered: bool,
     closed: bool,
+}
+
+impl State {
+    fn is_unused(&self) -> bool {
+        self.waiting.is_empty() && self.unwritten.is_empty()
+    }
 }
 
 #[derive(Debug)]
@@ -207,41 +215,61 @@ async fn run(lane: Arc<Lane>, connection: Connection, kind: StreamKind) {
         Err(e) => return lane.close(&Status::new(Code::Unavailable, e.to_string())),
     };
     // Not one after the other: each side goes on reading while it waits to write.
-    let error = tokio::select! {
-        error = read(&lane, recv) => error,
-        error = write(&lane, send) => error,
+    let end = tokio::select! {
+        end = read(&lane, recv) => end,
+        end = write(&lane, send) => end,
     };
-    let refused = error == StreamError::Reset(REFUSED) && !lane.state().answered;
-    let status = match error {
+    let status = match end {
+        // Nobody waits any more.
+        End::Closed => Status::new(Code::Cancelled, "the client is gone"),
+        End::Drained => Status::new(Code::Unavailable, "the peer begins no more calls: ask another")
+            .with_advice(Advice::Elsewhere),
         // Nobody has taken the lane, so nobody has taken a call on it.
-        StreamError::Reset(REFUSED) if refused => unreadable(StreamError::Reset(REFUSED), kind),
-        StreamError::Reset(_) => Status::new(Code::Unknown, error.to_string()),
-        other => unreadable(other, kind),
+        End::Lost(StreamError::Reset(REFUSED)) if !lane.state().answered => {
+            unreadable(StreamError::Reset(REFUSED), kind)
+        }
+        End::Lost(error @ StreamError::Reset(_)) => Status::new(Code::Unknown, error.to_string()),
+        End::Lost(error) => unreadable(error, kind),
     };
     lane.close(&status);
 }
 
+/// How a lane ends.
+enum End {
+    /// On this side: unused, or its client is gone.
+    Closed,
+    /// The peer has answered every call that it began, and begins no more.
+    Drained,
+    Lost(StreamError),
+}
+
 /// Reads responses until the lane ends; gives why.
-async fn read(lane: &Lane, mut recv: RecvStream) -> StreamError {
+async fn read(lane: &Lane, mut recv: RecvStream) -> End {
     loop {
         match recv.read_frame(LANE_RESPONSE).await {
             Ok(Some(frame)) => {
                 let mut next = Some(frame);
                 while let Some(frame) = next {
                     if !lane.take(frame) {
-                        return StreamError::UnexpectedEnd;
+                        return End::Lost(StreamError::UnexpectedEnd);
                     }
                     next = recv.received_frame(LANE_RESPONSE);
                 }
             }
-            Ok(None) => return StreamError::UnexpectedEnd,
-            Err(e) => return e,
+            Ok(None) => return End::Drained,
+            Err(e) => return End::Lost(e),
         }
     }
 }
 
+/// A lane on which nothing has happened for one to two of these is closed, so that its connection can count as unused.
+const IDLE: Duration = Duration::from_secs(1);
+
 /// Writes requests until the lane is closed; gives why.
-async fn write(lane: &Lane, mut send: SendStream) -> StreamError {
+async fn write(lane: &Lane, mut send: SendStream) -> End {
+    // One timer, looked at when it goes off: setting it for each call would cost more than writing one.
+    let mut look = std::pin::pin!(sleep(IDLE));
+    let mut last_look = None;
     loop {
         let (unwritten, closed) = {
             let mut state = lane.state();
@@ -249,10 +277,26 @@ async fn write(lane: &Lane, mut send: SendStream) -> StreamError {
             (state.unwritten.split().freeze(), state.closed)
         };
         if closed {
-            return StreamError::Finished;
+            return End::Closed;
         }
         if unwritten.is_empty() {
-            lane.asked.notified().await;
+            tokio::select! {
+                biased;
+                () = lane.asked.notified() => {}
+                () = &mut look => {
+                    let mut state = lane.state();
+                    if last_look == Some(state.last_id) && state.is_unused() {
+                        state.closed = true;
+                        drop(state);
+                        // An error means that the peer has ended it already.
+                        let _ = send.finish();
+                        return End::Closed;
+                    }
+                    last_look = Some(state.last_id);
+                    look.as_mut().reset(Instant::now() + IDLE);
+                    continue;
+                }
+            }
             // Others that are about to call go with it.
             tokio::task::yield_now().await;
         } else if send.write_chunk(unwritten).await.is_err() {
@@ -265,8 +309,6 @@ async fn write(lane: &Lane, mut send: SendStream) -> StreamError {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::{Encoding, Shape};
 

@@ -105,7 +105,13 @@ impl Client {
         };
         let (send, recv) = self.within(&begun, method, &progress, opening).await?;
         let executor = self.endpoint.executor();
-        let sender = RawSender { send, batch: BytesMut::new(), executor: executor.clone(), end: begun.end };
+        let sender = RawSender {
+            send,
+            batch: BytesMut::new(),
+            broken: false,
+            executor: executor.clone(),
+            end: begun.end,
+        };
         let limit = begun.end.saturating_duration_since(executor.now());
         let sleeping = executor.clone();
         let timer = async move {
@@ -121,6 +127,7 @@ impl Client {
         let responses = futures_util::stream::unfold(Some(state), |state| async move {
             let mut state = state?;
             match state.next().await {
+                Ok(Some(body)) if state.single => Some((Ok(body), None)),
                 Ok(Some(body)) => Some((Ok(body), Some(state))),
                 Ok(None) => None,
                 Err(status) => Some((Err(status), None)),
@@ -209,8 +216,8 @@ impl<T> std::fmt::Debug for Sender<T> {
 }
 
 impl<T: Serialize> Sender<T> {
-    /// Sends a request, waiting while the handler is behind. Not cancel-safe: a dropped call may have sent a part, after
-    /// which nothing more can be sent.
+    /// Sends a request, waiting while the handler is behind. Not cancel-safe: a dropped or failed call may have sent a part,
+    /// after which nothing more can be sent, and the handler never sees a stream that looks whole.
     ///
     /// Fails with [`Code::Cancelled`] when the peer takes no more: the call's response, or the end of its responses, tells why.
     pub async fn send(&mut self, request: &T) -> Result<(), Status> {
@@ -256,6 +263,12 @@ impl<Req: Serialize, Resp: DeserializeOwned> Upload<Req, Resp> {
         self.sender.feed(request).await
     }
 
+    /// The two sides by themselves, to use from different tasks: the response, the only one, may come before every request
+    /// has been sent.
+    pub fn split(self) -> (Sender<Req>, Responses<Resp>) {
+        (self.sender, self.responses)
+    }
+
     /// Says that no more requests will come, and waits for the response.
     pub async fn finish(self) -> Result<Resp, Status> {
         let Self { sender, mut responses } = self;
@@ -273,6 +286,8 @@ const BATCH: usize = 32 << 10;
 struct RawSender {
     send: SendStream,
     batch: BytesMut,
+    /// Something may be missing from what was sent: nothing may come behind it, and least of all the end.
+    broken: bool,
     executor: Executor,
     end: Instant,
 }
@@ -282,6 +297,7 @@ impl RawSender {
         let len = u32::try_from(body.len()).map_err(|_| {
             Status::new(Code::InvalidArgument, "a request has at most 4 GiB; send it as a chunk")
         })?;
+        self.whole()?;
         self.batch.put_u32_le(len);
         if body.len() <= INLINE {
             self.batch.put_slice(&body);
@@ -292,15 +308,30 @@ impl RawSender {
     }
 
     async fn flush(&mut self) -> Result<(), Status> {
+        self.whole()?;
         if self.batch.is_empty() { Ok(()) } else { self.write(Bytes::new()).await }
+    }
+
+    fn whole(&self) -> Result<(), Status> {
+        if self.broken {
+            return Err(Status::new(
+                Code::Cancelled,
+                "a request before this one was not sent whole: begin the call again",
+            ));
+        }
+        Ok(())
     }
 
     /// Writes the batch and what comes behind it.
     async fn write(&mut self, behind: Bytes) -> Result<(), Status> {
         let mut parts = [self.batch.split().freeze(), behind];
         let left = self.end.saturating_duration_since(self.executor.now());
+        self.broken = true;
         match self.executor.timeout(left, self.send.write_chunks(&mut parts)).await {
-            Some(Ok(())) => Ok(()),
+            Some(Ok(())) => {
+                self.broken = false;
+                Ok(())
+            }
             Some(Err(StreamError::Stopped(_))) => {
                 Err(Status::new(Code::Cancelled, "the peer takes no more requests: its answer tells why"))
             }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use octopii_transport::NodeId;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use crate::{Advice, Code, ServerOptions, Status};
 
@@ -15,6 +16,8 @@ use crate::{Advice, Code, ServerOptions, Status};
 pub(crate) struct Admission {
     state: Mutex<State>,
     idle: Notify,
+    freed: Notify,
+    stopped: Notify,
     calls: Bound,
     bytes: Bound,
 }
@@ -27,6 +30,8 @@ struct State {
     /// Peers that have something.
     active: usize,
     draining: bool,
+    /// Streams on which answers may still be on their way.
+    flushing: usize,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -77,6 +82,10 @@ pub(crate) struct Memory {
     bytes: usize,
 }
 
+/// Until it is dropped, answers may be on their way.
+#[derive(Debug)]
+pub(crate) struct Flushing(Arc<Admission>);
+
 /// What a peer that is refused for its share is told to wait.
 const WAIT: Duration = Duration::from_millis(50);
 
@@ -85,6 +94,8 @@ impl Admission {
         Self {
             state: Mutex::default(),
             idle: Notify::new(),
+            freed: Notify::new(),
+            stopped: Notify::new(),
             calls: Bound { all: options.concurrent_calls, each: options.concurrent_calls_per_peer },
             bytes: Bound { all: options.request_memory, each: options.request_memory_per_peer },
         }
@@ -133,9 +144,48 @@ impl Admission {
         Ok(Memory { admission: Arc::clone(self), peer, bytes })
     }
 
+    /// The same for what belongs to a call that has begun: waits for room, at most `limit`. Cancel-safe.
+    pub(crate) async fn reserve_within(
+        self: &Arc<Self>,
+        peer: NodeId,
+        bytes: usize,
+        limit: Duration,
+    ) -> Result<Memory, Status> {
+        let waiting = async {
+            loop {
+                let mut freed = std::pin::pin!(self.freed.notified());
+                freed.as_mut().enable();
+                if let Ok(memory) = self.reserve(peer, bytes) {
+                    return memory;
+                }
+                freed.await;
+            }
+        };
+        // Not `ResourceExhausted`: that would say that nothing was done, and the call has been at work.
+        timeout(limit, waiting).await.map_err(|_| {
+            Status::new(Code::Aborted, "there was no room for a message of the stream for too long")
+        })
+    }
+
     /// Begins no more calls.
     pub(crate) fn stop(&self) {
         self.state().draining = true;
+        self.stopped.notify_waiters();
+    }
+
+    /// Waits until no more calls are begun. Cancel-safe.
+    pub(crate) async fn stopping(&self) {
+        let mut stopped = std::pin::pin!(self.stopped.notified());
+        stopped.as_mut().enable();
+        if !self.state().draining {
+            stopped.await;
+        }
+    }
+
+    /// Says that answers may be on their way: who drains waits for them.
+    pub(crate) fn flushing(self: &Arc<Self>) -> Flushing {
+        self.state().flushing += 1;
+        Flushing(Arc::clone(self))
     }
 
     /// Calls under way.
@@ -143,12 +193,12 @@ impl Admission {
         self.state().total.calls
     }
 
-    /// Waits until no call is under way. Cancel-safe.
+    /// Waits until no call is under way and every answer has arrived. Cancel-safe.
     pub(crate) async fn idle(&self) {
         loop {
             let mut idle = std::pin::pin!(self.idle.notified());
             idle.as_mut().enable();
-            if self.under_way() == 0 {
+            if self.state().is_idle() {
                 return;
             }
             idle.await;
@@ -169,14 +219,22 @@ impl Admission {
                 }
             }
         }
-        if state.draining && state.total.calls == 0 {
-            drop(state);
+        let idle = state.draining && state.is_idle();
+        drop(state);
+        if idle {
             self.idle.notify_waiters();
+        }
+        if bytes > 0 {
+            self.freed.notify_waiters();
         }
     }
 }
 
 impl State {
+    fn is_idle(&self) -> bool {
+        self.total.calls == 0 && self.flushing == 0
+    }
+
     fn take(&mut self, peer: NodeId, calls: usize, bytes: usize) {
         let own = self.peers.entry(peer).or_default();
         self.active += usize::from(own.is_none());
@@ -190,6 +248,17 @@ impl State {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.admission.give_back(self.peer, 1, 0);
+    }
+}
+
+impl Drop for Flushing {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.flushing -= 1;
+        if state.draining && state.is_idle() {
+            drop(state);
+            self.0.idle.notify_waiters();
+        }
     }
 }
 
@@ -255,6 +324,19 @@ mod tests {
         assert_eq!(admission.state().active, 0);
     }
 
+    /// A stream whose ninety-nine messages have been booked must not be told that nothing was.
+    #[tokio::test]
+    async fn a_call_at_work_waits_for_room_and_is_never_told_that_nothing_was_done() {
+        let admission = admission(8, 8);
+        let held = admission.reserve(1, 50).unwrap();
+        let status = admission.reserve_within(1, 50, Duration::from_millis(50)).await.unwrap_err();
+        assert!(status.code == Code::Aborted && !status.is_retryable_here(), "{status}");
+        let mut waiting = std::pin::pin!(admission.reserve_within(1, 50, Duration::from_secs(20)));
+        assert!(futures_util::FutureExt::now_or_never(waiting.as_mut()).is_none());
+        drop(held);
+        drop(waiting.await.unwrap());
+    }
+
     #[test]
     fn peers_that_come_and_go_take_no_memory() {
         let admission = admission(8, 8);
@@ -271,9 +353,13 @@ mod tests {
         admission.stop();
         let status = admission.begin(2).unwrap_err();
         assert_eq!((status.code, status.advice), (Code::Unavailable, Advice::Elsewhere));
+        admission.stopping().await;
         let mut idle = std::pin::pin!(admission.idle());
+        let flushing = admission.flushing();
         assert!(futures_util::FutureExt::now_or_never(idle.as_mut()).is_none());
         drop(running);
+        assert!(futures_util::FutureExt::now_or_never(idle.as_mut()).is_none(), "its answer is on its way");
+        drop(flushing);
         idle.await;
     }
 }

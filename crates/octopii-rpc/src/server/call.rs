@@ -35,21 +35,24 @@ impl From<Status> for Ending {
 pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming) {
     let Incoming { mut send, mut recv, connection } = incoming;
     let mut deadline = Instant::now();
+    // An answer that is written has not arrived: a node that stops waits for that, too.
+    let flushing = shared.admission.flushing();
     let first = read_first(&shared, connection.peer().node_id, &mut recv).await;
     let outcome = match first {
         Ok((frame, memory)) if memory.is_none() && wire::opens_lane(&frame) => {
+            drop(flushing);
             return lane::serve(shared, connection, send, recv).await;
         }
         Ok((frame, _memory)) => run(&shared, &connection, &mut send, recv, frame, &mut deadline).await,
         Err(ending) => Err(ending),
     };
+    let last = deadline.max(Instant::now() + shared.options.request_timeout);
     match outcome {
         Ok(()) => {}
-        Err(Ending::NotBegun) => send.reset(REFUSED),
+        Err(Ending::NotBegun) => return send.reset(REFUSED),
         // Dropping the stream says that the outcome is unknown, should somebody listen after all.
-        Err(Ending::Gone) => {}
+        Err(Ending::Gone) => return,
         Err(Ending::Failed(status)) => {
-            let last = deadline.max(Instant::now() + shared.options.request_timeout);
             // An error means that the caller or the connection is gone, or that the caller does not read: nobody is left to
             // tell.
             if let Ok(Ok(())) = timeout_at(last, send.write_chunk(failure_frame(&status))).await {
@@ -57,6 +60,9 @@ pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming) {
             }
         }
     }
+    // Who has it, or wants it no more, says so; who is gone is no longer waited for.
+    let _ = timeout_at(last, send.stopped()).await;
+    drop(flushing);
 }
 
 /// Runs a call and writes its responses; gives its deadline as soon as it is known.
@@ -229,7 +235,11 @@ async fn next_request(
             .map_err(|_| Status::new(Code::DeadlineExceeded, "no request came on the stream for too long"))?
     };
     let Some(len) = len.map_err(cut_off)? else { return Ok(None) };
-    let memory = if len > INLINE { Some(shared.admission.reserve(peer, len)?) } else { None };
+    let memory = if len > INLINE {
+        Some(shared.admission.reserve_within(peer, len, options.request_timeout).await?)
+    } else {
+        None
+    };
     let item = timeout(options.request_timeout, recv.read_frame(options.max_request))
         .await
         .map_err(|_| Status::new(Code::DeadlineExceeded, "a request did not arrive whole in time"))?

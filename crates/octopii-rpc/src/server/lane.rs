@@ -23,6 +23,8 @@ use crate::{Body, Cancellation, Code, Reply, Request, Shape, Status};
 
 /// Small responses that are made before they are written.
 const BATCH: usize = 32 << 10;
+/// And so many of them: they count as calls under way until they are written.
+const BATCH_CALLS: usize = 256;
 
 /// A handler that computes longer than this before it first waits is from then on begun on a task of its own.
 const BUSY: Duration = Duration::from_micros(50);
@@ -37,20 +39,39 @@ pub(super) async fn serve(
     let remote_addr = connection.remote_addr();
     let (out, running) = (Arc::default(), Running::default());
     let mut lane = Lane { shared: &shared, connection, remote_addr, out, running };
+    let flushing = shared.admission.flushing();
+    let (mut stopping, mut stopped) = (std::pin::pin!(shared.admission.stopping()), false);
+    let (mut written, mut held) = (None, Held::default());
     loop {
-        while let Some(mut parts) = lane.out.take() {
+        while let Some(mut parts) = lane.out.take(&mut held) {
+            for id in held.ended.drain(..) {
+                lane.running.tasks.remove(&id);
+            }
             // A caller that takes no responses is given up with all its calls.
             match timeout(shared.options.request_timeout, send.write_chunks(&mut parts)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) | Err(_) => return,
             }
+            held.permits.clear();
+            written = Some(Instant::now());
             // Between the pieces of a long response.
             if !lane.take_received(&mut recv) {
                 return;
             }
         }
+        if stopped && lane.running.tasks.is_empty() {
+            break;
+        }
         let frame = tokio::select! {
             frame = next_frame(&shared, &mut recv) => frame,
+            () = &mut stopping, if !stopped => {
+                stopped = true;
+                // What has come is told to go elsewhere.
+                if !lane.take_received(&mut recv) {
+                    return;
+                }
+                continue;
+            }
             () = lane.out.made.notified() => {
                 // Others that are about to be done go with it.
                 tokio::task::yield_now().await;
@@ -64,7 +85,17 @@ pub(super) async fn serve(
             return;
         }
     }
+    // Every call that was begun has been answered: a lane that ends like this tells its caller so.
+    let _ = send.finish();
+    if written.is_some_and(|at: Instant| at.elapsed() < SURELY_ARRIVED) {
+        // Who is gone is no longer waited for.
+        let _ = timeout(shared.options.request_timeout, send.stopped()).await;
+    }
+    drop(flushing);
 }
+
+/// What was written so long ago has arrived, or nobody is there.
+const SURELY_ARRIVED: Duration = Duration::from_secs(3);
 
 /// The next frame: it may be long in coming, but not once it has begun. Cancel-safe.
 async fn next_frame(shared: &Shared, recv: &mut RecvStream) -> Result<Option<Bytes>, StreamError> {
@@ -104,16 +135,19 @@ impl Lane<'_> {
     fn take(&mut self, frame: Bytes) -> bool {
         match OnLane::decode(frame) {
             Some(OnLane::Call(id, frame)) => {
-                if self.running.is_under_way(id) {
+                if self.running.tasks.contains_key(&id) {
                     return false;
                 }
                 if let Err(status) = self.call(id, frame) {
-                    self.out.respond(id, Err(status), None);
+                    self.out.respond(id, Err(status), None, false);
                 }
                 true
             }
             Some(OnLane::Cancel(id)) => {
-                self.running.cancel(id);
+                if let Some(task) = self.running.tasks.remove(&id) {
+                    task.abort();
+                    self.out.state().ended.retain(|ended| *ended != id);
+                }
                 true
             }
             None => false,
@@ -153,7 +187,7 @@ impl Lane<'_> {
                 method.busy.store(true, Ordering::Relaxed);
             }
             if let Some(result) = done {
-                self.out.respond(id, result, Some(permit));
+                self.out.respond(id, result, Some(permit), false);
                 return Ok(());
             }
         }
@@ -162,40 +196,18 @@ impl Lane<'_> {
             let result = timeout_at(deadline, call).await.unwrap_or_else(|_| {
                 Err(Status::new(Code::DeadlineExceeded, "the handler did not finish in time"))
             });
-            out.respond(id, result, Some(permit));
+            out.respond(id, result, Some(permit), true);
             out.made.notify_one();
         });
-        self.running.insert(id, task.abort_handle());
+        self.running.tasks.insert(id, task.abort_handle());
         Ok(())
     }
 }
 
-/// Calls that run as tasks of their own. They end with the lane.
+/// Calls that run as tasks of their own, until their responses are taken for writing. They end with the lane.
 #[derive(Default)]
 struct Running {
     tasks: BTreeMap<u32, AbortHandle>,
-    /// When to look which have ended.
-    sweep_at: usize,
-}
-
-impl Running {
-    fn insert(&mut self, id: u32, task: AbortHandle) {
-        if self.tasks.len() >= self.sweep_at {
-            self.tasks.retain(|_, task| !task.is_finished());
-            self.sweep_at = (2 * self.tasks.len()).max(64);
-        }
-        self.tasks.insert(id, task);
-    }
-
-    fn is_under_way(&self, id: u32) -> bool {
-        self.tasks.get(&id).is_some_and(|task| !task.is_finished())
-    }
-
-    fn cancel(&mut self, id: u32) {
-        if let Some(task) = self.tasks.remove(&id) {
-            task.abort();
-        }
-    }
 }
 
 impl Drop for Running {
@@ -214,8 +226,19 @@ struct Out {
 #[derive(Default)]
 struct OutState {
     small: BytesMut,
-    /// They hold their calls' permits until they are written, and take turns.
+    /// Of what lies in `small`: a caller that does not read holds calls, and so never more of our memory.
+    permits: Vec<Permit>,
+    /// They take turns.
     large: VecDeque<Large>,
+    /// Calls that ran as tasks and are done.
+    ended: Vec<u32>,
+}
+
+/// What goes with a batch of responses until it is written.
+#[derive(Default)]
+struct Held {
+    permits: Vec<Permit>,
+    ended: Vec<u32>,
 }
 
 struct Large {
@@ -230,24 +253,33 @@ impl Out {
     }
 
     fn has_room(&self) -> bool {
-        self.state().small.len() < BATCH
+        let state = self.state();
+        state.small.len() < BATCH && state.permits.len() < BATCH_CALLS
     }
 
-    fn respond(&self, id: u32, result: Result<Bytes, Status>, permit: Option<Permit>) {
+    fn respond(&self, id: u32, result: Result<Bytes, Status>, permit: Option<Permit>, task: bool) {
         let mut state = self.state();
+        if task {
+            // In one go with the response: whoever has read it may use the number again.
+            state.ended.push(id);
+        }
         match result {
-            Ok(body) if body.len() > INLINE => state.large.push_back(Large { id, rest: body, permit }),
+            Ok(body) if body.len() > INLINE => {
+                return state.large.push_back(Large { id, rest: body, permit });
+            }
             Ok(body) => {
                 put_lane_response(id, true, body.len(), &mut state.small);
                 state.small.extend_from_slice(&body);
             }
             Err(status) => put_lane_failure(id, &status, &mut state.small),
         }
+        state.permits.extend(permit);
     }
 
     /// What to write next: everything small, and a piece of something large.
-    fn take(&self) -> Option<[Bytes; 2]> {
+    fn take(&self, held: &mut Held) -> Option<[Bytes; 2]> {
         let mut state = self.state();
+        std::mem::swap(&mut state.ended, &mut held.ended);
         let mut piece = Bytes::new();
         if let Some(mut large) = state.large.pop_front() {
             let len = large.rest.len().min(LANE_PIECE);
@@ -255,11 +287,13 @@ impl Out {
             put_lane_response(large.id, last, len, &mut state.small);
             piece = large.rest.split_to(len);
             if last {
-                drop(large.permit);
+                state.permits.extend(large.permit);
             } else {
                 state.large.push_back(large);
             }
         }
+        // Empty since the batch before was written, and used again.
+        std::mem::swap(&mut state.permits, &mut held.permits);
         let small = state.small.split().freeze();
         (!small.is_empty()).then_some([small, piece])
     }

@@ -14,8 +14,8 @@ use tokio::sync::Semaphore;
 use crate::{pair, serve};
 
 /// Passes datagrams on between whoever sends to it and one server.
-struct Proxy {
-    addr: SocketAddr,
+pub(crate) struct Proxy {
+    pub(crate) addr: SocketAddr,
     lost: Arc<AtomicUsize>,
     passed: Arc<AtomicUsize>,
     tasks: [tokio::task::JoinHandle<()>; 2],
@@ -29,7 +29,7 @@ impl Drop for Proxy {
 
 impl Proxy {
     /// One datagram in `one_in` is lost on either way, the others take `delay`.
-    async fn start(server: SocketAddr, one_in: u64, delay: Duration) -> Self {
+    pub(crate) async fn start(server: SocketAddr, one_in: u64, delay: Duration) -> Self {
         let outside = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let inside = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         inside.connect(server).await.unwrap();

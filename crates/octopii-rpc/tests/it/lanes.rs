@@ -169,6 +169,11 @@ async fn the_bytes_of_a_lane() {
     until(|| server.calls_under_way() == 0).await;
     send.write_frame(&on_lane(11, &request(Shape::Unary, "echo", 1000, &[1]))).await.unwrap();
     assert_eq!(answer().await, [11, 0, 0, 0, 0, 1][..]);
+    // Whoever has the answer may use the number again at once.
+    for n in 0..200 {
+        send.write_frame(&on_lane(13, &request(Shape::Unary, "later", 1000, &[n]))).await.unwrap();
+        assert_eq!(answer().await[..], [&[13, 0, 0, 0, 0][..], &[n]].concat());
+    }
     // The deadline is the server's business too.
     send.write_frame(&on_lane(12, &request(Shape::Unary, "never", 50, &[]))).await.unwrap();
     assert_eq!(answer().await[..5], [12, 0, 0, 0, Code::DeadlineExceeded as u8]);
@@ -255,4 +260,63 @@ async fn handlers_that_compute_for_long_do_not_wait_for_each_other() {
     };
     call(false).await;
     tokio::join!(call(true), call(true));
+}
+
+/// Small responses that nobody takes are memory as well.
+#[tokio::test]
+async fn small_responses_count_as_calls_until_they_are_taken() {
+    let (a, b) = pair_with(Limits { stream_window: 1024, ..Limits::default() }, Limits::default());
+    let done = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let options = ServerOptions { concurrent_calls_per_peer: 300, ..ServerOptions::default() };
+    let server = serve(&b, options, |router| {
+        let done = Arc::clone(&done);
+        router.register_raw("page", move |_: Context, _| {
+            let done = Arc::clone(&done);
+            async move {
+                tokio::task::yield_now().await;
+                done.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                Ok(Bytes::from_static(&[7; 4096]))
+            }
+        });
+    });
+    let mut lanes = Vec::new();
+    for _ in 0..4 {
+        let (mut send, unread) = open_lane(&a, &b).await;
+        for id in 0..300 {
+            send.write_frame(&on_lane(id, &request(Shape::Unary, "page", 60_000, &[]))).await.unwrap();
+        }
+        lanes.push((send, unread));
+    }
+    let done = || done.load(std::sync::atomic::Ordering::SeqCst);
+    until(|| done() >= 250).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let lying = server.calls_under_way();
+    // The windows take a few; whatever else has been answered is lying here, and no more than a peer may have.
+    assert!(done() <= 350, "{} pages were made for who takes none", done());
+    assert!(lying >= 200, "{} pages were made, and {lying} of them count", done());
+}
+
+/// Between nodes that have nothing more to say to each other: the lane must not keep their connection.
+#[tokio::test]
+async fn a_connection_with_an_idle_lane_counts_as_unused() {
+    let authority = octopii_transport::ClusterAuthority::generate().unwrap();
+    let executor = octopii_transport::Executor::new(tokio::runtime::Handle::current());
+    let bind = |node| {
+        let options = octopii_transport::EndpointOptions {
+            close_unused: Some(Duration::from_millis(300)),
+            ..octopii_transport::EndpointOptions::default()
+        };
+        Endpoint::bind(&executor, &authority.issue(node).unwrap(), options).unwrap()
+    };
+    let (a, b) = (bind(1), bind(2));
+    let _server = serve(&b, ServerOptions::default(), methods);
+    let client = Client::new(&a, StreamKind::Rpc);
+    for n in 0..2u64 {
+        assert_eq!(client.call::<_, u64>(b.local_addr(), "echo", &n, SOON).await.unwrap(), n);
+        until(|| a.open_connections() == 0 && b.open_connections() == 0).await;
+    }
+    // While a call waits, the lane stays.
+    let options = CallOptions::new(Duration::from_secs(3));
+    let waited = client.call::<_, ()>(b.local_addr(), "never", &(), options).await.unwrap_err();
+    assert_eq!(waited.code, Code::DeadlineExceeded);
 }

@@ -318,3 +318,66 @@ async fn messages_of_a_stream_are_bounded() {
     assert_eq!(status.code, Code::InvalidArgument, "{status}");
     assert!(status.message.contains("too large"), "{status}");
 }
+
+/// A send that was dropped half way has left something out: what comes behind it must not make the stream look whole.
+#[tokio::test]
+async fn a_stream_with_a_request_missing_never_looks_whole() {
+    let (a, b) = pair_with(Limits::default(), Limits { stream_window: 1024, ..Limits::default() });
+    let (gate, ends) =
+        (Arc::new(tokio::sync::Semaphore::new(0)), Arc::new(std::sync::Mutex::new(Vec::new())));
+    let _server = serve(&b, ServerOptions::default(), |router| {
+        let (gate, ends) = (Arc::clone(&gate), Arc::clone(&ends));
+        router.register_client_stream("late", move |_: Context, mut requests: Requests<Vec<u8>>| {
+            let (gate, ends) = (Arc::clone(&gate), Arc::clone(&ends));
+            async move {
+                let _through = gate.acquire().await;
+                let mut last = Ok(());
+                while let Some(request) = requests.next().await {
+                    last = request.map(drop);
+                }
+                ends.lock().unwrap().push(last.clone().map_err(|status| status.code));
+                last
+            }
+        });
+    });
+    let client = Client::new(&a, StreamKind::Rpc);
+    let mut upload = client.client_stream::<Vec<u8>, ()>(b.local_addr(), "late", SOON).await.unwrap();
+    // The window is full, and what this one had put together is not written.
+    let request = vec![1u8; 3000];
+    let dropped = tokio::time::timeout(Duration::from_millis(300), async {
+        loop {
+            upload.send(&request).await.unwrap();
+        }
+    });
+    assert!(dropped.await.is_err(), "the window takes everything");
+    gate.add_permits(1);
+    assert_eq!(upload.send(&request).await.unwrap_err().code, Code::Cancelled);
+    upload.finish().await.unwrap_err();
+    until(|| !ends.lock().unwrap().is_empty()).await;
+    assert_eq!(*ends.lock().unwrap(), [Err(Code::Cancelled)]);
+}
+
+/// As somebody who types requests waits for the answer as well.
+#[tokio::test]
+async fn an_early_answer_is_told_while_requests_are_still_to_come() {
+    let (a, b) = pair();
+    let _server = serve(&b, ServerOptions::default(), shapes);
+    let client = Client::new(&a, StreamKind::Rpc);
+    let first = client.client_stream::<u64, u64>(b.local_addr(), "first", SOON).await.unwrap();
+    let (mut numbers, mut answer) = first.split();
+    numbers.send(&7).await.unwrap();
+    assert_eq!(answer.next().await.unwrap().unwrap(), 7);
+    assert!(answer.next().await.is_none(), "there is one answer");
+}
+
+#[tokio::test]
+async fn a_deadline_that_no_clock_can_count_is_far_away() {
+    let (a, b) = pair();
+    let _server = serve(&b, ServerOptions::default(), shapes);
+    let client = Client::new(&a, StreamKind::Rpc);
+    let counted =
+        client.server_stream::<_, u64>(b.local_addr(), "count", &3u64, Duration::MAX).await.unwrap();
+    assert_eq!(counted.count().await, 3);
+    let status = client.call::<_, u64>(b.local_addr(), "none", &(), Duration::MAX).await.unwrap_err();
+    assert_eq!(status.code, Code::Unimplemented);
+}
