@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use crate::{NodeId, StreamKind};
+use crate::{NodeId, PeerRole, StreamKind};
 
 /// Why an endpoint could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +65,22 @@ pub enum IdentityError {
         /// Who asked.
         expected: NodeId,
     },
+    /// The new identity has another role.
+    #[error(
+        "this certificate is {found}'s, and the node is {expected}: a role changes with a new identity only"
+    )]
+    AnotherRole {
+        /// The role on the certificate.
+        found: PeerRole,
+        /// The node's.
+        expected: PeerRole,
+    },
+    /// A certificate, or an authority that came with it, that no authority of this node's has signed.
+    #[error(
+        "the certificate, or an authority beside it, is not vouched for by an authority that this node trusts: someone else \
+         than the issuing node may have answered, or a step of a change of authorities was left out"
+    )]
+    NotVouchedFor,
     /// An identity was given where an authority is needed.
     #[error("this is a node's identity, not an authority: give the file that `octopii cluster init` wrote")]
     NotAnAuthority,

@@ -114,6 +114,21 @@ impl ServerCertVerifier for NamedByRules {
     }
 }
 
+/// Whether `authority` itself has issued `certificate`, and it may be used now.
+pub(crate) fn verify_issued(
+    certificate: &CertificateDer<'_>,
+    authority: &CertificateDer<'_>,
+) -> Result<(), IdentityError> {
+    let mut roots = RootCertStore::empty();
+    let added = roots.add(authority.clone().into_owned());
+    let verified = added.and_then(|()| {
+        let algorithms = provider().signature_verification_algorithms;
+        let certificate = ParsedCertificate::try_from(certificate)?;
+        verify_server_cert_signed_by_trust_anchor(&certificate, &roots, &[], UnixTime::now(), algorithms.all)
+    });
+    verified.map_err(|_| IdentityError::NotVouchedFor)
+}
+
 /// What every verifier of ours says of a signature of TLS 1.2, which is never negotiated.
 pub(crate) fn no_tls12() -> Result<HandshakeSignatureValid, rustls::Error> {
     Err(rustls::Error::General("only TLS 1.3 is spoken here".to_owned()))

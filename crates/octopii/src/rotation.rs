@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use octopii_rpc::{Client as RpcClient, Code, Context, Router, Status};
+use bytes::Bytes;
+use octopii_rpc::{Bincode, Client as RpcClient, Code, Codec, CodecError, Context, Router, Status};
 use octopii_transport::{CertificateHash, Certified, Endpoint, Identity, IdentityError, NodeKey};
 use octopii_vfs::Vfs;
 use tokio::sync::Mutex;
@@ -14,7 +15,7 @@ use crate::ExternalIdentity;
 use crate::data_dir::{DataDirError, read_external, read_identity};
 use crate::issuing::{Issuer, RENEW, Renewal};
 use crate::joining::keep;
-use crate::service::administering;
+use crate::service::{administering, member_at};
 
 /// Why an identity was not replaced. The old one goes on.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +116,8 @@ impl Rotation {
         let _one_at_a_time = inner.changing.lock().await;
         let key = NodeKey::generate()?;
         let certified = inner.certified(&key, issuer).await?;
-        let identity = key.into_identity(certified)?;
+        // Before the old key is given up: whoever has answered, only a successor that an authority of this node's vouches for.
+        let identity = inner.endpoint.identity().renewed(key, certified)?;
         let vfs = Arc::clone(&inner.vfs);
         let kept = identity.clone();
         inner.endpoint.executor().blocking(move || keep(&vfs, &path, &kept)).await?;
@@ -156,16 +158,20 @@ impl Inner {
             return Ok(own.renew(&self.endpoint.identity().peer(), &key.public())?);
         }
         let addr = issuer.ok_or(RotateError::NoIssuer)?;
-        let request = Renewal { public_key: key.public() };
+        let unreadable = |e: CodecError| RotateError::NotIssued(e.into());
+        let request =
+            Bytes::from(Bincode::encode(&Renewal { public_key: key.public() }).map_err(unreadable)?);
         let mut tries = 0;
         // A certificate more does no harm, and the connection may have been to a former life of the issuing node.
-        let bytes: Vec<u8> = loop {
+        let answer = loop {
             tries += 1;
-            match self.rpc.call(addr, RENEW, &request, RENEW_TIMEOUT).await {
+            let connection = member_at(&self.endpoint, addr).await.map_err(RotateError::NotIssued)?;
+            match self.rpc.call_on(&connection, RENEW, request.clone(), RENEW_TIMEOUT).await {
                 Err(status) if tries < RENEW_TRIES && status.code.is_outcome_unknown() => {}
                 answered => break answered.map_err(RotateError::NotIssued)?,
             }
         };
+        let bytes: Vec<u8> = Bincode::decode(&answer).map_err(unreadable)?;
         Ok(Certified::from_bytes(&bytes)?)
     }
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use octopii_raft::{Consensus, MembershipError, ProposeError, QueryError, Role};
 use octopii_rpc::{Code, Context, Router, Status};
-use octopii_transport::{Endpoint, NodeId};
+use octopii_transport::{Connection, Endpoint, NodeId, PeerRole};
 use serde::{Deserialize, Serialize};
 
 /// Answers with what it was sent: a ping, or a measure of the round trip.
@@ -128,6 +128,21 @@ pub(crate) fn administering(context: &Context) -> Result<(), Status> {
     }
     let told = "this identity is a client's: looking after the cluster takes an operator's (`octopii cluster issue --role operator`)";
     Err(Status::new(Code::PermissionDenied, told))
+}
+
+/// A connection to the member at `addr`. Every holder of a certificate can answer there, a client's included, but not in the name
+/// of the cluster. What is told otherwise is `Unavailable`: surely nothing was done.
+pub(crate) async fn member_at(endpoint: &Endpoint, addr: SocketAddr) -> Result<Connection, Status> {
+    let unavailable = |reason: String| Status::new(Code::Unavailable, reason);
+    let connection = endpoint.connect(addr).await.map_err(|e| unavailable(e.to_string()))?;
+    let peer = connection.peer();
+    if peer.role != PeerRole::Member {
+        return Err(unavailable(format!(
+            "at {addr} answers {} {} instead of a member of the cluster: correct the address, and ask who runs it",
+            peer.role, peer.node_id
+        )));
+    }
+    Ok(connection)
 }
 
 fn status(node_id: NodeId, addr: SocketAddr, consensus: Option<&Consensus>) -> NodeStatus {

@@ -9,7 +9,7 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 
 use super::certificate::{certificates, pem, private_key};
-use super::key::{PublicKey, new_key, signing};
+use super::key::{PublicKey, endorsed, new_key, signing};
 use super::names::{cluster_name, named_cluster, node_name};
 use super::{CertificateHash, Certified, ClusterId, Identity, NodeId, NodeKey, PeerRole, peer_identity};
 use crate::IdentityError;
@@ -81,7 +81,7 @@ impl ClusterAuthority {
     pub fn issue_as(&self, node_id: NodeId, role: PeerRole) -> Result<Identity, IdentityError> {
         let key = NodeKey::generate()?;
         let certified = self.certify(node_id, role, &key.public())?;
-        key.into_identity(certified)
+        key.into_identity(certified, &self.hash())
     }
 
     /// Issues a certificate for a key that stays where it was made.
@@ -101,7 +101,9 @@ impl ClusterAuthority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         set_validity(&mut params);
         let certificate = params.signed_by(&PublicKey(*public_key), &issuer).map_err(signing)?.der().clone();
-        Ok(Certified { certificate, roots: self.roots() })
+        let roots = self.roots();
+        let endorsement = self.sign(&endorsed(&certificate, &roots))?;
+        Ok(Certified { endorsement, certificate, roots })
     }
 
     /// The authority as PEM: its certificate, its private key, and the certificates of earlier authorities that are still

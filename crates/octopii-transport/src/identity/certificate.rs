@@ -10,7 +10,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use super::authority::MAX_ROOTS;
 use super::names::named_cluster;
 use super::{
-    CertificateHash, ClusterAuthority, ClusterId, NameRules, NodeId, PeerIdentity, PeerRole, peer_identity,
+    CertificateHash, Certified, ClusterAuthority, ClusterId, NameRules, NodeId, NodeKey, PeerIdentity,
+    PeerRole, peer_identity,
 };
 use crate::IdentityError;
 
@@ -103,6 +104,20 @@ impl Identity {
         Self::assemble(self.peer, self.chain.clone(), roots, self.key.clone_key())
     }
 
+    /// The identity that follows this one: a new key, and a certificate for it that names the same node in the same role, issued by
+    /// an authority that this identity trusts. What comes with it is believed as far as that authority has signed it, whoever
+    /// has passed it on.
+    pub fn renewed(&self, key: NodeKey, certified: Certified) -> Result<Self, IdentityError> {
+        let next = key.with(certified, |root| self.roots.iter().any(|own| own == root))?;
+        if (next.peer.node_id, next.peer.cluster) != (self.peer.node_id, self.peer.cluster) {
+            return Err(IdentityError::AnotherNode { found: next.peer.node_id, expected: self.peer.node_id });
+        }
+        if next.peer.role != self.peer.role {
+            return Err(IdentityError::AnotherRole { found: next.peer.role, expected: self.peer.role });
+        }
+        Ok(next)
+    }
+
     /// The identity as PEM: node certificate, authorities' certificates, private key. Keep it secret (mode 0600). One of
     /// [`external`](Self::external) making cannot be read again from it: its rules are not in it.
     pub fn to_pem(&self) -> String {
@@ -193,7 +208,6 @@ impl Clone for Identity {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::NodeKey;
 
     #[test]
     fn it_survives_pem() {

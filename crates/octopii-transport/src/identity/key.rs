@@ -8,17 +8,20 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use super::authority::{MAX_ROOTS, public_key_of};
 use super::certificate::private_key;
 use super::names::named_cluster;
-use super::{Identity, peer_identity};
-use crate::IdentityError;
+use super::{CertificateHash, Identity, PeerIdentity, peer_identity, sha256};
+use crate::{IdentityError, tls};
 
 /// A node's private key that waits for its certificate.
 pub struct NodeKey(KeyPair);
 
-/// A certificate that an authority has issued, with the authorities that its holder is to trust.
+/// A certificate that an authority has issued, with the authorities that its holder is to trust, and the authority's signature
+/// that those two belong together: whoever passes them on can neither add an authority nor leave one out.
 ///
 /// Not secret: without the private key it is of no use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certified {
+    /// By the first of `roots`.
+    pub(super) endorsement: [u8; 64],
     pub(super) certificate: CertificateDer<'static>,
     /// The first has signed the certificate.
     pub(super) roots: Vec<CertificateDer<'static>>,
@@ -62,16 +65,24 @@ impl NodeKey {
         signature.first_chunk().copied().ok_or_else(|| IdentityError::Signing("no Ed25519 key".to_owned()))
     }
 
-    /// Puts key and certificate together, if they belong together.
-    pub fn into_identity(self, certified: Certified) -> Result<Identity, IdentityError> {
+    /// Puts key and certificate together, if they belong together and the authority with this hash vouches for the certificate
+    /// and for every authority that comes with it.
+    pub fn into_identity(
+        self,
+        certified: Certified,
+        authority: &CertificateHash,
+    ) -> Result<Identity, IdentityError> {
+        self.with(certified, |root| CertificateHash::of(root) == *authority)
+    }
+
+    pub(super) fn with(
+        self,
+        certified: Certified,
+        is_trusted: impl Fn(&CertificateDer<'_>) -> bool,
+    ) -> Result<Identity, IdentityError> {
+        let peer = certified.verify(is_trusted)?;
         if public_key_of(&certified.certificate)? != self.public() {
             return Err(IdentityError::Unusable("the certificate is for another key".to_owned()));
-        }
-        let peer = peer_identity(&certified.certificate)?;
-        for root in &certified.roots {
-            if named_cluster(root)? != peer.cluster {
-                return Err(IdentityError::Unusable("the authority is another cluster's".to_owned()));
-            }
         }
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.0.serialize_der()));
         Identity::assemble(peer, vec![certified.certificate], certified.roots, key)
@@ -79,9 +90,30 @@ impl NodeKey {
 }
 
 impl Certified {
-    /// Its bytes, for the way to the node: each certificate behind its length (two bytes, little endian).
+    /// Whom it names, if an authority that is trusted has issued it and endorsed the authorities beside it.
+    fn verify(
+        &self,
+        is_trusted: impl Fn(&CertificateDer<'_>) -> bool,
+    ) -> Result<PeerIdentity, IdentityError> {
+        let issuer =
+            self.roots.first().filter(|root| is_trusted(root)).ok_or(IdentityError::NotVouchedFor)?;
+        tls::verify_issued(&self.certificate, issuer)?;
+        if !verify(&public_key_of(issuer)?, &endorsed(&self.certificate, &self.roots), &self.endorsement) {
+            return Err(IdentityError::NotVouchedFor);
+        }
+        let peer = peer_identity(&self.certificate)?;
+        for root in &self.roots {
+            if named_cluster(root)? != peer.cluster {
+                return Err(IdentityError::Unusable("the authority is another cluster's".to_owned()));
+            }
+        }
+        Ok(peer)
+    }
+
+    /// Its bytes, for the way to the node: the authority's signature (64 bytes), and each certificate behind its length (two
+    /// bytes, little endian).
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
+        let mut bytes = self.endorsement.to_vec();
         for der in std::iter::once(&self.certificate).chain(&self.roots) {
             let len = u16::try_from(der.len()).expect("an authority issues certificates of some 400 bytes");
             bytes.extend_from_slice(&len.to_le_bytes());
@@ -90,9 +122,10 @@ impl Certified {
         bytes
     }
 
-    /// Reads what [`Certified::to_bytes`] wrote: the certificate and one to four authorities.
-    pub fn from_bytes(mut bytes: &[u8]) -> Result<Self, IdentityError> {
+    /// Reads what [`Certified::to_bytes`] wrote: the certificate and one to four authorities. Nothing is believed yet.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, IdentityError> {
         const DAMAGED: IdentityError = IdentityError::Pem { what: "an issued certificate" };
+        let (endorsement, mut bytes) = bytes.split_first_chunk().ok_or(DAMAGED)?;
         let mut found = Vec::new();
         while let Some((len, rest)) = bytes.split_first_chunk() {
             let len = usize::from(u16::from_le_bytes(*len));
@@ -107,8 +140,18 @@ impl Certified {
             return Err(DAMAGED);
         }
         let certificate = found.remove(0);
-        Ok(Self { certificate, roots: found })
+        Ok(Self { endorsement: *endorsement, certificate, roots: found })
     }
+}
+
+/// What an authority signs beside a certificate: it, and whom its holder is to trust. Bound to the one certificate, so that no
+/// list of an earlier day can be passed off as today's.
+pub(super) fn endorsed(certificate: &CertificateDer<'_>, roots: &[CertificateDer<'_>]) -> Vec<u8> {
+    let mut statement = b"octopii certified 1".to_vec();
+    for der in std::iter::once(certificate).chain(roots) {
+        statement.extend_from_slice(&sha256(der));
+    }
+    statement
 }
 
 /// Whether `signature` of `message` was made with the private half of `key`.
@@ -148,7 +191,7 @@ mod tests {
             }
         }
         assert!(Certified::from_bytes(&[&bytes[..], &[0]].concat()).is_err());
-        let identity = key.into_identity(certified).unwrap();
+        let identity = key.into_identity(certified, &authority.hash()).unwrap();
         assert_eq!((identity.node_id(), identity.role()), (5, PeerRole::Operator));
     }
 
@@ -174,12 +217,66 @@ mod tests {
 
     #[test]
     fn key_and_certificate_must_belong_together() {
-        let (ours, theirs) = (ClusterAuthority::generate().unwrap(), ClusterAuthority::generate().unwrap());
-        let key = NodeKey::generate().unwrap();
+        let ours = ClusterAuthority::generate().unwrap();
         let for_another = ours.certify(1, PeerRole::Member, &NodeKey::generate().unwrap().public()).unwrap();
-        assert!(NodeKey::generate().unwrap().into_identity(for_another).is_err());
-        let mut mixed = ours.certify(1, PeerRole::Member, &key.public()).unwrap();
-        mixed.roots = theirs.roots();
-        assert!(key.into_identity(mixed).is_err());
+        assert!(NodeKey::generate().unwrap().into_identity(for_another, &ours.hash()).is_err());
+    }
+
+    /// A node that passes certificates on, and has an authority of its own with the cluster's name.
+    #[test]
+    fn only_the_authority_says_whom_to_trust() {
+        let ours = ClusterAuthority::generate().unwrap();
+        let forged = ours.successor().unwrap().without_predecessors();
+        let current = ours.issue(1).unwrap();
+        let key = || NodeKey(KeyPair::try_from(current.key_bytes()).unwrap());
+        let by = |authority: &ClusterAuthority, node, role| {
+            authority.certify(node, role, &key().public()).unwrap()
+        };
+        let honest = by(&ours, 1, PeerRole::Member);
+        let lie = |change: &dyn Fn(&mut Certified)| {
+            let mut lie = honest.clone();
+            change(&mut lie);
+            lie
+        };
+        let foreign = by(&forged, 1, PeerRole::Member);
+        let announced = ClusterAuthority::from_pem(&ours.to_pem()).unwrap().announcing(&forged).unwrap();
+        let earlier = announced.certify(1, PeerRole::Member, &NodeKey::generate().unwrap().public()).unwrap();
+        let lies = [
+            foreign.clone(),
+            // The leaf of one, the name of the other: in both orders.
+            lie(&|c| c.roots.insert(0, forged.roots()[0].clone())),
+            lie(&|c| c.roots.extend(forged.roots())),
+            Certified { roots: [ours.roots(), forged.roots()].concat(), ..foreign.clone() },
+            Certified { roots: [forged.roots(), ours.roots()].concat(), ..foreign.clone() },
+            Certified { certificate: foreign.certificate.clone(), ..honest.clone() },
+            // A list that the authority has signed, but for another certificate.
+            Certified { roots: earlier.roots.clone(), endorsement: earlier.endorsement, ..honest.clone() },
+            lie(&|c| c.endorsement[0] ^= 1),
+        ];
+        for (i, lie) in lies.into_iter().enumerate() {
+            for told in [
+                current.renewed(key(), lie.clone()).unwrap_err(),
+                key().into_identity(lie, &ours.hash()).unwrap_err(),
+            ] {
+                assert_eq!(told, IdentityError::NotVouchedFor, "lie {i}");
+            }
+        }
+        // Genuine, but somebody else's.
+        let another = current.renewed(key(), by(&ours, 2, PeerRole::Member));
+        assert!(matches!(another, Err(IdentityError::AnotherNode { found: 2, expected: 1 })));
+        let role = current.renewed(key(), by(&ours, 1, PeerRole::Operator));
+        assert!(matches!(role, Err(IdentityError::AnotherRole { .. })));
+        current.renewed(key(), honest).unwrap();
+
+        // A change of authorities: each step is vouched for by one that the step before has made trusted.
+        let next = ours.successor().unwrap();
+        assert!(current.renewed(key(), by(&next, 1, PeerRole::Member)).is_err(), "a step was left out");
+        let announcing = ClusterAuthority::from_pem(&ours.to_pem()).unwrap().announcing(&next).unwrap();
+        let first = current.renewed(key(), by(&announcing, 1, PeerRole::Member)).unwrap();
+        let second = first.renewed(key(), by(&next, 1, PeerRole::Member)).unwrap();
+        let alone = next.without_predecessors();
+        let third = second.renewed(key(), by(&alone, 1, PeerRole::Member)).unwrap();
+        assert_eq!(third.roots(), alone.roots());
+        assert!(third.renewed(key(), by(&ours, 1, PeerRole::Member)).is_err());
     }
 }

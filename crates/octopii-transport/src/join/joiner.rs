@@ -51,7 +51,8 @@ async fn join_on(
         let asking = ask(executor, token, &key, address, i / token.addresses().len());
         last = match timeout_at(turn, asking).await {
             Ok(Ok(certified)) => {
-                let identity = key.into_identity(certified).map_err(JoinError::Identity)?;
+                let identity =
+                    key.into_identity(certified, &token.authority()).map_err(JoinError::Identity)?;
                 if identity.cluster() != token.cluster() || identity.role() != token.role() {
                     return Err(JoinError::Misissued);
                 }

@@ -7,8 +7,8 @@ use super::{JoinToken, TokenVerifier};
 
 /// Version, the token's verifier, the node's public key, and a signature with each of the two keys.
 pub(super) const REQUEST: usize = 1 + 32 + 32 + 64 + 64;
-/// A certificate and four authorities.
-pub(super) const MAX_RESPONSE: usize = 1 + 5 * (2 + 4096);
+/// The authority's signature, a certificate and four authorities.
+pub(super) const MAX_RESPONSE: usize = 1 + 64 + 5 * (2 + 4096);
 
 const VERSION: u8 = 1;
 

@@ -11,6 +11,7 @@ mod data_dir;
 mod executors;
 mod isolation;
 mod peers;
+mod rotating;
 mod snippets;
 mod succession;
 
