@@ -49,7 +49,8 @@ pub(crate) struct Shared {
     pub(crate) close_unused: Option<Duration>,
     pub(crate) members: Members,
     pub(crate) keep_revocations: Option<Arc<dyn KeepRevocations>>,
-    pub(crate) keeping: tokio::sync::Mutex<()>,
+    /// The generation of the revocations that are kept, if any has been.
+    pub(crate) kept: tokio::sync::Mutex<Option<u64>>,
     credentials: Mutex<Arc<Credentials>>,
     options: EndpointOptions,
     mtu: u16,
@@ -91,6 +92,7 @@ impl Endpoint {
             tracing::warn!("{unsigned} revocations were kept {ENDED}");
         }
         revoked.add(kept);
+        let as_kept = (unsigned == 0).then_some(revoked.generation());
         let secret =
             options.reset_secret.map_or_else(|| identity.key_bytes().to_vec(), |secret| secret.to_vec());
         let mut config = quinn::EndpointConfig::new(tls::reset_key(&secret));
@@ -122,7 +124,7 @@ impl Endpoint {
             close_unused: options.close_unused,
             members: Members::new(revoked, options.limits.connections_per_peer),
             keep_revocations: options.keep_revocations.clone(),
-            keeping: tokio::sync::Mutex::new(()),
+            kept: tokio::sync::Mutex::new(as_kept),
             limits: options.limits.clone(),
             connect_timeout: options.connect_timeout,
             credentials: Mutex::new(Arc::new(credentials)),
@@ -202,6 +204,9 @@ impl Endpoint {
         let ended = shared.members.trust(Authorities::of(identity));
         if ended > 0 {
             tracing::warn!("{ended} revocations were in force {ENDED}");
+            let shared = Arc::clone(shared);
+            // A failure has been logged, and does no harm: they would be passed over.
+            shared.executor.clone().spawn(async move { revocation::keep(&shared).await });
         }
         Ok(())
     }
@@ -212,21 +217,15 @@ impl Endpoint {
     }
 
     /// Puts a revocation in force: what it covers loses its connections here at once, is refused from now on, and every peer is
-    /// told, which does the same. When this returns it is kept (where the endpoint has a keeper). Dropping the future does not
-    /// take it back.
+    /// told, which does the same. When this returns it is in force and kept (where the endpoint has a keeper), whoever has told it
+    /// first; after an error call it again. Dropping the future does not take it back.
     pub async fn revoke(&self, revocation: &Revocation) -> Result<(), RevokeError> {
         let shared = Arc::clone(&self.shared);
         let entry = revocation.clone();
         let revoking = async move {
-            let what = entry.what();
             let (signed, _) = shared.members.authorities().verify(vec![entry], 0);
             if signed.is_empty() {
                 return Err(RevokeError::NotSigned);
-            }
-            if !shared.members.has_room()
-                && !shared.members.revoked().iter().any(|known| known.what() == what)
-            {
-                return Err(RevokeError::Full);
             }
             revocation::apply(&shared, signed, None).await
         };

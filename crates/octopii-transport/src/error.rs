@@ -106,7 +106,9 @@ pub enum RevokeError {
     )]
     Full,
     /// It is in force, but a restart would forget it.
-    #[error("the revocation is in force, but could not be kept: {0}")]
+    #[error(
+        "the revocation is in force, but could not be kept, so a restart would forget it: {0}; mend that and revoke again"
+    )]
     NotKept(String),
     /// The endpoint's runtime is gone.
     #[error("this endpoint has been closed")]

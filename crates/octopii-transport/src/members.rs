@@ -57,16 +57,14 @@ impl Members {
         self.inner.lock().expect("no panic while held").live.values().cloned().collect()
     }
 
-    pub(crate) fn revocations(&self) -> Vec<u8> {
-        self.inner.lock().expect("no panic while held").revoked.to_bytes()
+    /// The bytes of every revocation, and their generation.
+    pub(crate) fn revocations(&self) -> (Vec<u8>, u64) {
+        let inner = self.inner.lock().expect("no panic while held");
+        (inner.revoked.to_bytes(), inner.revoked.generation())
     }
 
     pub(crate) fn revoked(&self) -> Vec<Revocation> {
         self.inner.lock().expect("no panic while held").revoked.entries()
-    }
-
-    pub(crate) fn has_room(&self) -> bool {
-        !self.inner.lock().expect("no panic while held").revoked.is_full()
     }
 
     pub(crate) fn is_anyone_revoked(&self) -> bool {

@@ -59,6 +59,8 @@ impl Authorities {
 pub(crate) struct RevocationList {
     entries: BTreeMap<Revoked, Verified>,
     authorities: Authorities,
+    /// Grows with every change of the entries.
+    generation: u64,
 }
 
 /// What has come of adding to a list.
@@ -68,6 +70,8 @@ pub(crate) struct Added {
     pub(crate) new: Vec<Revoked>,
     /// Those that took the place of an earlier word about the same.
     pub(crate) renewed: usize,
+    /// Those for which there was no room: they are not in force.
+    pub(crate) refused: usize,
 }
 
 impl Added {
@@ -81,7 +85,7 @@ impl RevocationList {
     pub(crate) const MAX: usize = 4096;
 
     pub(crate) fn new(authorities: Authorities) -> Self {
-        Self { entries: BTreeMap::new(), authorities }
+        Self { entries: BTreeMap::new(), authorities, generation: 0 }
     }
 
     pub(crate) fn covers(&self, peer: &PeerIdentity, certificate: &CertificateHash) -> bool {
@@ -93,8 +97,9 @@ impl RevocationList {
         self.entries.is_empty()
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.entries.len() >= Self::MAX
+    /// Tells one state of the entries from another.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
     }
 
     pub(crate) fn entries(&self) -> Vec<Revocation> {
@@ -122,7 +127,7 @@ impl RevocationList {
         Ok(entries.filter(|entry| !is_known(entry)).collect())
     }
 
-    /// Takes verified entries, as far as there is room. Of two about the same the later one counts, so that all nodes end up with
+    /// Takes verified entries, as far as there is room; one about what is known already needs none. Of two about the same the later one counts, so that all nodes end up with
     /// the same one.
     pub(crate) fn add(&mut self, entries: Vec<Verified>) -> Added {
         let mut added = Added::default();
@@ -131,7 +136,7 @@ impl RevocationList {
             if !self.authorities.trust(&entry.signer) {
                 continue;
             }
-            let has_room = !self.is_full();
+            let has_room = self.entries.len() < Self::MAX;
             match self.entries.entry(entry.revocation.what) {
                 Entry::Occupied(known) if known.get().revocation.at >= entry.revocation.at => {}
                 Entry::Occupied(mut known) => {
@@ -142,9 +147,10 @@ impl RevocationList {
                     added.new.push(*place.key());
                     place.insert(entry);
                 }
-                Entry::Vacant(_) => {}
+                Entry::Vacant(_) => added.refused += 1,
             }
         }
+        self.generation += u64::from(!added.is_nothing());
         added
     }
 
@@ -153,7 +159,9 @@ impl RevocationList {
         self.authorities = authorities;
         let before = self.entries.len();
         self.entries.retain(|_, entry| self.authorities.trust(&entry.signer));
-        before - self.entries.len()
+        let ended = before - self.entries.len();
+        self.generation += u64::from(ended > 0);
+        ended
     }
 }
 
@@ -247,7 +255,18 @@ mod tests {
         let signer = list.authorities().signer(&one).unwrap();
         let many = (0..RevocationList::MAX as u64 + 10)
             .map(|id| Verified { revocation: Revocation { what: Revoked::Node(id), ..one.clone() }, signer });
-        assert_eq!(list.add(many.collect()).new.len(), RevocationList::MAX);
+        let added = list.add(many.collect());
+        assert_eq!((added.new.len(), added.refused), (RevocationList::MAX, 10));
+        let generation = list.generation();
+        let late = |id, at| Verified {
+            revocation: Revocation { what: Revoked::Node(id), at, ..one.clone() },
+            signer,
+        };
+        assert_eq!(list.add(vec![late(1 << 40, 1)]), Added { refused: 1, ..Added::default() });
+        assert_eq!(list.add(vec![late(3, 0)]), Added::default());
+        assert_eq!(list.generation(), generation);
+        assert_eq!(list.add(vec![late(3, 1)]), Added { renewed: 1, ..Added::default() });
+        assert!(list.generation() > generation);
         assert_eq!(list.entries().len(), RevocationList::MAX);
         let bytes = vec![0; (RevocationList::MAX + 1) * Revocation::LEN];
         assert!(list.unknown(&bytes).is_err());

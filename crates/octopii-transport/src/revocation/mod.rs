@@ -10,7 +10,7 @@ use crate::identity::public_key_of;
 use crate::{CertificateHash, ClusterAuthority, ClusterId, Identity, IdentityError, NodeId};
 
 pub(crate) use list::{Added, Authorities, RevocationList, Verified};
-pub(crate) use spread::{TRUST, apply, receive, tell};
+pub(crate) use spread::{TRUST, apply, keep, receive, tell};
 
 /// What is taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,7 +32,8 @@ pub struct Revocation {
 
 /// Keeps an endpoint's revocations where they survive a restart.
 pub trait KeepRevocations: Send + Sync + fmt::Debug + 'static {
-    /// Replaces what is kept by these bytes, durably. Called off the async threads, one call at a time.
+    /// Replaces what is kept by these bytes, durably. Called off the async threads, one call at a time; after an error it is called
+    /// again when the next revocation comes, be it the same one.
     fn keep(&self, revocations: &[u8]) -> io::Result<()>;
 }
 

@@ -19,7 +19,7 @@ pub(crate) async fn tell(shared: Arc<Shared>, connection: Connection) {
     if !shared.members.is_anyone_revoked() {
         return;
     }
-    let bytes = shared.members.revocations();
+    let (bytes, _) = shared.members.revocations();
     let telling = async {
         let (send, recv) = connection.quic().open_bi().await.map_err(|e| crate::stream::lost(&e))?;
         let (mut send, mut recv) = (SendStream::new(send), RecvStream::new(recv));
@@ -65,7 +65,8 @@ pub(crate) async fn receive(
     let _ = apply(&shared, signed, Some(&from)).await;
 }
 
-/// Puts verified revocations in force: closes what they cover, tells every other peer, keeps them. Durable when it returns.
+/// Puts verified revocations in force: closes what they cover, tells every other peer, keeps them. In force and durable when it
+/// returns, also if they were known before.
 pub(crate) async fn apply(
     shared: &Arc<Shared>,
     entries: Vec<Verified>,
@@ -75,21 +76,35 @@ pub(crate) async fn apply(
     for what in &added.new {
         tracing::warn!(?what, "revoked by the cluster's authority");
     }
-    if added.is_nothing() {
-        return Ok(());
-    }
-    for connection in others {
-        if from.is_none_or(|from| from.quic().stable_id() != connection.quic().stable_id()) {
-            shared.executor.spawn(tell(Arc::clone(shared), connection));
+    if !added.is_nothing() {
+        for connection in others {
+            if from.is_none_or(|from| from.quic().stable_id() != connection.quic().stable_id()) {
+                shared.executor.spawn(tell(Arc::clone(shared), connection));
+            }
         }
     }
+    let kept = keep(shared).await;
+    if added.refused > 0 {
+        tracing::error!("{} revocations are not in force: {}", added.refused, RevokeError::Full);
+        return Err(RevokeError::Full);
+    }
+    kept
+}
+
+/// Keeps the list as it is now, unless just that is kept. Durable when it returns; what failed before is tried again.
+pub(crate) async fn keep(shared: &Shared) -> Result<(), RevokeError> {
     let Some(keeper) = shared.keep_revocations.clone() else { return Ok(()) };
-    // The list as it is by then: a later call never puts back an older one.
-    let _one_at_a_time = shared.keeping.lock().await;
-    let bytes = shared.members.revocations();
-    let kept = shared.executor.blocking(move || keeper.keep(&bytes)).await;
-    kept.map_err(|e| {
+    // One at a time: whoever finds its entry in the list already waits here until that is durable, and a later call never puts
+    // back an older list.
+    let mut kept = shared.kept.lock().await;
+    let (bytes, generation) = shared.members.revocations();
+    if *kept == Some(generation) {
+        return Ok(());
+    }
+    shared.executor.blocking(move || keeper.keep(&bytes)).await.map_err(|e| {
         tracing::error!("revocations are in force, but would be forgotten by a restart: {e}");
         RevokeError::NotKept(e.to_string())
-    })
+    })?;
+    *kept = Some(generation);
+    Ok(())
 }

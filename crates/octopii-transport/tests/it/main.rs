@@ -10,6 +10,7 @@ mod executor;
 mod external;
 mod hostile;
 mod joining;
+mod keeping;
 mod limits;
 mod links;
 mod pool;
