@@ -134,7 +134,7 @@ pub(crate) struct Send {
     /// Files: go on from what a peer has from before (the default)
     #[arg(long, overrides_with = "no_resume")]
     pub(crate) resume: bool,
-    /// Files: how often in a row to go on after a lost connection
+    /// How often in a row to go on after a lost connection
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) retries: u32,
     /// Files: how safe they must be at each peer before it counts as sent (directories are always durable)

@@ -40,6 +40,7 @@ pub(crate) async fn run(
             rate_limit: args.limit_rate,
             progress: Some(callback(bar)),
             timeout: Some(args.timeout),
+            retries: args.retries,
             ..TreeOptions::new("inbox")
         };
         let (transfer, peer, path) = (node.transfer().clone(), *peer, path.clone());
@@ -105,8 +106,12 @@ fn line(peer: SocketAddr, report: &TreeReport) -> String {
     let name = shown_path(&report.name);
     let (stored, sent) = (report.stored, bytes(report.stored_bytes));
     let TreeReport { unchanged, directories, not_done, duration, .. } = report;
+    let before = match report.retries {
+        0 => String::new(),
+        n => format!(" ({} of them sent before the connection was lost {n} times)", report.stored_before),
+    };
     format!(
-        "{peer}  {name}: {stored} files sent ({sent}), {unchanged} unchanged, {not_done} not done, \
+        "{peer}  {name}: {stored} files sent ({sent}), {unchanged} unchanged{before}, {not_done} not done, \
          {directories} directories, in {duration:.2?}, durable"
     )
 }
@@ -127,6 +132,9 @@ fn object(peer: SocketAddr, report: &TreeReport) -> Value {
         "bytes": report.stored_bytes,
         "resumed_bytes": report.resumed_bytes,
         "unchanged": report.unchanged,
+        "retries": report.retries,
+        "stored_before": report.stored_before,
+        "bytes_before": report.bytes_before,
         "directories": report.directories,
         "not_done": report.not_done,
         "undone": undone.collect::<Vec<_>>(),

@@ -51,6 +51,7 @@ mod receive;
 mod registry;
 mod relay;
 mod respond;
+mod retry;
 mod send;
 mod sending;
 mod service;

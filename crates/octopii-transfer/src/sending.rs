@@ -7,7 +7,6 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use octopii_transport::{Connection, SendStream, StreamError, StreamKind};
@@ -20,6 +19,7 @@ use crate::link::Inlet;
 use crate::options::SendOptions;
 use crate::pace::Pace;
 use crate::progress::{Meter, Phase, Progress};
+use crate::retry::Retry;
 use crate::shared::{AbortOnDrop, Shared};
 use crate::source::Block;
 use crate::supply::{QUEUE, Reading, Supply, Whole};
@@ -31,10 +31,6 @@ const WRITE_STEP: usize = 256 << 10;
 
 /// What is wrong with an acknowledgement of less than was asked for.
 pub(crate) const TOO_LITTLE: &str = "less was acknowledged than was asked for";
-
-/// The pause before the first retry; it doubles from one to the next.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Requests for blocks that wait to be answered; the receiver may wait, too.
 const REQUESTS: usize = 64;
@@ -103,7 +99,7 @@ impl Sending {
 
     /// Tries until the chunk is acknowledged, or until trying again is of no use or not wanted.
     pub(crate) async fn run(&self, supply: &mut Supply) -> Result<Acknowledgement, TransferError> {
-        let mut failures = 0;
+        let mut retry = Retry::new(self.options.retries);
         let mut renewed = false;
         loop {
             let before = self.verified();
@@ -126,18 +122,14 @@ impl Sending {
                 }
                 Err(error) => error,
             };
-            if self.verified() > before {
-                failures = 0;
-            }
+            let pause = retry.pause(&error, self.verified() > before);
             // A peer that has never been there is told at once.
-            let again = is_interruption(&error) && self.was_connected() && supply.is_repeatable();
-            if failures >= self.options.retries || !again {
+            let Some(pause) = pause.filter(|_| self.was_connected() && supply.is_repeatable()) else {
                 return Err(error);
-            }
-            failures += 1;
+            };
             tracing::info!(peer = %self.addr, "the transfer is tried again: {error}");
             self.report(Phase::Waiting);
-            sleep(pause(failures)).await;
+            sleep(pause).await;
             self.forget_id();
         }
     }
@@ -381,21 +373,4 @@ impl Sending {
             });
         }
     }
-}
-
-/// Whether the way to the receiver, or its moment, was bad, and not the content.
-pub(crate) fn is_interruption(error: &TransferError) -> bool {
-    let code = match error {
-        TransferError::Lost(_) | TransferError::Stalled { .. } => return true,
-        TransferError::Connect(_) => return error.is_retryable(),
-        TransferError::Refused { refusal, .. } | TransferError::PeerFailed { refusal, .. } => refusal.code,
-        _ => return false,
-    };
-    matches!(code, FailureCode::Busy | FailureCode::Stalled | FailureCode::ShuttingDown)
-}
-
-/// Jittered, so that many senders do not come back at the same moment.
-pub(crate) fn pause(failures: u32) -> Duration {
-    let longest = FIRST_PAUSE.saturating_mul(1 << failures.min(10).saturating_sub(1)).min(LONGEST_PAUSE);
-    longest.mul_f64(rand::random_range(0.5..1.0))
 }

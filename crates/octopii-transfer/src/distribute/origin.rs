@@ -17,8 +17,9 @@ use crate::distribute::member::{Ended, Member, converse};
 use crate::distribute::plan::{Plan, Upstream};
 use crate::distribute::{TransferResult, failed, succeeded};
 use crate::options::SendOptions;
+use crate::retry::Retry;
 use crate::send::Receipt;
-use crate::sending::{TOO_LITTLE, is_interruption, pause};
+use crate::sending::TOO_LITTLE;
 use crate::shared::{AbortOnDrop, Shared};
 use crate::source::{BlockReader, OpenSource};
 use crate::supply::{Outgoing, Supply};
@@ -237,7 +238,7 @@ async fn settle(origin: &Origin, i: usize) -> Result<Settled, TransferError> {
 /// Tries until the receiver has acknowledged everything, or until trying again is of no use or not wanted.
 async fn persist(origin: &Origin, i: usize) -> Result<Settled, TransferError> {
     let (idle, member) = (origin.options.idle_timeout, &origin.members[i]);
-    let mut failures = 0;
+    let mut retry = Retry::new(origin.options.retries);
     loop {
         let before = member.verified.load(Ordering::Relaxed);
         let outcome = tokio::select! {
@@ -267,15 +268,10 @@ async fn persist(origin: &Origin, i: usize) -> Result<Settled, TransferError> {
                 Err(_) => {}
             }
         }
-        if member.verified.load(Ordering::Relaxed) > before {
-            failures = 0;
-        }
-        if failures >= origin.options.retries || !is_interruption(&error) {
-            return Err(error);
-        }
-        failures += 1;
+        let advanced = member.verified.load(Ordering::Relaxed) > before;
+        let Some(pause) = retry.pause(&error, advanced) else { return Err(error) };
         tracing::info!(peer = %member.addr, "the transfer is tried again: {error}");
-        sleep(pause(failures)).await;
+        sleep(pause).await;
         member.begin_anew();
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use octopii_transport::{Connection, Incoming};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::check::{Awaited, Checker};
@@ -24,6 +24,8 @@ use crate::{FailureCode, Refusal, TransferError};
 /// hears of the end, but not before the sender of one that was cut off knows that, and in a process that begins another one the
 /// lock is the other's, too, for a moment.
 const LOCKED: Duration = Duration::from_secs(1);
+/// And this long if it is the same sender's, who begins it again: it ends what it is making durable.
+const ENDING: Duration = Duration::from_secs(10);
 const LOCKED_PAUSE: Duration = Duration::from_millis(20);
 
 /// Serves a stream that a peer opened for a tree.
@@ -73,7 +75,9 @@ async fn accept(
     let mut to = shared.executor.blocking(move || asked.accept(&question)).await?;
     // Set-id and sticky bits never come from outside.
     to.mode_mask &= 0o777;
-    let root = open_root(shared, &to, source).await.map_err(|e| {
+    // A sender comes back before its lost connection is noticed here.
+    let patience = if shared.trees.sessions.supersede(peer.node_id, id) { ENDING } else { LOCKED };
+    let root = open_root(shared, &to, source, patience).await.map_err(|e| {
         tracing::debug!(%id, "cannot receive a tree: {e}");
         e.to_peer()
     })?;
@@ -81,7 +85,12 @@ async fn accept(
     let (vfs, leave_free) = (Arc::clone(&shared.resources.vfs), shared.resources.leave_free);
     let checker = Checker::new(&root, to, Arc::clone(&awaited), vfs, leave_free);
     let (arrived, arrivals) = mpsc::unbounded_channel();
-    let session = Session { awaited: Arc::clone(&awaited), dir: root.staging_dir(), arrived };
+    let session = Session {
+        awaited: Arc::clone(&awaited),
+        dir: root.staging_dir(),
+        arrived,
+        superseded: Notify::new(),
+    };
     let session = shared.trees.sessions.register(peer.node_id, id, session);
     let session =
         session.ok_or_else(|| Refusal::new(FailureCode::DuplicateId, "a tree of this id is under way"))?;
@@ -94,8 +103,9 @@ async fn open_root(
     shared: &Arc<Shared>,
     to: &TreeDestination,
     source: [u8; 32],
+    patience: Duration,
 ) -> Result<Root, TransferError> {
-    let until = Instant::now() + LOCKED;
+    let until = Instant::now() + patience;
     loop {
         let (service, to) = (Arc::clone(shared), to.clone());
         let opening = shared.executor.blocking(move || {

@@ -20,7 +20,9 @@ mod policy;
 mod receive;
 mod root;
 mod send;
+mod sending;
 mod sessions;
+mod source;
 mod walk;
 pub(crate) mod wire;
 

@@ -50,7 +50,11 @@ pub struct TreeOptions {
     pub timeout: Option<Duration>,
     /// The tree is given up when nothing moves for this long. Default 30 s.
     pub idle_timeout: Duration,
-    /// The id to use. Default: a random one.
+    /// How often in a row a tree that was cut off is begun again without anything new having arrived, after a jittered pause
+    /// that grows from 0.1 s to 5 s, within `timeout`. What is there already is not sent again, but told of as unchanged;
+    /// progress begins anew with each attempt. Default: 0.
+    pub retries: u32,
+    /// The id to use. Default: a random one. A tree of the same id that this node is sending to the same receiver is ended there.
     pub id: Option<TransferId>,
 }
 
@@ -70,6 +74,7 @@ impl TreeOptions {
             rate_limit: None,
             timeout: None,
             idle_timeout: Duration::from_secs(30),
+            retries: 0,
             id: None,
         }
     }
@@ -103,6 +108,7 @@ impl fmt::Debug for TreeOptions {
             .field("rate_limit", &self.rate_limit)
             .field("timeout", &self.timeout)
             .field("idle_timeout", &self.idle_timeout)
+            .field("retries", &self.retries)
             .finish_non_exhaustive()
     }
 }

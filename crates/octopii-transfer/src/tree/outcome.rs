@@ -156,6 +156,14 @@ pub struct TreeReport {
     pub resumed_bytes: u64,
     /// Files that the receiver had already.
     pub unchanged: u64,
+    /// How often the tree was begun again after a lost connection; everything else but the next two is about the last attempt.
+    /// Known to the sender only.
+    pub retries: u32,
+    /// Files and links of which the sender knows that attempts before the last have stored them: unchanged now, if nobody has
+    /// touched them meanwhile. Known to the sender only.
+    pub stored_before: u64,
+    /// Their bytes.
+    pub bytes_before: u64,
     /// Directories, the tree's own included.
     pub directories: u64,
     /// Entries that were not done, on either side.
@@ -202,6 +210,23 @@ pub type TreeProgressFn = Arc<dyn Fn(TreeProgress) + Send + Sync>;
 /// Called with every entry that is settled, in no particular order.
 pub type EntryFn = Arc<dyn Fn(&std::path::Path, &EntryOutcome) + Send + Sync>;
 
+/// What attempts before the last one have done.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Earlier {
+    attempts: u32,
+    stored: u64,
+    bytes: u64,
+}
+
+impl Earlier {
+    /// One more, which was cut off.
+    pub(crate) fn add(&mut self, tally: &Tally) {
+        self.attempts += 1;
+        self.stored += tally.stored;
+        self.bytes += tally.stored_bytes;
+    }
+}
+
 /// Counts outcomes and keeps the list.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
@@ -239,6 +264,7 @@ impl Ledger {
         name: PathBuf,
         manifest: Digest,
         duration: Duration,
+        earlier: Earlier,
     ) -> TreeReport {
         let Tally { stored, stored_bytes, unchanged, directories, not_done } = self.tally;
         let mut undone = self.undone;
@@ -250,6 +276,9 @@ impl Ledger {
             stored_bytes,
             resumed_bytes: self.resumed_bytes,
             unchanged,
+            retries: earlier.attempts,
+            stored_before: earlier.stored,
+            bytes_before: earlier.bytes,
             directories,
             not_done,
             undone,

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::check::{Awaited, Checked, Checker, Task, Wanted};
 use super::commit::{self, Closing, Settled, Staged};
 use super::link::{Message, enqueue, read_messages, write_messages};
-use super::outcome::{EntryFailure, Ledger, NotDone};
+use super::outcome::{Earlier, EntryFailure, Ledger, NotDone};
 use super::policy::{ReceivedTree, TreeOffer, TreePolicy};
 use super::root::Root;
 use super::sessions::{Arrival, Registered};
@@ -91,6 +91,7 @@ pub(super) async fn receive(
         outcome = receiving.run(ready, incoming, arrivals) => outcome,
         error = read_messages(&mut recv, messages, &activity) => Err(error),
         () = activity.stalled(idle) => Err(TransferError::Stalled { idle }),
+        () = session.superseded() => Err(TransferError::Superseded),
     };
     let last = match outcome {
         Ok(done) => done,
@@ -113,7 +114,7 @@ pub(super) async fn receive(
         }
     };
     // Free before anyone hears of the end, so that whoever does can send the next one at once.
-    drop((receiving, work, session, slot));
+    drop((session, receiving, work, slot));
     let ending = async {
         // Errors mean that the stream is gone: nobody is left to be told.
         let _ = out.send(last).await;
@@ -282,7 +283,13 @@ impl Receiving<'_> {
             let Work { root, offer, policy, ledger, .. } = work;
             root.complete().map_err(|e| TransferError::store("remembering", &root.base_path, e))?;
             let tally = ledger.tally;
-            let report = std::mem::take(ledger).report(offer.id, root.path.clone(), manifest, duration);
+            let report = std::mem::take(ledger).report(
+                offer.id,
+                root.path.clone(),
+                manifest,
+                duration,
+                Earlier::default(),
+            );
             let path = root.base_path.join(&root.path);
             policy.received(ReceivedTree { offer: offer.clone(), path, report });
             Ok(wire::done(&tally, manifest))

@@ -1,59 +1,19 @@
-//! The sending side of one tree.
-//!
-//! Four futures in one task: the walk writes the manifest, a page at a time, as far ahead of what is settled as the window
-//! allows; the packer reads what the receiver asked for; the writer writes both to the stream; the reader hears verdicts and
-//! results. Nothing is remembered of an entry once it is settled.
+//! Sending a tree until it is there.
 
-mod content;
-mod unsettled;
-
-use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
-use octopii_transport::{RecvStream, SendStream, StreamError, StreamKind};
-use octopii_vfs::DirHandle;
-use sha2::{Digest as _, Sha256};
-use tokio::sync::{Notify, Semaphore, mpsc};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use self::content::{pack, send_large};
-use self::unsettled::{Job, State};
-use super::link::{Message, enqueue, read_message, read_messages, write_messages};
 use super::options::TreeOptions;
-use super::outcome::{NotDone, TreeReport};
-use super::sessions::{LARGE, large_meta};
-use super::walk::{Step, Walk, nanoseconds};
-use super::wire::{self, Open, PAGE_BYTES, PAGE_ENTRIES, SMALL, Tag, WINDOW};
-use crate::activity::Activity;
-use crate::pace::Pace;
-use crate::shared::{AbortOnDrop, Shared};
-use crate::source::Beneath;
-use crate::{Digest, FailureCode, Refusal, SendOptions, SourceError, TransferError, TransferId};
-
-/// Messages between the walk, the packer and the network.
-const QUEUE: usize = 2;
-
-/// Large files of one tree that travel at the same time.
-const LARGE_AT_ONCE: usize = 2;
-
-struct Sending {
-    shared: Arc<Shared>,
-    addr: SocketAddr,
-    id: TransferId,
-    root: DirHandle,
-    root_path: PathBuf,
-    options: TreeOptions,
-    state: Mutex<State>,
-    /// The state has changed.
-    changed: Notify,
-    activity: Activity,
-}
+use super::outcome::{Earlier, TreeReport};
+use super::sending::Sending;
+use super::source::Source;
+use crate::retry::Retry;
+use crate::shared::Shared;
+use crate::{TransferError, TransferId};
 
 /// Sends the tree at `path` to `addr` and waits until all of it is settled. Runs on the service's executor.
 pub(crate) async fn send(
@@ -64,325 +24,53 @@ pub(crate) async fn send(
 ) -> Result<TreeReport, TransferError> {
     let started = Instant::now();
     options.check()?;
-    let id = options.id.unwrap_or_else(TransferId::random);
-    let vfs = Arc::clone(&shared.resources.vfs);
-    let (links, checksum, strict) = (options.links, options.checksum, options.strict);
-    let opened = shared.executor.blocking(move || {
-        let unreadable = |e: std::io::Error| match e.kind() {
-            std::io::ErrorKind::NotFound => SourceError::NotFound(path.clone()),
-            std::io::ErrorKind::NotADirectory => SourceError::NotADirectory(path.clone()),
-            _ => SourceError::Unreadable { path: path.clone(), error: Arc::new(e) },
-        };
-        // A link to the tree itself is followed; none in it is.
-        let target = vfs.canonicalize(&path).map_err(unreadable)?;
-        let root = vfs.open_dir(&target).map_err(unreadable)?;
-        let strict = strict.then(|| target.clone());
-        let walk = Walk::new(Arc::clone(&root), links, checksum, strict).map_err(unreadable)?;
-        Ok::<_, SourceError>((target, root, walk))
-    });
-    let (root_path, root, walk) = opened.await?;
-    let after = options.timeout;
-    let sending = Sending {
-        shared,
-        addr,
-        id,
-        root,
-        root_path,
-        options,
-        state: Mutex::default(),
-        changed: Notify::new(),
-        activity: Activity::default(),
-    };
-    let (name, manifest) = match after {
-        None => sending.run(walk).await?,
-        Some(after) => match timeout(after.saturating_sub(started.elapsed()), sending.run(walk)).await {
-            Ok(result) => result?,
-            Err(_) => {
-                let bytes = sending.lock().progress.settled_bytes;
-                return Err(TransferError::Timeout { after, bytes });
-            }
+    let options = Arc::new(options);
+    let (vfs, wanted) = (Arc::clone(&shared.resources.vfs), Arc::clone(&options));
+    let source = shared.executor.blocking(move || Source::open(&vfs, path, &wanted)).await?;
+    let settled = Arc::new(AtomicU64::new(0));
+    let persisting = persist(&shared, addr, Arc::new(source), &options, started, &settled);
+    match options.timeout {
+        None => persisting.await,
+        Some(after) => match timeout(after.saturating_sub(started.elapsed()), persisting).await {
+            Ok(result) => result,
+            Err(_) => Err(TransferError::Timeout { after, bytes: settled.load(Ordering::Relaxed) }),
         },
-    };
-    sending.report_progress();
-    let ledger = std::mem::take(&mut sending.lock().ledger);
-    Ok(ledger.report(id, name, manifest, started.elapsed()))
-}
-
-impl Sending {
-    async fn run(&self, walk: Walk) -> Result<(PathBuf, Digest), TransferError> {
-        let connection = self.shared.endpoint.connect(self.addr).await?;
-        let (send, recv) = connection.open(StreamKind::Tree).await?;
-        let idle = self.options.idle_timeout;
-        tokio::select! {
-            biased;
-            result = self.talk(send, recv, walk) => result,
-            () = self.activity.stalled(idle) => Err(TransferError::Stalled { idle }),
-        }
-    }
-
-    async fn talk(
-        &self,
-        mut send: SendStream,
-        mut recv: RecvStream,
-        walk: Walk,
-    ) -> Result<(PathBuf, Digest), TransferError> {
-        let sent = send.write_chunk(wire::opening(&self.opening()?)).await;
-        let Message { tag, body } = match read_message(&mut recv).await {
-            Ok(message) => message,
-            // The transport turns away streams of a kind that nobody accepts.
-            Err(TransferError::Lost(StreamError::Reset(1))) => {
-                let refusal = Refusal::new(FailureCode::UnknownPurpose, "no trees are received there");
-                return Err(TransferError::Refused { peer: self.addr, refusal });
-            }
-            Err(error) => return Err(sent.map_err(TransferError::Lost).err().unwrap_or(error)),
-        };
-        let name = match tag {
-            Tag::Ready => PathBuf::from(OsString::from_vec(wire::decode_ready(&body)?)),
-            Tag::Refuse => {
-                return Err(TransferError::from_peer(self.addr, wire::decode_refusal(&body)?, false));
-            }
-            Tag::Fail => return Err(TransferError::from_peer(self.addr, wire::decode_refusal(&body)?, true)),
-            _ => return Err(TransferError::Protocol("a tree is taken or refused, nothing else")),
-        };
-        let (out, queued) = mpsc::channel(QUEUE);
-        let mut writing = AbortOnDrop(self.shared.executor.spawn(write_messages(send, queued)));
-        let (messages, incoming) = mpsc::channel(QUEUE);
-        let listening = self.listen(incoming);
-        tokio::pin!(listening);
-        let (pages, packs) = (out.clone(), out.clone());
-        let working = async move {
-            tokio::try_join!(self.tell(walk, pages), self.serve(packs))?;
-            Ok::<_, TransferError>(())
-        };
-        let reading = read_messages(&mut recv, messages, &self.activity);
-        tokio::pin!(reading, working);
-        let (mut lost, mut worked) = (None, false);
-        let digest = loop {
-            tokio::select! {
-                biased;
-                // What has arrived is heard even if nothing can arrive any more.
-                heard = &mut listening => match heard? {
-                    Some(digest) => break digest,
-                    None => return Err(lost.unwrap_or(TransferError::Cancelled)),
-                },
-                error = &mut reading, if lost.is_none() => lost = Some(error),
-                ended = &mut working, if !worked => match ended {
-                    // It no longer reads because it has something to say.
-                    Ok(()) | Err(TransferError::Lost(StreamError::Finished)) => worked = true,
-                    Err(error) => return Err(error),
-                },
-            }
-        };
-        drop(out);
-        // The receiver has everything: whether it hears the stream's end changes nothing.
-        let _ = timeout(Duration::from_secs(1), &mut writing.0).await;
-        Ok((name, digest))
-    }
-
-    fn opening(&self) -> Result<Open, TransferError> {
-        let name = match &self.options.name {
-            Some(name) => name.as_bytes().to_vec(),
-            None => match self.root_path.file_name() {
-                Some(name) => name.as_bytes().to_vec(),
-                None => {
-                    return Err(TransferError::InvalidOptions(
-                        "this directory has no name: give the tree one",
-                    ));
-                }
-            },
-        };
-        let mut source = Sha256::new();
-        match &self.options.source {
-            Some(own) => source.update([b"octopii tree of ", own.as_bytes()].concat()),
-            None => {
-                source.update(b"octopii tree at ");
-                source.update(self.shared.endpoint.node_id().to_le_bytes());
-                source.update(self.root_path.as_os_str().as_bytes());
-            }
-        }
-        Ok(Open {
-            id: self.id,
-            source: source.finalize().into(),
-            checksum: self.options.checksum,
-            purpose: self.options.purpose.clone(),
-            name,
-            meta: self.options.meta.clone(),
-        })
-    }
-
-    /// Tells the manifest.
-    async fn tell(&self, mut walk: Walk, out: mpsc::Sender<Bytes>) -> Result<(), TransferError> {
-        let mut manifest = Sha256::new();
-        loop {
-            loop {
-                let changed = self.changed.notified();
-                {
-                    let state = self.lock();
-                    let oldest = state.unsettled.first_key_value().map_or(state.next, |(oldest, _)| *oldest);
-                    if state.next + PAGE_ENTRIES as u64 - oldest <= WINDOW {
-                        break;
-                    }
-                }
-                changed.await;
-            }
-            let (rest, steps, body) = self
-                .shared
-                .executor
-                .blocking(move || next_page(&mut walk).map(|(steps, body)| (walk, steps, body)))
-                .await?;
-            walk = rest;
-            if steps.is_empty() {
-                let manifest = Digest(manifest.finalize().into());
-                let entries = {
-                    let mut state = self.lock();
-                    state.manifest = Some(manifest);
-                    state.progress.complete = true;
-                    state.next
-                };
-                self.changed.notify_waiters();
-                return enqueue(&out, wire::end(entries, manifest)).await;
-            }
-            manifest.update(&body);
-            let page = wire::page(steps.len(), &body);
-            self.lock().add(steps);
-            enqueue(&out, page).await?;
-        }
-    }
-
-    /// Sends the files that were asked for, until all is settled.
-    async fn serve(&self, out: mpsc::Sender<Bytes>) -> Result<(), TransferError> {
-        let places = Arc::new(Semaphore::new(LARGE_AT_ONCE));
-        let mut large: JoinSet<(u64, Result<u64, NotDone>)> = JoinSet::new();
-        let mut pace = Pace::new(self.options.rate_limit);
-        let portion = pace.step(SMALL as usize) as u64;
-        loop {
-            let changed = self.changed.notified();
-            // A limited rate is kept by one at a time.
-            let one_is_enough = self.options.rate_limit.is_some() && !large.is_empty();
-            let (small, big, at_end) = match one_is_enough {
-                true => (Vec::new(), None, false),
-                false => self.lock().take_jobs(portion),
-            };
-            if !small.is_empty() {
-                pace.take(small.iter().map(|job| job.size as usize).sum()).await;
-                let root = Arc::clone(&self.root);
-                let pack = self.shared.executor.blocking(move || pack(&root, &small)).await;
-                enqueue(&out, pack).await?;
-                continue;
-            }
-            if let Some(job) = big {
-                // Fails only if it is closed, which it never is.
-                if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-                    let sending = self.send_large(job);
-                    let handle = self.shared.executor.handle();
-                    large.spawn_on(
-                        async move {
-                            let outcome = sending.await;
-                            drop(place);
-                            outcome
-                        },
-                        handle,
-                    );
-                    continue;
-                }
-                self.lock().jobs.push_front(job);
-            }
-            if at_end && large.is_empty() {
-                return Ok(());
-            }
-            tokio::select! {
-                biased;
-                Some(ended) = large.join_next(), if !large.is_empty() => {
-                    let (entry, outcome) = ended.map_err(|_| TransferError::ShuttingDown)?;
-                    self.activity.tick();
-                    match outcome {
-                        // The success itself is told by the receiver.
-                        Ok(resumed) => self.lock().ledger.resumed_bytes += resumed,
-                        Err(why) => {
-                            let mut pack = wire::begin_pack();
-                            wire::put_packed(&mut pack, entry, Err(&why));
-                            enqueue(&out, wire::finish_pack(pack, 1)).await?;
-                        }
-                    }
-                }
-                () = changed => {}
-            }
-        }
-    }
-
-    /// Hears what the receiver says, until it is done; `None` if it falls silent before.
-    async fn listen(&self, mut incoming: mpsc::Receiver<Message>) -> Result<Option<Digest>, TransferError> {
-        loop {
-            let Some(Message { tag, body }) = incoming.recv().await else { return Ok(None) };
-            let settled = match tag {
-                Tag::Verdicts => {
-                    let (first, verdicts) = wire::decode_verdicts(&body)?;
-                    self.lock().verdicts(first, verdicts)?
-                }
-                Tag::Results => {
-                    let outcomes = wire::decode_results(&body)?;
-                    self.lock().results(outcomes)?
-                }
-                Tag::Done => {
-                    let (tally, manifest) = wire::decode_done(&body)?;
-                    let state = self.lock();
-                    if state.manifest != Some(manifest) || !state.unsettled.is_empty() {
-                        return Err(TransferError::Protocol("the receiver is done, but not with everything"));
-                    }
-                    if state.ledger.tally != tally {
-                        return Err(TransferError::Protocol("the receiver counts another number of entries"));
-                    }
-                    return Ok(Some(manifest));
-                }
-                Tag::Fail => {
-                    return Err(TransferError::from_peer(self.addr, wire::decode_refusal(&body)?, true));
-                }
-                _ => return Err(TransferError::Protocol("unexpected message from the receiver")),
-            };
-            self.changed.notify_waiters();
-            if let Some(on_entry) = &self.options.on_entry {
-                settled.iter().for_each(|(path, outcome)| on_entry(path, outcome));
-            }
-            self.report_progress();
-        }
-    }
-
-    fn send_large(&self, job: Job) -> impl Future<Output = (u64, Result<u64, NotDone>)> + Send + use<> {
-        let file = Beneath {
-            root: Arc::clone(&self.root),
-            root_path: self.root_path.clone(),
-            path: job.path,
-            len: job.size,
-            modified_ns: nanoseconds(job.modified),
-        };
-        let options = SendOptions {
-            meta: large_meta(self.id, job.entry),
-            rate_limit: self.options.rate_limit,
-            ..SendOptions::new(LARGE)
-        };
-        let sending = send_large(Arc::clone(&self.shared), self.addr, file, options);
-        async move { (job.entry, sending.await) }
-    }
-
-    fn report_progress(&self) {
-        if let Some(progress) = &self.options.progress {
-            let now = self.lock().progress;
-            progress(now);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Entries for one page with their encoding; none at the end. Blocks.
-fn next_page(walk: &mut Walk) -> Result<(Vec<Step>, Vec<u8>), TransferError> {
-    let (mut steps, mut body) = (Vec::new(), Vec::new());
-    while steps.len() < PAGE_ENTRIES && body.len() < PAGE_BYTES {
-        let Some(step) = walk.next()? else { break };
-        wire::put_entry(&mut body, &step.entry);
-        steps.push(step);
+/// Tries until all is settled, or until trying again is of no use or not wanted. What an attempt has brought, the next one finds
+/// unchanged.
+async fn persist(
+    shared: &Arc<Shared>,
+    addr: SocketAddr,
+    source: Arc<Source>,
+    options: &Arc<TreeOptions>,
+    started: Instant,
+    settled: &Arc<AtomicU64>,
+) -> Result<TreeReport, TransferError> {
+    // The same for each attempt: at the receiver, the next one takes the place of one whose end has not been noticed there.
+    let id = options.id.unwrap_or_else(TransferId::random);
+    let mut retry = Retry::new(options.retries);
+    let (mut earlier, mut connected) = (Earlier::default(), false);
+    loop {
+        let walking = Arc::clone(&source);
+        let walk = shared.executor.blocking(move || walking.walk()).await?;
+        let (source, settled) = (Arc::clone(&source), Arc::clone(settled));
+        let sending = Sending::new(Arc::clone(shared), addr, id, source, Arc::clone(options), settled);
+        let error = match sending.run(walk).await {
+            Ok((name, manifest)) => {
+                sending.report_progress();
+                return Ok(sending.take_ledger().report(id, name, manifest, started.elapsed(), earlier));
+            }
+            Err(error) => error,
+        };
+        connected |= sending.was_connected();
+        let pause = retry.pause(&error, sending.has_advanced());
+        // A peer that has never been there is told at once.
+        let Some(pause) = pause.filter(|_| connected) else { return Err(error) };
+        tracing::info!(peer = %addr, "the tree is tried again: {error}");
+        earlier.add(&sending.take_ledger().tally);
+        drop(sending);
+        sleep(pause).await;
     }
-    Ok((steps, body))
 }

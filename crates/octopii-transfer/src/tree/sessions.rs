@@ -1,16 +1,19 @@
 //! Trees being received, for the large files of theirs that travel as chunk transfers.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use octopii_transport::NodeId;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::check::{Awaited, Wanted, is_small};
 use super::root::large_name;
-use crate::{Destination, Digest, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refusal, TransferId};
+use crate::{
+    Destination, Digest, FailureCode, Location, Offer, ReceivePolicy, ReceivedChunk, Refusal, TransferId,
+};
 
 /// The purpose of the chunks that are large files of trees.
 pub(crate) const LARGE: &str = "octopii.tree";
@@ -38,6 +41,8 @@ pub(crate) struct Session {
     pub(crate) dir: PathBuf,
     /// Told of each that has.
     pub(crate) arrived: mpsc::UnboundedSender<Arrival>,
+    /// Its sender has begun the tree again.
+    pub(crate) superseded: Notify,
 }
 
 /// A large file that lies, verified and durable, under its hidden name.
@@ -58,7 +63,15 @@ pub(crate) struct Sessions(Mutex<BTreeMap<Key, Arc<Session>>>);
 #[derive(Debug)]
 pub(crate) struct Registered {
     sessions: Arc<Sessions>,
+    session: Arc<Session>,
     key: Key,
+}
+
+impl Registered {
+    /// Returns when the tree's sender has begun it again.
+    pub(crate) async fn superseded(&self) {
+        self.session.superseded.notified().await;
+    }
 }
 
 impl Sessions {
@@ -78,8 +91,19 @@ impl Sessions {
         if sessions.contains_key(&key) {
             return None;
         }
-        sessions.insert(key, Arc::new(session));
-        Some(Registered { sessions: Arc::clone(self), key })
+        let session = Arc::new(session);
+        sessions.insert(key, Arc::clone(&session));
+        Some(Registered { sessions: Arc::clone(self), session, key })
+    }
+
+    /// Ends a tree of this id that the same sender has under way, in its own time. Says whether there is one.
+    pub(crate) fn supersede(&self, peer: NodeId, id: TransferId) -> bool {
+        let sessions = self.lock();
+        let found = sessions.get(&(peer, id));
+        if let Some(session) = found {
+            session.superseded.notify_one();
+        }
+        found.is_some()
     }
 
     /// The session and the entry that an offer is about.
@@ -114,6 +138,15 @@ impl ReceivePolicy for LargeFiles {
 
     fn received(&self, received: ReceivedChunk) {
         let Some((session, entry)) = self.0.find(&received.offer) else { return };
+        // What an attempt that was cut off has asked for may come when the next one counts its entries in another way.
+        let is_meant = |wanted: &Wanted| match &received.location {
+            Location::File(at) => at.file_name() == Some(OsStr::new(&large_name(&wanted.path))),
+            Location::Memory(_) => false,
+        };
+        if !session.awaited.get(entry).is_some_and(|wanted| wanted.size == received.size && is_meant(&wanted))
+        {
+            return;
+        }
         // It came already, with another transfer at the same time.
         let Some(wanted) = session.awaited.take(entry) else { return };
         // An error means that the tree has ended; what it leaves is cleaned up with the rest of it.

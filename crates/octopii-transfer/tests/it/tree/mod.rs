@@ -3,6 +3,7 @@
 mod hand;
 mod hostile;
 pub(crate) mod recording;
+mod retry;
 mod roundtrip;
 mod safety;
 mod source;

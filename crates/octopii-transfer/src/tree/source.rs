@@ -1,0 +1,52 @@
+//! The directory that is sent, held open.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use octopii_vfs::{DirHandle, Vfs};
+
+use super::options::{Links, TreeOptions};
+use super::walk::Walk;
+use crate::SourceError;
+
+/// A directory to send: the same one however often it is walked, whatever takes its name.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) root: DirHandle,
+    /// Without links.
+    pub(crate) path: PathBuf,
+    links: Links,
+    checksum: bool,
+    strict: bool,
+}
+
+impl Source {
+    /// Blocks.
+    pub(crate) fn open(
+        vfs: &Arc<dyn Vfs>,
+        path: PathBuf,
+        options: &TreeOptions,
+    ) -> Result<Self, SourceError> {
+        let unreadable = |error| unreadable(path.clone(), error);
+        // A link to the tree itself is followed; none in it is.
+        let target = vfs.canonicalize(&path).map_err(unreadable)?;
+        let root = vfs.open_dir(&target).map_err(unreadable)?;
+        let TreeOptions { links, checksum, strict, .. } = *options;
+        Ok(Self { root, path: target, links, checksum, strict })
+    }
+
+    /// Begins at the beginning. Blocks.
+    pub(crate) fn walk(&self) -> Result<Walk, SourceError> {
+        let strict = self.strict.then(|| self.path.clone());
+        let walk = Walk::new(Arc::clone(&self.root), self.links, self.checksum, strict);
+        walk.map_err(|error| unreadable(self.path.clone(), error))
+    }
+}
+
+fn unreadable(path: PathBuf, error: std::io::Error) -> SourceError {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => SourceError::NotFound(path),
+        std::io::ErrorKind::NotADirectory => SourceError::NotADirectory(path),
+        _ => SourceError::Unreadable { path, error: Arc::new(error) },
+    }
+}
