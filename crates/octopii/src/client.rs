@@ -12,10 +12,11 @@ use crate::OctopiiRuntime;
 use crate::issuing::{CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN, TokenRequest, TokenSummary};
 use crate::revocation::{LIST_REVOKED, REVOKE, RevokeRequest, RevokedSummary};
 use crate::rotation::ROTATE;
-use crate::service::{MEMBER, MembershipChange, NodeStatus, PROPOSE, QUERY, STATUS};
+use crate::service::{MEMBER, MembershipChange, NodeStatus, PROPOSE, QUERY, STATUS, member_at};
 
 /// A client of a cluster, with an identity that the cluster's authority vouches for. Asks the nodes it was given in turn
-/// until one answers; a change goes on to the next node only as long as it was surely not made. Cloning is cheap.
+/// until one answers; a change goes on to the next node only as long as it was surely not made. Only members answer for the
+/// cluster: whoever else has a certificate and sits at one of the addresses is passed by. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Client {
     endpoint: Endpoint,
@@ -74,7 +75,14 @@ impl Client {
 
     /// As [`query`](Self::query), of this node alone: it answers from its own state, up to date.
     pub async fn query_at(&self, node: SocketAddr, query: Bytes) -> Result<Bytes, Status> {
-        self.rpc.call_raw(node, QUERY, query, self.timeout).await
+        let end = self.endpoint.executor().now() + self.timeout;
+        let connecting = member_at(&self.endpoint, node);
+        let connection = match self.endpoint.executor().timeout(self.timeout, connecting).await {
+            Some(connected) => connected?,
+            None => return Err(no_answer(node)),
+        };
+        let left = end.saturating_duration_since(self.endpoint.executor().now());
+        self.rpc.call_on(&connection, QUERY, query, left).await
     }
 
     /// What one node knows of itself and its cluster.
@@ -166,18 +174,15 @@ impl Client {
             let left = end.saturating_duration_since(executor.now());
             // The first nodes must leave time for the others, unless they are known to have taken the request.
             let turns = u32::try_from(self.nodes.len() - i).unwrap_or(u32::MAX);
-            let connected = executor.timeout(left / turns, self.endpoint.connect(*node)).await;
+            let connected = executor.timeout(left / turns, member_at(&self.endpoint, *node)).await;
             let connection = match connected {
                 Some(Ok(connection)) => connection,
-                Some(Err(e)) => {
-                    last = Status::new(Code::Unavailable, e.to_string());
+                Some(Err(status)) => {
+                    last = status;
                     continue;
                 }
                 None => {
-                    last = Status::new(
-                        Code::Unavailable,
-                        format!("no answer from {node}: is a node running there?"),
-                    );
+                    last = no_answer(*node);
                     continue;
                 }
             };
@@ -213,6 +218,10 @@ pub fn bind_for(addresses: &[SocketAddr]) -> SocketAddr {
             (true, _) => Ipv6Addr::UNSPECIFIED.into(),
         };
     SocketAddr::new(ip, 0)
+}
+
+fn no_answer(node: SocketAddr) -> Status {
+    Status::new(Code::Unavailable, format!("no answer from {node}: is a node running there?"))
 }
 
 fn not_key_value() -> Status {

@@ -5,6 +5,7 @@
     reason = "tests fail by panicking and read what nodes wrote"
 )]
 
+mod asking;
 mod beside;
 mod cluster;
 mod data_dir;
