@@ -110,13 +110,16 @@ impl Client {
 
     /// Withdraws a token by its short name; whether there was one.
     pub async fn revoke_token(&self, id: &str) -> Result<bool, Status> {
-        self.administer(REVOKE_TOKEN, &id, Repeat::Always).await
+        self.administer(REVOKE_TOKEN, &id, Repeat::Harmless).await
     }
 
     /// Revokes a node or a certificate: in force and durable at the node that answers when this returns, and everywhere within
     /// moments. For members and operators.
+    ///
+    /// [`Code::Unavailable`] means surely not revoked by this call; [`Code::Unknown`] and [`Code::DeadlineExceeded`] that it may
+    /// have been: calling again does no harm.
     pub async fn revoke(&self, request: &RevokeRequest) -> Result<(), Status> {
-        self.administer(REVOKE, request, Repeat::Always).await
+        self.administer(REVOKE, request, Repeat::Harmless).await
     }
 
     /// What is revoked, as the first node that answers knows it.
@@ -170,6 +173,7 @@ impl Client {
         let executor = self.endpoint.executor();
         let end = executor.deadline(self.timeout);
         let mut last = Status::new(Code::InvalidArgument, "no node was given to ask");
+        let mut open = None;
         for (i, node) in self.nodes.iter().enumerate() {
             let left = end.saturating_duration_since(executor.now());
             // The first nodes must leave time for the others, unless they are known to have taken the request.
@@ -187,23 +191,30 @@ impl Client {
                 }
             };
             let left = end.saturating_duration_since(executor.now());
-            let limit = if repeat == Repeat::Always { left / turns } else { left };
+            let limit = if repeat == Repeat::WhenSurelyNotMade { left } else { left / turns };
             match self.rpc.call_on(&connection, method, body.clone(), limit).await {
                 Err(status) if status.code == Code::Unavailable => last = status,
-                Err(status) if repeat == Repeat::Always && status.code.is_outcome_unknown() => {
-                    last = Status::new(Code::Unavailable, status.message);
-                }
-                outcome => return outcome,
+                Err(status) if status.code.is_outcome_unknown() => match repeat {
+                    Repeat::Always => last = Status::new(Code::Unavailable, status.message),
+                    // Whatever the others refuse, this node may have done it.
+                    Repeat::Harmless => open = open.or(Some(status)),
+                    Repeat::WhenSurelyNotMade => return Err(status),
+                },
+                Err(status) => return Err(open.unwrap_or(status)),
+                Ok(answer) => return Ok(answer),
             }
         }
-        Err(last)
+        Err(open.unwrap_or(last))
     }
 }
 
 /// When a request that one node did not answer may go to the next.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Repeat {
+    /// It changes nothing: no answer is as good as a refusal.
     Always,
+    /// A change that may be made twice, but of which it is told if it may have been made.
+    Harmless,
     WhenSurelyNotMade,
 }
 

@@ -102,3 +102,34 @@ fn only_members_answer_in_the_name_of_the_cluster() {
         assert_eq!(member.asked(), 2);
     });
 }
+
+/// The issuing node revokes, and its answer is lost; the next node only says that it does not issue.
+#[test]
+fn a_revocation_that_may_have_been_made_is_never_called_surely_not_made() {
+    let runtime = OctopiiRuntime::new(2);
+    runtime.block_on(async {
+        let authority = ClusterAuthority::generate().unwrap();
+        let executor = Executor::new(tokio::runtime::Handle::current());
+        let node = |id, answer| Answering::new(&executor, &authority, (id, PeerRole::Member), answer);
+        let refusing = |code| Err(Status::new(code, "told by the test"));
+        let (lost, late) = (node(1, refusing(Code::Unknown)), node(2, refusing(Code::DeadlineExceeded)));
+        let not_issuing = node(3, refusing(Code::Unavailable));
+        let refused = node(4, refusing(Code::FailedPrecondition));
+        let done = node(5, Ok(Bincode::encode(&()).unwrap().into()));
+        let revoke = async |nodes: &[&Answering]| {
+            let client = client(&runtime, &authority, nodes);
+            client.revoke(&RevokeRequest::Node(9)).await.map_err(|status| status.code)
+        };
+        assert_eq!(revoke(&[&lost, &not_issuing]).await, Err(Code::Unknown));
+        assert_eq!(revoke(&[&not_issuing, &late, &lost, &not_issuing]).await, Err(Code::DeadlineExceeded));
+        assert_eq!(revoke(&[&late, &refused]).await, Err(Code::DeadlineExceeded));
+        assert_eq!(revoke(&[&not_issuing]).await, Err(Code::Unavailable));
+        // Made once more elsewhere: now it is known.
+        assert_eq!(revoke(&[&lost, &not_issuing, &done]).await, Ok(()));
+        let client = client(&runtime, &authority, &[&lost, &not_issuing]);
+        assert_eq!(client.revoke_token("0").await.unwrap_err().code, Code::Unknown);
+        // A question goes on, and no answer at all is no change.
+        assert_eq!(client.query("x".into()).await.unwrap_err().code, Code::Unavailable);
+        assert_eq!(client.propose("x".into()).await.unwrap_err().code, Code::Unknown);
+    });
+}
