@@ -116,7 +116,7 @@ impl OctopiiNode {
 
     /// Replaces this node's key and certificate by fresh ones from an issuing node (this one, if `None` and it issues): kept
     /// durably, then used for every new connection; live ones go on. Gives the new certificate's hash. The old certificate
-    /// stays valid until it is revoked.
+    /// stays valid until it is revoked. Dropping the future changes nothing, or lets the change be carried through: never half of it.
     pub async fn rotate_identity(&self, issuer: Option<SocketAddr>) -> Result<CertificateHash, RotateError> {
         self.parts.rotation.rotate(issuer).await
     }

@@ -35,6 +35,9 @@ pub enum RotateError {
     /// The issuing node did not issue.
     #[error("no new certificate: {0}")]
     NotIssued(Status),
+    /// The runtime ended under the change: the next start uses the identity that is on disk by then.
+    #[error("the runtime is shutting down: the next start uses the key that is on disk by then")]
+    ShuttingDown,
     /// The new identity cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -81,7 +84,7 @@ struct Inner {
     vfs: Arc<dyn Vfs>,
     home: Home,
     issuer: Option<Arc<Issuer>>,
-    changing: Mutex<()>,
+    changing: Arc<Mutex<()>>,
 }
 
 pub(crate) const ROTATE: &str = "octopii.rotate";
@@ -99,10 +102,11 @@ impl Rotation {
         home: Home,
         issuer: Option<Arc<Issuer>>,
     ) -> Self {
-        Self(Arc::new(Inner { endpoint, rpc, vfs, home, issuer, changing: Mutex::new(()) }))
+        Self(Arc::new(Inner { endpoint, rpc, vfs, home, issuer, changing: Arc::default() }))
     }
 
-    /// A fresh key and a certificate for it: kept first, then used.
+    /// A fresh key and a certificate for it: kept first, then used. Dropping the future while the issuing node is asked leaves the
+    /// old key; after that the change is carried through.
     pub(crate) async fn rotate(&self, issuer: Option<SocketAddr>) -> Result<CertificateHash, RotateError> {
         let inner = &*self.0;
         let path = match &inner.home {
@@ -113,16 +117,26 @@ impl Rotation {
             }
             Home::Nowhere => return Err(RotateError::NotOurs("the program that runs it".to_owned())),
         };
-        let _one_at_a_time = inner.changing.lock().await;
+        let one_at_a_time = Arc::clone(&inner.changing).lock_owned().await;
         let key = NodeKey::generate()?;
         let certified = inner.certified(&key, issuer).await?;
         // Before the old key is given up: whoever has answered, only a successor that an authority of this node's vouches for.
         let identity = inner.endpoint.identity().renewed(key, certified)?;
-        let vfs = Arc::clone(&inner.vfs);
-        let kept = identity.clone();
-        inner.endpoint.executor().blocking(move || keep(&vfs, &path, &kept)).await?;
-        inner.endpoint.set_identity(&identity)?;
-        Ok(identity.hash())
+        let (endpoint, vfs) = (inner.endpoint.clone(), Arc::clone(&inner.vfs));
+        // A task of its own, with the lock: half a change would be a key on disk that is not in use, and a second change that
+        // begins meanwhile would write to the same file.
+        let changing = async move {
+            let (path, kept) = (path, identity.clone());
+            endpoint.executor().blocking(move || keep(&vfs, &path, &kept)).await?;
+            endpoint.set_identity(&identity)?;
+            drop(one_at_a_time);
+            Ok(identity.hash())
+        };
+        match inner.endpoint.executor().spawn(changing).await {
+            Ok(outcome) => outcome,
+            Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+            Err(_) => Err(RotateError::ShuttingDown),
+        }
     }
 
     /// Reads the identity's file again; whether it has changed.
@@ -180,6 +194,7 @@ fn status(e: RotateError) -> Status {
     let code = match &e {
         RotateError::NotIssued(status) => status.code,
         RotateError::DataDir(_) | RotateError::Identity(_) => Code::Internal,
+        RotateError::ShuttingDown => Code::Unknown,
         _ => Code::FailedPrecondition,
     };
     Status::new(code, e.to_string())

@@ -1,19 +1,21 @@
 //! A running node's new key: who may answer when it asks for a certificate, and what is left of a change that fails.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use octopii::{
     Bincode, ClusterAuthority, Codec, Config, Context, Executor, OctopiiNode, OctopiiRuntime, PeerRole,
-    RotateError, Router, RpcClient, ServerOptions, Status,
+    RealVfs, RotateError, Router, RpcClient, ServerOptions, Status, Vfs,
 };
 use octopii_rpc::{Server, StreamKind};
 use octopii_transport::{Endpoint, EndpointOptions};
+use octopii_vfs::{DirEntry, FileHandle, LockGuard, Metadata, OpenMode};
 use tempfile::tempdir;
 
 const RENEW: &str = "octopii.renew";
@@ -119,5 +121,143 @@ fn whoever_answers_instead_of_the_issuing_node_gains_and_breaks_nothing() {
         let renewed = victim.rotate_identity(Some(issuing.local_addr())).await.unwrap();
         assert_eq!(victim.identity().hash(), renewed);
         assert!(String::from_utf8(on_disk()).unwrap() == victim.identity().to_pem());
+    });
+}
+
+/// The real file system, whose renames to `identity.pem` wait while the gate is shut.
+#[derive(Debug)]
+struct Gated {
+    real: RealVfs,
+    gate: Arc<Gate>,
+}
+
+#[derive(Debug, Default)]
+struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct GateState {
+    shut: bool,
+    waiting: usize,
+}
+
+impl Gate {
+    fn shut(&self, shut: bool) {
+        self.state.lock().unwrap().shut = shut;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.waiting += 1;
+        while state.shut {
+            state = self.changed.wait(state).unwrap();
+        }
+        state.waiting -= 1;
+    }
+
+    fn waiting(&self) -> usize {
+        self.state.lock().unwrap().waiting
+    }
+}
+
+impl Vfs for Gated {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<FileHandle> {
+        self.real.open(path, mode)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        if to.ends_with("identity.pem") {
+            self.gate.pass();
+        }
+        self.real.rename(from, to)
+    }
+
+    fn rename_no_replace(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.real.rename_no_replace(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.real.remove_file(path)
+    }
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.real.create_dir_all(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.real.sync_dir(path)
+    }
+
+    fn read_dir(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
+        self.real.read_dir(path)
+    }
+
+    fn metadata(&self, path: &Path) -> io::Result<Metadata> {
+        self.real.metadata(path)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
+        self.real.lock(path)
+    }
+
+    fn free_space(&self, path: &Path) -> io::Result<u64> {
+        self.real.free_space(path)
+    }
+
+    fn canonicalize(&self, path: &Path) -> io::Result<PathBuf> {
+        self.real.canonicalize(path)
+    }
+}
+
+/// An operator whose patience ends while the disk is slow: what is on disk afterwards is what is in use.
+#[test]
+fn a_change_that_nobody_waits_for_is_carried_through() {
+    let home = tempdir().unwrap();
+    let runtime = OctopiiRuntime::new(2);
+    runtime.block_on(async {
+        let (_, file) = authority(home.path());
+        let gate = Arc::<Gate>::default();
+        let vfs = Arc::new(Gated { real: RealVfs, gate: Arc::clone(&gate) });
+        let node = OctopiiNode::builder(issuing(home.path(), &file)).vfs(vfs).start(&runtime).await.unwrap();
+        let before = node.identity().hash();
+        gate.shut(true);
+        let at_the_gate = async {
+            while gate.waiting() == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            done = node.rotate_identity(None) => panic!("it did not wait for the disk: {done:?}"),
+            () = at_the_gate => {}
+        }
+        // Nobody waits for it any more. The next one waits its turn.
+        let next = node.rotate_identity(None);
+        tokio::pin!(next);
+        assert!(tokio::time::timeout(Duration::from_millis(200), &mut next).await.is_err());
+        assert_eq!(gate.waiting(), 1, "two changes write to one file");
+        gate.shut(false);
+        let last = tokio::time::timeout(SOON, next).await.unwrap().unwrap();
+        assert_ne!(last, before);
+        // And one that is dropped, with none after it.
+        gate.shut(true);
+        tokio::select! {
+            done = node.rotate_identity(None) => panic!("it did not wait for the disk: {done:?}"),
+            () = async { while gate.waiting() == 0 { tokio::time::sleep(Duration::from_millis(5)).await } } => {}
+        }
+        gate.shut(false);
+        let in_use = async {
+            loop {
+                let kept = std::fs::read_to_string(node.data_dir().join("identity.pem")).unwrap();
+                let identity = node.identity();
+                if identity.hash() != last && identity.to_pem() == kept {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(SOON, in_use).await.expect("the key on disk never came into use");
     });
 }
