@@ -166,10 +166,13 @@ pub enum JoinError {
         /// What happened.
         reason: String,
     },
-    /// The certificate is not what the token promised.
-    #[error("the issuing node gave another certificate than the token promised")]
+    /// The certificate is not what the token promised, or not from the authority that it pins. The token may have been spent.
+    #[error(
+        "what was issued is not what the token promises, in the name of the authority that it pins: a member that is not the \
+         issuing node may answer at its address; tell who looks after the cluster"
+    )]
     Misissued,
-    /// The certificate cannot be used.
+    /// The key cannot be used.
     #[error(transparent)]
     Identity(IdentityError),
     /// The runtime is shutting down.

@@ -20,7 +20,8 @@ use crate::{CertificateHash, Executor, Identity, JoinError, NodeKey, PeerRole, R
 ///
 /// The private key stays here. The node that answers must show the authority that the token pins, and a member's certificate of
 /// it; what it is sent is a signature that is good on this very connection only. A lost answer is asked for again with the same
-/// key, which an issuing node answers again. Not cancel-safe: a dropped call may have spent the token, which is then good for
+/// key, which an issuing node answers again. The certificate must be the pinned authority's, and every other authority that comes
+/// with it signed by that one. Not cancel-safe: a dropped call may have spent the token, which is then good for
 /// this key only. Who keeps the key before the call can make it again (see [`NodeKey::to_pem`]).
 pub async fn join(
     executor: &Executor,
@@ -51,8 +52,9 @@ async fn join_on(
         let asking = ask(executor, token, &key, address, i / token.addresses().len());
         last = match timeout_at(turn, asking).await {
             Ok(Ok(certified)) => {
+                // The pin holds for what is issued as it holds for who issues: any member can answer here.
                 let identity =
-                    key.into_identity(certified, &token.authority()).map_err(JoinError::Identity)?;
+                    key.into_identity(certified, &token.authority()).map_err(|_| JoinError::Misissued)?;
                 if identity.cluster() != token.cluster() || identity.role() != token.role() {
                     return Err(JoinError::Misissued);
                 }

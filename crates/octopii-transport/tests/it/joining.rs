@@ -141,6 +141,26 @@ async fn an_impostor_learns_nothing_and_the_token_stays_good() {
     join(&here(), &token, SOON).await.unwrap();
 }
 
+/// A member that has no authority's key at the token's address: TLS finds nothing wrong with it.
+#[tokio::test]
+async fn a_member_that_is_not_the_issuing_node_issues_nothing() {
+    let desk = Desk::new(ClusterAuthority::generate().unwrap());
+    let a = issuing(&desk, &desk.authority.issue(1).unwrap(), Limits::default());
+    // An authority of its own with the cluster's name, and a second one that also names the real one among those to trust.
+    let own = || desk.authority.successor().unwrap();
+    for forged in [own().without_predecessors(), own()] {
+        let liar = Desk::new(forged);
+        let member = issuing(&liar, &desk.authority.issue(2).unwrap(), Limits::default());
+        let token = desk.token(PeerRole::Member, &[member.local_addr()]);
+        liar.tokens.lock().unwrap().insert(token.verifier(), (PeerRole::Member, None));
+        let error = join(&here(), &token, SOON).await.unwrap_err();
+        assert!(matches!(error, JoinError::Misissued), "{error}");
+        assert!(liar.tokens.lock().unwrap()[&token.verifier()].1.is_some(), "the liar was not asked");
+    }
+    let token = desk.token(PeerRole::Member, &[a.local_addr()]);
+    join(&here(), &token, SOON).await.unwrap();
+}
+
 /// The cluster's name is no secret: anybody can make an authority that bears it. The token pins the one.
 #[tokio::test]
 async fn an_authority_with_the_clusters_name_is_not_the_clusters() {
