@@ -81,6 +81,9 @@ pub enum IdentityError {
          than the issuing node may have answered, or a step of a change of authorities was left out"
     )]
     NotVouchedFor,
+    /// A certificate was asked for without a proof that the one who asks has the key.
+    #[error("the request does not prove that the node that makes it has the key to be certified")]
+    NotProven,
     /// An identity was given where an authority is needed.
     #[error("this is a node's identity, not an authority: give the file that `octopii cluster init` wrote")]
     NotAnAuthority,

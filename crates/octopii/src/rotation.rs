@@ -167,14 +167,15 @@ impl Rotation {
 
 impl Inner {
     async fn certified(&self, key: &NodeKey, issuer: Option<SocketAddr>) -> Result<Certified, RotateError> {
+        let peer = self.endpoint.identity().peer();
+        let request = Renewal::new(key, &peer)?;
         // Who issues has nobody to ask, whatever address it is known by.
         if let Some(own) = &self.issuer {
-            return Ok(own.renew(&self.endpoint.identity().peer(), &key.public())?);
+            return Ok(own.renew(&peer, &request)?);
         }
         let addr = issuer.ok_or(RotateError::NoIssuer)?;
         let unreadable = |e: CodecError| RotateError::NotIssued(e.into());
-        let request =
-            Bytes::from(Bincode::encode(&Renewal { public_key: key.public() }).map_err(unreadable)?);
+        let request = Bytes::from(Bincode::encode(&request).map_err(unreadable)?);
         let mut tries = 0;
         // A certificate more does no harm, and the connection may have been to a former life of the issuing node.
         let answer = loop {

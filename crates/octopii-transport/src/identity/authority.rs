@@ -9,9 +9,11 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 
 use super::certificate::{certificates, pem, private_key};
-use super::key::{PublicKey, endorsed, new_key, signing};
+use super::key::{PublicKey, endorsed, new_key, renewal, signing, verify};
 use super::names::{cluster_name, named_cluster, node_name};
-use super::{CertificateHash, Certified, ClusterId, Identity, NodeId, NodeKey, PeerRole, peer_identity};
+use super::{
+    CertificateHash, Certified, ClusterId, Identity, NodeId, NodeKey, PeerIdentity, PeerRole, peer_identity,
+};
 use crate::IdentityError;
 
 /// A cluster's private certificate authority (Ed25519). Whoever holds it can admit nodes to the cluster.
@@ -104,6 +106,21 @@ impl ClusterAuthority {
         let roots = self.roots();
         let endorsement = self.sign(&endorsed(&certificate, &roots))?;
         Ok(Certified { endorsement, certificate, roots })
+    }
+
+    /// Issues a certificate for another key of a node that has one already, with the same id and role. `peer` is who asks, from
+    /// the certificate of its connection, and `proof` what the new key says of that ([`NodeKey::renewal_proof`]): nobody gets a
+    /// certificate for somebody else's key.
+    pub fn renew(
+        &self,
+        peer: &PeerIdentity,
+        public_key: &[u8; 32],
+        proof: &[u8],
+    ) -> Result<Certified, IdentityError> {
+        if peer.cluster != self.cluster || !verify(public_key, &renewal(peer, public_key), proof) {
+            return Err(IdentityError::NotProven);
+        }
+        self.certify(peer.node_id, peer.role, public_key)
     }
 
     /// The authority as PEM: its certificate, its private key, and the certificates of earlier authorities that are still

@@ -65,6 +65,11 @@ impl NodeKey {
         signature.first_chunk().copied().ok_or_else(|| IdentityError::Signing("no Ed25519 key".to_owned()))
     }
 
+    /// Proves to an issuing node that the node itself, which has a certificate already, asks for one for this key.
+    pub fn renewal_proof(&self, peer: &PeerIdentity) -> Result<[u8; 64], IdentityError> {
+        self.sign(&renewal(peer, &self.public()))
+    }
+
     /// Puts key and certificate together, if they belong together and the authority with this hash vouches for the certificate
     /// and for every authority that comes with it.
     pub fn into_identity(
@@ -142,6 +147,13 @@ impl Certified {
         let certificate = found.remove(0);
         Ok(Self { endorsement: *endorsement, certificate, roots: found })
     }
+}
+
+/// What a new key signs: who asks. Passed on by another node, it holds for nobody.
+pub(super) fn renewal(peer: &PeerIdentity, public_key: &[u8; 32]) -> Vec<u8> {
+    let head = b"octopii renew 1".as_slice();
+    let (cluster, node) = (peer.cluster.to_bytes(), peer.node_id.to_le_bytes());
+    [head, &cluster, &node, &[peer.role.byte()], public_key].concat()
 }
 
 /// What an authority signs beside a certificate: it, and whom its holder is to trust. Bound to the one certificate, so that no
@@ -278,5 +290,29 @@ mod tests {
         let third = second.renewed(key(), by(&alone, 1, PeerRole::Member)).unwrap();
         assert_eq!(third.roots(), alone.roots());
         assert!(third.renewed(key(), by(&ours, 1, PeerRole::Member)).is_err());
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_for_its_own_node_and_key_only() {
+        let (ours, key) = (ClusterAuthority::generate().unwrap(), NodeKey::generate().unwrap());
+        let peer = ours.issue(1).unwrap().peer();
+        let proof = key.renewal_proof(&peer).unwrap();
+        let renewed = ours.renew(&peer, &key.public(), &proof).unwrap();
+        assert_eq!(
+            renewed.certificate,
+            ours.certify(1, PeerRole::Member, &key.public()).unwrap().certificate
+        );
+        let refused = |peer: &PeerIdentity, key: &[u8; 32], proof: &[u8]| {
+            assert_eq!(ours.renew(peer, key, proof).unwrap_err(), IdentityError::NotProven);
+        };
+        // Passed on by another node, or by this one in another role.
+        refused(&PeerIdentity { node_id: 2, ..peer }, &key.public(), &proof);
+        refused(&PeerIdentity { role: PeerRole::Operator, ..peer }, &key.public(), &proof);
+        refused(&ClusterAuthority::generate().unwrap().issue(1).unwrap().peer(), &key.public(), &proof);
+        // Somebody else's key.
+        refused(&peer, &NodeKey::generate().unwrap().public(), &proof);
+        refused(&peer, &key.public(), &NodeKey::generate().unwrap().renewal_proof(&peer).unwrap());
+        refused(&peer, &key.public(), &proof[1..]);
+        refused(&peer, &key.public(), &[]);
     }
 }

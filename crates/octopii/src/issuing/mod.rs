@@ -84,12 +84,8 @@ impl Issuer {
     }
 
     /// A new certificate for a key of a node that has one already, with the same id and role.
-    pub(crate) fn renew(
-        &self,
-        peer: &PeerIdentity,
-        public_key: &[u8; 32],
-    ) -> Result<Certified, IdentityError> {
-        self.authority.certify(peer.node_id, peer.role, public_key)
+    pub(crate) fn renew(&self, peer: &PeerIdentity, request: &Renewal) -> Result<Certified, IdentityError> {
+        self.authority.renew(peer, &request.public_key, &request.proof)
     }
 
     pub(crate) fn revoke(&self, what: Revoked, at: u64) -> Result<Revocation, IdentityError> {

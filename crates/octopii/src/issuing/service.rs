@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use octopii_rpc::{Code, Context, Router, Status};
-use octopii_transport::{Certified, Executor, NodeId};
+use octopii_transport::{Certified, Executor, IdentityError, NodeId, NodeKey, PeerIdentity};
 use serde::{Deserialize, Serialize};
 
 use super::Issuer;
@@ -62,6 +62,14 @@ pub enum TokenState {
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Renewal {
     pub(crate) public_key: [u8; 32],
+    /// The new key's signature of who asks: 64 bytes.
+    pub(crate) proof: Vec<u8>,
+}
+
+impl Renewal {
+    pub(crate) fn new(key: &NodeKey, peer: &PeerIdentity) -> Result<Self, IdentityError> {
+        Ok(Self { public_key: key.public(), proof: key.renewal_proof(peer)?.to_vec() })
+    }
 }
 
 pub(crate) fn register(router: &mut Router, executor: &Executor, issuer: Option<&Arc<Issuer>>) {
@@ -97,10 +105,18 @@ pub(crate) fn register(router: &mut Router, executor: &Executor, issuer: Option<
         }
     });
     let renewing = Arc::clone(issuer);
-    router.register(RENEW, move |context: Context, Renewal { public_key }: Renewal| {
+    router.register(RENEW, move |context: Context, request: Renewal| {
         let renewed =
-            renewing.renew(&context.peer, &public_key).map(|certified: Certified| certified.to_bytes());
-        async move { renewed.map_err(|e| Status::new(Code::Internal, e.to_string())) }
+            renewing.renew(&context.peer, &request).map(|certified: Certified| certified.to_bytes());
+        async move {
+            renewed.map_err(|e| {
+                let code = match &e {
+                    IdentityError::NotProven => Code::PermissionDenied,
+                    _ => Code::Internal,
+                };
+                Status::new(code, e.to_string())
+            })
+        }
     });
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use octopii::{
-    Bincode, ClusterAuthority, Codec, Config, Context, Executor, OctopiiNode, OctopiiRuntime, PeerRole,
+    Bincode, ClusterAuthority, Code, Codec, Config, Context, Executor, OctopiiNode, OctopiiRuntime, PeerRole,
     RealVfs, RotateError, Router, RpcClient, ServerOptions, Status, Vfs,
 };
 use octopii_rpc::{Server, StreamKind};
@@ -81,9 +81,19 @@ impl Liar {
     }
 
     /// Passes on what it is asked to the issuing node, in its own name.
-    fn relaying(executor: &Executor, ours: &ClusterAuthority, to: SocketAddr) -> Self {
+    fn relaying(
+        executor: &Executor,
+        ours: &ClusterAuthority,
+        to: SocketAddr,
+        answer: &Arc<Mutex<Option<Result<Bytes, Status>>>>,
+    ) -> Self {
+        let answer = Arc::clone(answer);
         Self::new(executor, ours, PeerRole::Member, move |request, rpc| {
-            Box::pin(async move { rpc.call_raw(to, RENEW, request, SOON).await })
+            let answer = Arc::clone(&answer);
+            Box::pin(async move {
+                let told = rpc.call_raw(to, RENEW, request, SOON).await;
+                answer.lock().unwrap().insert(told).clone()
+            })
         })
     }
 }
@@ -98,10 +108,11 @@ fn whoever_answers_instead_of_the_issuing_node_gains_and_breaks_nothing() {
         let victim = victim(home.path(), &ours, &runtime).await;
         let on_disk = || std::fs::read(victim.data_dir().join("identity.pem")).unwrap();
         let (before, hash, executor) = (on_disk(), victim.identity().hash(), victim.executor().clone());
+        let passed_on = Arc::new(Mutex::new(None));
         let own = || ours.successor().unwrap().without_predecessors();
         let liars = [
             Liar::forging(&executor, &ours, PeerRole::Member, own()),
-            Liar::relaying(&executor, &ours, issuing.local_addr()),
+            Liar::relaying(&executor, &ours, issuing.local_addr(), &passed_on),
         ];
         for liar in &liars {
             victim.rotate_identity(Some(liar.endpoint.local_addr())).await.unwrap_err();
@@ -109,6 +120,9 @@ fn whoever_answers_instead_of_the_issuing_node_gains_and_breaks_nothing() {
             assert!(on_disk() == before, "the old key is gone");
             assert_eq!(victim.identity().hash(), hash);
         }
+        // The issuing node certifies no key for somebody else.
+        let answer = passed_on.lock().unwrap().take().expect("the liar has asked");
+        assert_eq!(answer.unwrap_err().code, Code::PermissionDenied);
         // Who is no member is not even asked.
         for role in [PeerRole::Client, PeerRole::Operator] {
             let authority = ClusterAuthority::from_pem(&ours.to_pem()).unwrap();
