@@ -257,6 +257,9 @@ pub(crate) struct Call {
     /// List the peer's methods, and what they take and give
     #[arg(long)]
     pub(crate) list: bool,
+    /// Show the metadata that comes back, on standard error
+    #[arg(long, short)]
+    pub(crate) verbose: bool,
     /// Give up after this long
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "10s")]
     pub(crate) timeout: Duration,

@@ -3,8 +3,8 @@
 use std::io::BufRead;
 
 use octopii::{
-    CallOptions, Client, Code, Encoding, METHODS, MethodInfo, OctopiiRuntime, Responses, RpcClient, Sender,
-    Status,
+    CallOptions, Client, Code, Encoding, METHODS, MethodInfo, OctopiiRuntime, ResponseMetadata, Responses,
+    RpcClient, Sender, Status,
 };
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -50,6 +50,24 @@ async fn call(rpc: &RpcClient, output: Output, args: &Call) -> Result<(), Failur
     }
     let mut options = CallOptions::new(left).encoding(Encoding::Json);
     options.idempotent = method.idempotent;
+    let received = ResponseMetadata::new();
+    options.response_metadata = args.verbose.then(|| received.clone());
+    let outcome = perform(rpc, output, args, method, options).await;
+    if args.verbose {
+        // Beside a failure as well.
+        output.metadata(&received.get());
+    }
+    outcome
+}
+
+async fn perform(
+    rpc: &RpcClient,
+    output: Output,
+    args: &Call,
+    method: &MethodInfo,
+    options: CallOptions,
+) -> Result<(), Failure> {
+    let name = method.name.as_str();
     let request = || parse(args.request.as_deref().unwrap_or("null"));
     match (method.streams_requests, method.streams_responses) {
         (false, false) => {

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use octopii::Metadata;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
@@ -46,6 +47,22 @@ impl Output {
     /// Whether anybody can read what is printed from now on.
     pub(crate) fn is_open(self) -> bool {
         !CLOSED.load(Ordering::Relaxed)
+    }
+
+    /// What came beside an answer, on standard error: text where it is text, hexadecimal digits otherwise.
+    pub(crate) fn metadata(self, metadata: &Metadata) {
+        for (name, value) in metadata.iter() {
+            let text = std::str::from_utf8(value).ok().filter(|text| !text.chars().any(char::is_control));
+            let hex = || value.iter().map(|b| format!("{b:02x}")).collect::<String>();
+            let line = match (self.json, text) {
+                (true, Some(text)) => json!({ "metadata": name, "value": text }).to_string(),
+                (true, None) => json!({ "metadata": name, "value_hex": hex() }).to_string(),
+                (false, Some(text)) => format!("{name}: {text}"),
+                (false, None) => format!("{name}: 0x{}", hex()),
+            };
+            // As with failures: nobody is left to tell.
+            let _ = writeln!(io::stderr(), "{line}");
+        }
     }
 
     /// Why the command failed, on standard error.

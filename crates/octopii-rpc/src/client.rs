@@ -21,8 +21,8 @@ pub use self::options::{CallOptions, ClientOptions, RetryPolicy};
 use self::retry::Budget;
 pub use self::stream::{Responses, Sender, Upload};
 use crate::context::Inherited;
-use crate::wire::{Head, INLINE, REFUSED, RESPONSE_OVERHEAD, Response};
-use crate::{Code, Metadata, Shape, Status};
+use crate::wire::{Head, INLINE, REFUSED, RESPONSE_OVERHEAD, Response, read_response_extras};
+use crate::{Code, Metadata, ResponseMetadata, Shape, Status};
 
 /// Calls methods of peers. Cloning is cheap, and clones share the retry budget. Calls may be awaited on any executor.
 ///
@@ -175,6 +175,10 @@ impl Client {
         body: &Bytes,
         begun: &Begun,
     ) -> Result<Bytes, Status> {
+        let received = begun.options.response_metadata.as_ref();
+        if let Some(received) = received {
+            received.clear();
+        }
         if self.shared.options.lanes && body.len() <= INLINE {
             let lane = self.shared.lanes.on(
                 connection,
@@ -183,14 +187,14 @@ impl Client {
                 self.shared.options.max_response,
             );
             let left = begun.left(self.endpoint.executor());
-            if let Some(call) = lane.begin(&begun.head(method, Shape::Unary, left), body) {
+            if let Some(call) = lane.begin(&begun.head(method, Shape::Unary, left), body, received) {
                 return call?.answer().await;
             }
         }
         let (mut send, mut recv) = self.open(connection, method, Shape::Unary, body, begun).await?;
         // An error means that the peer stopped reading: it may have answered before it read everything.
         let _ = send.finish();
-        self.read_response(&mut recv).await?.single()
+        self.read_response(&mut recv, received).await?.single()
     }
 
     /// Opens a stream and writes the head of a request and its body.
@@ -219,12 +223,34 @@ impl Client {
         Ok((send, recv))
     }
 
-    async fn read_response(&self, recv: &mut RecvStream) -> Result<Response, Status> {
-        match recv.read_frame(self.shared.options.max_response + RESPONSE_OVERHEAD).await {
-            Ok(Some(frame)) => Ok(Response::decode(frame)),
-            Ok(None) => Err(Status::new(Code::Unknown, "the peer ended the call without an answer")),
-            Err(e) => Err(unreadable(e, self.kind)),
+    /// The next response; the metadata ahead of it goes to `received`.
+    async fn read_response(
+        &self,
+        recv: &mut RecvStream,
+        received: Option<&ResponseMetadata>,
+    ) -> Result<Response, Status> {
+        loop {
+            match recv.read_frame(self.shared.options.max_response + RESPONSE_OVERHEAD).await {
+                Ok(Some(frame)) => match Response::decode(frame) {
+                    Response::Extras(extras) => take_extras(extras, received)?,
+                    response => return Ok(response),
+                },
+                Ok(None) => {
+                    return Err(Status::new(Code::Unknown, "the peer ended the call without an answer"));
+                }
+                Err(e) => return Err(unreadable(e, self.kind)),
+            }
         }
+    }
+}
+
+/// Keeps the metadata of a response, if somebody wants it.
+fn take_extras(extras: Bytes, received: Option<&ResponseMetadata>) -> Result<(), Status> {
+    match received {
+        Some(received) if !read_response_extras(extras, |name, value| received.add(name, value)) => {
+            Err(Status::new(Code::Unknown, "malformed response"))
+        }
+        _ => Ok(()),
     }
 }
 

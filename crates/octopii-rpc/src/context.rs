@@ -2,15 +2,17 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use octopii_transport::PeerIdentity;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::{Encoding, Metadata, Shape, TraceContext};
+use crate::wire::put_entry;
+use crate::{Encoding, Metadata, MetadataError, Shape, TraceContext};
 
 /// What a handler knows of a call besides its request.
 ///
@@ -50,6 +52,13 @@ impl Context {
         self.inherited().scope(future).await
     }
 
+    /// Sends an entry of metadata back beside the response: ahead of the one response, or of a failure; on a stream of
+    /// responses ahead of the next one or of the end. All that a call sends back has the bounds of [`Metadata`]. What is
+    /// added after the end reaches nobody.
+    pub fn respond_with(&self, name: &str, value: impl Into<Bytes>) -> Result<(), MetadataError> {
+        self.cancellation.0.respond_with(name, value.into())
+    }
+
     pub(crate) fn inherited(&self) -> Inherited {
         Inherited { deadline: self.deadline, trace: self.trace }
     }
@@ -87,12 +96,43 @@ pub struct Cancellation(Arc<Ended>);
 struct Ended {
     flag: AtomicBool,
     told: Notify,
+    /// Whether there is anything in `metadata`: most calls send none, and then nobody takes its lock.
+    responds: AtomicBool,
+    metadata: Mutex<Responding>,
+}
+
+/// What goes back beside the response, and how much of it has gone.
+#[derive(Debug, Default)]
+struct Responding {
+    metadata: Metadata,
+    gone: usize,
+}
+
+impl Ended {
+    fn respond_with(&self, name: &str, value: Bytes) -> Result<(), MetadataError> {
+        self.metadata.lock().expect("no panic while held").metadata.insert(name, value)?;
+        self.responds.store(true, Ordering::Release);
+        Ok(())
+    }
 }
 
 impl Cancellation {
     /// Whether the call has ended.
     pub fn is_cancelled(&self) -> bool {
         self.0.flag.load(Ordering::Acquire)
+    }
+
+    /// The metadata that has not gone back yet, as the extras of a response; `None`: there is none.
+    pub(crate) fn take_metadata(&self) -> Option<BytesMut> {
+        if !self.0.responds.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut responding = self.0.metadata.lock().expect("no panic while held");
+        let mut extras = BytesMut::new();
+        let entries = responding.metadata.iter().skip(responding.gone);
+        let gone = entries.map(|(name, value)| put_entry(name, value, &mut extras)).count();
+        responding.gone += gone;
+        (gone > 0).then_some(extras)
     }
 
     /// Waits for the end of the call. Cancel-safe.

@@ -4,13 +4,13 @@
 use bytes::{Buf, BufMut, Bytes};
 
 use crate::wire::{self, ForCaller, Head, OnLane, Request, Response};
-use crate::{Bincode, Codec, Json, TraceContext};
+use crate::{Bincode, Codec, Json, Metadata, TraceContext};
 
 /// Decodes `data` as whatever its first byte says.
 pub fn decode(data: &[u8]) {
     let Some((what, data)) = data.split_first() else { return };
     let bytes = Bytes::copy_from_slice(data);
-    match what % 6 {
+    match what % 7 {
         0 => request(bytes),
         1 => response(bytes),
         2 => match OnLane::decode(bytes) {
@@ -27,6 +27,7 @@ pub fn decode(data: &[u8]) {
                 assert_eq!(again.to_string().parse(), Ok(again), "a trace changed");
             }
         }
+        5 => extras(bytes),
         _ => {
             // A type with everything in it: lengths, options, strings, nesting.
             type Everything = Vec<(Option<String>, Vec<u64>, Result<i8, (bool, char)>)>;
@@ -57,6 +58,20 @@ fn request(frame: Bytes) {
     assert_eq!((again.head, again.body), (head, body), "a request changed");
 }
 
+/// What comes back beside a response: whatever is taken of it is within the bounds, and means the same when it is sent again.
+fn extras(bytes: Bytes) {
+    let mut metadata = Metadata::new();
+    // Of what is malformed, the beginning.
+    wire::read_response_extras(bytes, |name, value| metadata.insert(name, value));
+    let mut encoded = bytes::BytesMut::new();
+    for (name, value) in metadata.iter() {
+        wire::put_entry(name, value, &mut encoded);
+    }
+    let mut again = Metadata::new();
+    let read = wire::read_response_extras(encoded.freeze(), |name, value| again.insert(name, value));
+    assert!(read && again == metadata, "metadata changed");
+}
+
 fn response(frame: Bytes) {
     again(Response::decode(frame));
 }
@@ -73,7 +88,7 @@ fn again(response: Response) {
 
 /// Inputs to begin with: one of each.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let mut metadata = crate::Metadata::new();
+    let mut metadata = Metadata::new();
     metadata.insert("tenant", "acme").expect("a legal entry");
     let head = Head {
         method: "bank.balance",
@@ -87,6 +102,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let status = crate::Status::new(crate::Code::NotFound, "no")
         .with_advice(crate::Advice::After(std::time::Duration::from_secs(1)));
     let failure = wire::failure_frame(&status).slice(4..);
+    let mut extras = bytes::BytesMut::new();
+    wire::put_entry("served-by", b"node 7", &mut extras);
     let numbered = |tag: &[u8], rest: &[u8]| [tag, &7u32.to_le_bytes(), rest].concat();
     let trace = TraceContext::begin(true).to_string();
     [
@@ -95,8 +112,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
         numbered(&[2, 0], &request),
         numbered(&[3], &failure),
         [&[4][..], trace.as_bytes()].concat(),
-        vec![5, 1, 1, 1, b'x', 2, 1, 2, 0, 3],
-        b"\x05[[\"x\",[1,2],{\"Ok\":3}]]".to_vec(),
+        [&[5][..], &extras].concat(),
+        vec![6, 1, 1, 1, b'x', 2, 1, 2, 0, 3],
+        b"\x06[[\"x\",[1,2],{\"Ok\":3}]]".to_vec(),
     ]
     .into()
 }

@@ -8,7 +8,8 @@
 //! - [`Messenger`] sends one-way messages; sending returns when the peer's application has taken the message.
 //! - [`Status`] is how calls fail: its [`Code`] and its [`Advice`] tell whether to try again.
 //! - [`Codec`], [`Bincode`] and [`Json`] turn typed values into bytes; below them everything is [`Bytes`](bytes::Bytes).
-//! - [`Context`] is what a handler knows: who calls, until when, with what [`Metadata`], in which [trace](TraceContext).
+//! - [`Context`] is what a handler knows: who calls, until when, with what [`Metadata`], in which [trace](TraceContext); and
+//!   where it puts what goes back beside the response.
 //!
 //! Every call has a deadline, which travels with the request, is enforced on both sides, and is inherited by the calls that
 //! its handler makes. Dropping the future of a call cancels its handler. All bounds are in [`ServerOptions`],
@@ -37,7 +38,7 @@ pub use client::{CallOptions, Client, ClientOptions, Responses, RetryPolicy, Sen
 pub use codec::{Bincode, Codec, CodecError, Encoding, Json};
 pub use context::{Cancellation, Context};
 pub use message::{Message, Messenger, MessengerOptions};
-pub use metadata::{MAX_METADATA_BYTES, MAX_METADATA_ENTRIES, Metadata, MetadataError};
+pub use metadata::{MAX_METADATA_BYTES, MAX_METADATA_ENTRIES, Metadata, MetadataError, ResponseMetadata};
 pub use middleware::{Call, Channel, HandlerService};
 pub use octopii_transport::StreamKind;
 pub use reflection::{METHODS, MethodInfo};

@@ -1,4 +1,6 @@
-//! What a caller sends along with a request.
+//! What a caller sends along with a request, and a handler beside its response.
+
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
@@ -9,10 +11,11 @@ pub const MAX_METADATA_BYTES: usize = 8 << 10;
 /// Longest key in bytes.
 const MAX_KEY: usize = 64;
 
-/// Names and values that a caller sends along with a request: a tenant, a priority, a token of the application's own.
+/// Names and values that a caller sends along with a request (a tenant, a priority, a token of the application's own), or a
+/// handler beside its response ([`Context::respond_with`](crate::Context::respond_with)).
 ///
 /// At most [`MAX_METADATA_ENTRIES`] entries and [`MAX_METADATA_BYTES`] bytes. A name may occur more than once. Metadata is not
-/// passed on to calls that a handler makes.
+/// passed on to calls that a handler makes, nor from their responses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Metadata {
     entries: Vec<(String, Bytes)>,
@@ -28,8 +31,8 @@ pub enum MetadataError {
     Name(String),
     /// There are too many entries or bytes.
     #[error(
-        "more metadata than travels with a request ({MAX_METADATA_ENTRIES} entries, {MAX_METADATA_BYTES} bytes): put it \
-         into the request"
+        "more metadata than travels beside a request or response ({MAX_METADATA_ENTRIES} entries, {MAX_METADATA_BYTES} bytes): put it \
+         into the body"
     )]
     TooMuch,
 }
@@ -78,6 +81,34 @@ impl Metadata {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+}
+
+/// Where a call puts the metadata that comes back: give it to [`CallOptions::response_metadata`](crate::CallOptions), and look
+/// into it when the call has ended, well or not.
+///
+/// On a stream of responses, it holds what has come ahead of the responses taken so far, and everything when the stream has ended.
+/// Each attempt of a call begins with none, so calls at the same time want one each. Cloning gives another handle to the same.
+#[derive(Debug, Clone, Default)]
+pub struct ResponseMetadata(Arc<Mutex<Metadata>>);
+
+impl ResponseMetadata {
+    /// Nothing has come yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What has come so far.
+    pub fn get(&self) -> Metadata {
+        self.0.lock().expect("no panic while held").clone()
+    }
+
+    pub(crate) fn clear(&self) {
+        *self.0.lock().expect("no panic while held") = Metadata::new();
+    }
+
+    pub(crate) fn add(&self, name: &str, value: Bytes) -> Result<(), MetadataError> {
+        self.0.lock().expect("no panic while held").insert(name, value)
     }
 }
 

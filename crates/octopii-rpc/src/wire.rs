@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use crate::{Advice, Code, Encoding, Metadata, Shape, Status, TraceContext};
+use crate::{Advice, Code, Encoding, Metadata, MetadataError, Shape, Status, TraceContext};
 
 const VERSION: u8 = 1;
 const OK: u8 = 0;
 const ITEM: u8 = 255;
 /// On a lane: the beginning of a response, of which more follows.
 const PART: u8 = 254;
+/// What comes back beside responses: extras, as a request has them.
+const EXTRAS: u8 = 253;
 /// The shape that is no call's: the stream is a lane, on which many follow each other.
 const LANE: u8 = 4;
 const LANE_CALL: u8 = 0;
@@ -106,13 +108,69 @@ impl Head<&str, &Metadata> {
             out.put_slice(&trace.to_bytes());
         }
         for (name, value) in self.metadata.iter() {
-            out.put_u8(METADATA);
-            out.put_u16_le((1 + name.len() + value.len()) as u16);
-            out.put_u8(name.len() as u8);
-            out.put_slice(name.as_bytes());
-            out.put_slice(value);
+            put_entry(name, value, out);
         }
     }
+}
+
+/// Appends an entry of metadata as an extra. The bounds on metadata keep its length far below 64 KiB.
+pub(crate) fn put_entry(name: &str, value: &[u8], out: &mut BytesMut) {
+    out.put_u8(METADATA);
+    out.put_u16_le((1 + name.len() + value.len()) as u16);
+    out.put_u8(name.len() as u8);
+    out.put_slice(name.as_bytes());
+    out.put_slice(value);
+}
+
+/// Takes the next extra: its tag and value.
+fn take_extra(extras: &mut Bytes) -> Result<(u8, Bytes), Status> {
+    let tag = extras.try_get_u8().map_err(malformed)?;
+    let len = usize::from(extras.try_get_u16_le().map_err(malformed)?);
+    Ok((tag, take(extras, len)?))
+}
+
+/// Reads an entry of metadata and hands it over.
+fn read_entry(
+    mut value: Bytes,
+    insert: impl FnOnce(&str, Bytes) -> Result<(), MetadataError>,
+) -> Result<(), Status> {
+    let name = usize::from(value.try_get_u8().map_err(malformed)?);
+    let name = take(&mut value, name)?;
+    let name = std::str::from_utf8(&name).map_err(malformed)?;
+    insert(name, value).map_err(|e| Status::new(Code::InvalidArgument, e.to_string()))
+}
+
+/// Hands the metadata of a response over; false if it is malformed or more than there may be.
+pub(crate) fn read_response_extras(
+    mut extras: Bytes,
+    mut insert: impl FnMut(&str, Bytes) -> Result<(), MetadataError>,
+) -> bool {
+    while !extras.is_empty() {
+        let read = take_extra(&mut extras).and_then(|(tag, value)| match tag {
+            METADATA => read_entry(value, &mut insert),
+            // A later release's.
+            _ => Ok(()),
+        });
+        if read.is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+/// Appends a whole frame, with its length, of what comes back beside a response.
+pub(crate) fn put_response_extras(extras: &[u8], out: &mut BytesMut) {
+    out.put_u32_le((1 + extras.len()) as u32);
+    out.put_u8(EXTRAS);
+    out.put_slice(extras);
+}
+
+/// The same on a lane.
+pub(crate) fn put_lane_extras(id: u32, extras: &[u8], out: &mut BytesMut) {
+    out.put_u32_le((4 + 1 + extras.len()) as u32);
+    out.put_u32_le(id);
+    out.put_u8(EXTRAS);
+    out.put_slice(extras);
 }
 
 /// The frame that makes a stream a lane.
@@ -219,22 +277,13 @@ impl Request {
 
 impl Head<String, Metadata> {
     fn decode_extra(&mut self, extras: &mut Bytes) -> Result<(), Status> {
-        let tag = extras.try_get_u8().map_err(malformed)?;
-        let len = usize::from(extras.try_get_u16_le().map_err(malformed)?);
-        let mut value = take(extras, len)?;
+        let (tag, value) = take_extra(extras)?;
         match tag {
             TRACE => {
                 let trace = TraceContext::from_bytes(&value);
                 self.trace = Some(trace.ok_or_else(|| malformed("trace context"))?);
             }
-            METADATA => {
-                let name = usize::from(value.try_get_u8().map_err(malformed)?);
-                let name = take(&mut value, name)?;
-                let name = std::str::from_utf8(&name).map_err(malformed)?;
-                self.metadata
-                    .insert(name, value)
-                    .map_err(|e| Status::new(Code::InvalidArgument, e.to_string()))?;
-            }
+            METADATA => read_entry(value, |name, value| self.metadata.insert(name, value))?,
             // A later release's: what it adds here must not matter to who does not know it.
             _ => {}
         }
@@ -257,6 +306,8 @@ pub(crate) enum Response {
     Item(Bytes),
     /// The response, or the end of a stream of them.
     Done(Bytes),
+    /// What comes beside the next of the others.
+    Extras(Bytes),
     Failed(Status),
 }
 
@@ -298,6 +349,7 @@ impl Response {
         match code {
             OK => Self::Done(frame),
             ITEM => Self::Item(frame),
+            EXTRAS => Self::Extras(frame),
             code => Self::decode_failure(code, frame).map_or_else(malformed, Self::Failed),
         }
     }
@@ -325,7 +377,9 @@ impl Response {
         match self {
             Self::Done(body) => Ok(body),
             Self::Failed(status) => Err(status),
-            Self::Item(_) => Err(Status::new(Code::Unknown, "a stream of responses where one was asked for")),
+            Self::Item(_) | Self::Extras(_) => {
+                Err(Status::new(Code::Unknown, "a stream of responses where one was asked for"))
+            }
         }
     }
 }
@@ -423,6 +477,33 @@ mod tests {
         let bytes = failure_frame(&brief);
         assert_eq!(bytes, b"\x0d\0\0\0\x05\x02\x2c\x01\0\0\x02\0nowhy"[..]);
         assert_eq!(Response::decode(bytes.slice(4..)), Response::Failed(brief));
+    }
+
+    #[test]
+    fn golden_metadata_of_responses() {
+        let mut extras = BytesMut::new();
+        put_entry("served-by", b"node 7", &mut extras);
+        let mut frame = BytesMut::new();
+        put_response_extras(&extras, &mut frame);
+        let entry = b"\x02\x10\0\x09served-bynode 7";
+        assert_eq!(frame, [&[20, 0, 0, 0, 253][..], entry].concat());
+        let mut on_lane = BytesMut::new();
+        put_lane_extras(7, &extras, &mut on_lane);
+        assert_eq!(on_lane, [&[24, 0, 0, 0, 7, 0, 0, 0, 253][..], entry].concat());
+        let read = |bytes: &[u8]| {
+            let mut metadata = Metadata::new();
+            let whole = read_response_extras(Bytes::copy_from_slice(bytes), |n, v| metadata.insert(n, v));
+            whole.then_some(metadata)
+        };
+        let Response::Extras(back) = Response::decode(frame.freeze().slice(4..)) else { panic!("others") };
+        assert_eq!(read(&back).unwrap().get_str("served-by"), Some("node 7"));
+        // Something of a later release, and then ours.
+        let later = [&[9, 1, 0, 5][..], entry].concat();
+        assert_eq!(read(&later).unwrap().iter().count(), 1);
+        for cut in 1..entry.len() {
+            assert_eq!(read(&entry[..cut]), None, "{cut}");
+        }
+        assert_eq!(read(&entry.repeat(65)), None, "more than there may be");
     }
 
     #[test]

@@ -70,8 +70,9 @@ pub use octopii_raft::{
 };
 pub use octopii_rpc::{
     Advice, Bincode, CallOptions, Client as RpcClient, ClientOptions, Code, Codec, CodecError, Context,
-    Encoding, Json, METHODS, MessengerOptions, Metadata, MethodInfo, Requests, ResponseStream, Responses,
-    RetryPolicy, Router, Sender, ServerOptions, Status, TraceContext, Upload, service,
+    Encoding, Json, METHODS, MessengerOptions, Metadata, MetadataError, MethodInfo, Requests,
+    ResponseMetadata, ResponseStream, Responses, RetryPolicy, Router, Sender, ServerOptions, Status,
+    TraceContext, Upload, service,
 };
 pub use octopii_transfer::{
     AckLevel, ChunkSource, Destination, Digest, Distribution, EntryFailure, EntryFn, EntryOutcome,

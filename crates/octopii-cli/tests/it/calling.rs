@@ -17,7 +17,7 @@ fn methods_are_listed_and_called_in_json() {
     let one: Value = serde_json::from_str(&some).unwrap();
     assert_eq!((&one["name"], &one["json"]), (&Value::from("octopii.status"), &Value::from(true)));
 
-    let status = succeeded(&home.run(&["call", &address, "octopii.status"]));
+    let status = succeeded(&home.run(&["call", &address, "octopii.status", "--verbose"]));
     let status: Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["addr"], address.as_str());
 

@@ -9,9 +9,9 @@ use octopii_transport::{Connection, Executor, RecvStream, SendStream, StreamErro
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep};
 
-use super::unreadable;
+use super::{take_extras, unreadable};
 use crate::wire::{self, ForCaller, Head, LANE_RESPONSE, OPEN_LANE, REFUSED, Response};
-use crate::{Advice, Code, Metadata, Status};
+use crate::{Advice, Code, Metadata, ResponseMetadata, Status};
 
 /// Requests that wait to be written; with more, calls take a stream of their own, where flow control makes them wait.
 const MAX_UNWRITTEN: usize = 64 << 10;
@@ -78,6 +78,7 @@ impl State {
 #[derive(Debug)]
 struct Waiting {
     answer: oneshot::Sender<Result<Bytes, Status>>,
+    received: Option<ResponseMetadata>,
     /// The parts of the response that have come.
     parts: BytesMut,
 }
@@ -121,6 +122,7 @@ impl Lane {
         self: &Arc<Self>,
         head: &Head<&str, &Metadata>,
         body: &[u8],
+        received: Option<&ResponseMetadata>,
     ) -> Option<Result<OnLane, Status>> {
         let mut state = self.state();
         if state.closed || state.unwritten.len() > MAX_UNWRITTEN {
@@ -137,7 +139,7 @@ impl Lane {
             return Some(Err(status));
         }
         let (answer, answered) = oneshot::channel();
-        state.waiting.insert(id, Waiting { answer, parts: BytesMut::new() });
+        state.waiting.insert(id, Waiting { answer, received: received.cloned(), parts: BytesMut::new() });
         drop(state);
         self.asked.notify_one();
         Some(Ok(OnLane { lane: Arc::clone(self), id, answer: answered }))
@@ -192,9 +194,15 @@ impl Lane {
                 waiting.parts.extend_from_slice(&bytes);
                 return true;
             }
+            ForCaller::Last(Response::Extras(extras)) => {
+                match take_extras(extras, waiting.received.as_ref()) {
+                    Ok(()) => return true,
+                    Err(status) => Response::Failed(status),
+                }
+            }
             ForCaller::Last(response) => response,
         };
-        let Some(Waiting { answer, mut parts }) = state.waiting.remove(&id) else { return true };
+        let Some(Waiting { answer, mut parts, received: _ }) = state.waiting.remove(&id) else { return true };
         drop(state);
         let result = match response.single() {
             Ok(rest) if !parts.is_empty() => {
@@ -325,7 +333,7 @@ mod tests {
             trace: None,
             metadata: &metadata,
         };
-        let call = || lane.begin(&head, b"body").expect("it is open").expect("legal");
+        let call = || lane.begin(&head, b"body", None).expect("it is open").expect("legal");
         let written = [call(), call()];
         {
             // As the writing side does.
@@ -341,6 +349,6 @@ mod tests {
         for call in unwritten {
             assert_eq!(call.answer().await.unwrap_err().code, Code::Unavailable);
         }
-        assert!(lane.begin(&head, b"body").is_none());
+        assert!(lane.begin(&head, b"body", None).is_none());
     }
 }

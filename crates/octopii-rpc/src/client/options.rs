@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Encoding, Metadata, TraceContext};
+use crate::{Encoding, Metadata, ResponseMetadata, TraceContext};
 
 /// Bounds and policies of a [`Client`](crate::Client).
 #[derive(Debug, Clone)]
@@ -72,6 +72,8 @@ pub struct CallOptions {
     pub idempotent: bool,
     /// How its bodies are written. Default [`Encoding::Native`].
     pub encoding: Encoding,
+    /// Where the metadata that comes back goes. Default `None`: it is passed over.
+    pub response_metadata: Option<ResponseMetadata>,
 }
 
 impl CallOptions {
@@ -83,6 +85,7 @@ impl CallOptions {
             trace: None,
             idempotent: false,
             encoding: Encoding::Native,
+            response_metadata: None,
         }
     }
 
@@ -97,6 +100,13 @@ impl CallOptions {
     #[must_use]
     pub fn metadata(mut self, metadata: Metadata) -> Self {
         self.metadata = metadata;
+        self
+    }
+
+    /// Puts the metadata that comes back there.
+    #[must_use]
+    pub fn response_metadata(mut self, metadata: &ResponseMetadata) -> Self {
+        self.response_metadata = Some(metadata.clone());
         self
     }
 

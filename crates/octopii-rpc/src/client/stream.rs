@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::{CallOptions, Client, Progress, malformed};
 use crate::wire::{INLINE, Response};
-use crate::{Code, Encoding, Shape, Status};
+use crate::{Code, Encoding, ResponseMetadata, Shape, Status};
 
 impl Client {
     /// Calls a method that answers with a stream of responses. Returns when the request has been sent: a method that is
@@ -97,6 +97,10 @@ impl Client {
         options: CallOptions,
     ) -> Result<(RawSender, BoxStream<'static, Result<Bytes, Status>>), Status> {
         let begun = self.begin(options);
+        let received = begun.options.response_metadata.clone();
+        if let Some(received) = &received {
+            received.clear();
+        }
         let progress = Progress::default();
         let opening = async {
             let connection = self.connect(addr).await?;
@@ -121,6 +125,7 @@ impl Client {
         let state = Reading {
             client: self.clone(),
             recv,
+            received,
             timer: Box::pin(timer),
             single: !shape.streams_responses(),
         };
@@ -140,6 +145,7 @@ impl Client {
 struct Reading {
     client: Client,
     recv: RecvStream,
+    received: Option<ResponseMetadata>,
     timer: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// One response is to come, and no stream of them.
     single: bool,
@@ -149,7 +155,7 @@ impl Reading {
     async fn next(&mut self) -> Result<Option<Bytes>, Status> {
         let response = tokio::select! {
             biased;
-            response = self.client.read_response(&mut self.recv) => response?,
+            response = self.client.read_response(&mut self.recv, self.received.as_ref()) => response?,
             () = &mut self.timer => {
                 return Err(Status::new(Code::DeadlineExceeded, "the call did not end in time"));
             }
@@ -159,7 +165,7 @@ impl Reading {
             Response::Done(body) if self.single => Ok(Some(body)),
             Response::Done(_) if !self.single => Ok(None),
             Response::Failed(status) => Err(status),
-            Response::Item(_) | Response::Done(_) => {
+            Response::Item(_) | Response::Done(_) | Response::Extras(_) => {
                 Err(Status::new(Code::Unknown, "the peer answered in another shape than was asked for"))
             }
         }

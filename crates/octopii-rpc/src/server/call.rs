@@ -14,7 +14,9 @@ use crate::context::EndOnDrop;
 use crate::router::Method;
 use crate::server::admission::{Memory, Permit};
 use crate::server::{Shared, lane};
-use crate::wire::{self, Head, INLINE, REFUSED, REQUEST_OVERHEAD, failure_frame, response_head};
+use crate::wire::{
+    self, Head, INLINE, REFUSED, REQUEST_OVERHEAD, failure_frame, put_response_extras, response_head,
+};
 use crate::{Body, Cancellation, Code, Context, Metadata, Reply, Request, Shape, Status};
 
 /// How a call ends that has no whole response.
@@ -87,18 +89,28 @@ async fn run(
     };
     let ended = EndOnDrop(Cancellation::default());
     let context = context(connection, connection.remote_addr(), head, granted, &ended);
-    let inherited = context.inherited();
+    let (inherited, told) = (context.inherited(), ended.0.clone());
     let answer = async {
         // The call itself may panic as well as its future.
         let call =
             AssertUnwindSafe(async { (method.handler)(Request { context, body }).await }).catch_unwind();
         let reply = until(granted, send, call).await?.map_err(|_| panicked())??;
         match reply {
-            Reply::Whole(body) => respond(shared, send, body, granted).await,
-            Reply::Stream(stream) => respond_with_stream(shared, send, stream, granted).await,
+            Reply::Whole(body) => respond(shared, send, body, granted, &told).await,
+            Reply::Stream(stream) => respond_with_stream(shared, send, stream, granted, &told).await,
         }
     };
-    inherited.scope(answer).await
+    let outcome = inherited.scope(answer).await;
+    if matches!(outcome, Err(Ending::Failed(_)))
+        && let Some(extras) = told.take_metadata()
+    {
+        let mut frame = BytesMut::new();
+        put_response_extras(&extras, &mut frame);
+        let last = granted.max(Instant::now() + shared.options.request_timeout);
+        // Whoever does not take it does not take the failure behind it either.
+        let _ = timeout_at(last, send.write_chunk(frame.freeze())).await;
+    }
+    outcome
 }
 
 /// A call that may run.
@@ -263,17 +275,22 @@ async fn respond(
     send: &mut SendStream,
     body: Bytes,
     deadline: Instant,
+    told: &Cancellation,
 ) -> Result<(), Ending> {
     let head = response_head(true, body.len())?;
     let last = deadline.max(Instant::now() + shared.options.request_timeout);
     let writing = async {
-        if body.len() <= INLINE {
-            let mut whole = BytesMut::with_capacity(head.len() + body.len());
-            whole.put_slice(&head);
-            whole.put_slice(&body);
-            send.write_chunk(whole.freeze()).await
+        let small = body.len() <= INLINE;
+        let mut first = BytesMut::with_capacity(head.len() + if small { body.len() } else { 0 });
+        if let Some(extras) = told.take_metadata() {
+            put_response_extras(&extras, &mut first);
+        }
+        first.put_slice(&head);
+        if small {
+            first.put_slice(&body);
+            send.write_chunk(first.freeze()).await
         } else {
-            send.write_chunks(&mut [Bytes::copy_from_slice(&head), body]).await
+            send.write_chunks(&mut [first.freeze(), body]).await
         }
     };
     match timeout_at(last, writing).await {
@@ -295,6 +312,7 @@ async fn respond_with_stream(
     send: &mut SendStream,
     mut stream: BoxStream<'static, Result<Bytes, Status>>,
     deadline: Instant,
+    told: &Cancellation,
 ) -> Result<(), Ending> {
     let mut batch = BytesMut::new();
     loop {
@@ -304,6 +322,9 @@ async fn respond_with_stream(
         let mut end = None;
         let mut large = None;
         while let Some(ready) = item.take() {
+            if let Some(extras) = told.take_metadata() {
+                put_response_extras(&extras, &mut batch);
+            }
             match ready {
                 Some(Ok(body)) => {
                     batch.put_slice(&response_head(false, body.len())?);

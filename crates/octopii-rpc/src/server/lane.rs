@@ -18,7 +18,9 @@ use crate::context::EndOnDrop;
 use crate::server::Shared;
 use crate::server::admission::Permit;
 use crate::server::call::{Begun, begin, context, panicked};
-use crate::wire::{INLINE, LANE_PIECE, LANE_REQUEST, OnLane, put_lane_failure, put_lane_response};
+use crate::wire::{
+    INLINE, LANE_PIECE, LANE_REQUEST, OnLane, put_lane_extras, put_lane_failure, put_lane_response,
+};
 use crate::{Body, Cancellation, Code, Reply, Request, Shape, Status};
 
 /// Small responses that are made before they are written.
@@ -139,7 +141,7 @@ impl Lane<'_> {
                     return false;
                 }
                 if let Err(status) = self.call(id, frame) {
-                    self.out.respond(id, Err(status), None, false);
+                    self.out.respond(id, (Err(status), None), None, false);
                 }
                 true
             }
@@ -168,16 +170,16 @@ impl Lane<'_> {
         };
         let (handler, inherited) = (Arc::clone(&method.handler), request.context.inherited());
         let call = async move {
-            let _ended = ended;
             // The call itself may panic as well as its future.
-            match AssertUnwindSafe(async { handler(request).await }).catch_unwind().await {
+            let result = match AssertUnwindSafe(async { handler(request).await }).catch_unwind().await {
                 Ok(Ok(Reply::Whole(body))) => Ok(body),
                 Ok(Ok(Reply::Stream(_))) => {
                     Err(Status::new(Code::Internal, "the handler answered with a stream"))
                 }
                 Ok(Err(status)) => Err(status),
                 Err(_) => Err(panicked()),
-            }
+            };
+            (result, ended.0.take_metadata())
         };
         let mut call = Box::pin(inherited.scope(call));
         // Most handlers are done at once: a task for each would cost more than they do.
@@ -194,7 +196,7 @@ impl Lane<'_> {
         let out = Arc::clone(&self.out);
         let task = self.shared.executor.spawn(async move {
             let result = timeout_at(deadline, call).await.unwrap_or_else(|_| {
-                Err(Status::new(Code::DeadlineExceeded, "the handler did not finish in time"))
+                (Err(Status::new(Code::DeadlineExceeded, "the handler did not finish in time")), None)
             });
             out.respond(id, result, Some(permit), true);
             out.made.notify_one();
@@ -215,6 +217,9 @@ impl Drop for Running {
         self.tasks.values().for_each(AbortHandle::abort);
     }
 }
+
+/// A response, and the extras beside it.
+type Made = (Result<Bytes, Status>, Option<BytesMut>);
 
 /// Responses that are made and not yet written.
 #[derive(Default)]
@@ -257,8 +262,11 @@ impl Out {
         state.small.len() < BATCH && state.permits.len() < BATCH_CALLS
     }
 
-    fn respond(&self, id: u32, result: Result<Bytes, Status>, permit: Option<Permit>, task: bool) {
+    fn respond(&self, id: u32, (result, extras): Made, permit: Option<Permit>, task: bool) {
         let mut state = self.state();
+        if let Some(extras) = extras {
+            put_lane_extras(id, &extras, &mut state.small);
+        }
         if task {
             // In one go with the response: whoever has read it may use the number again.
             state.ended.push(id);

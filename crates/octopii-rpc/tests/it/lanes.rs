@@ -316,7 +316,7 @@ async fn a_connection_with_an_idle_lane_counts_as_unused() {
         until(|| a.open_connections() == 0 && b.open_connections() == 0).await;
     }
     // While a call waits, the lane stays.
-    let options = CallOptions::new(Duration::from_secs(3));
+    let options = CallOptions::new(Duration::from_millis(2500));
     let waited = client.call::<_, ()>(b.local_addr(), "never", &(), options).await.unwrap_err();
     assert_eq!(waited.code, Code::DeadlineExceeded);
 }

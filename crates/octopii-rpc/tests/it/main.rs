@@ -11,6 +11,7 @@ mod hostile;
 mod inherited;
 mod lanes;
 mod messages;
+mod response_metadata;
 mod retry;
 mod services;
 mod shutdown;
