@@ -68,8 +68,12 @@ struct CloseOnDrop(quinn::Endpoint);
 
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
-        self.0.close(0u32.into(), b"the node stopped");
+        close(&self.0);
     }
+}
+
+fn close(quic: &quinn::Endpoint) {
+    quic.close(0u32.into(), b"the node stopped");
 }
 
 impl Endpoint {
@@ -261,9 +265,15 @@ impl Endpoint {
             .collect()
     }
 
+    /// Closes every connection without waiting, as dropping the last handle does, though there may be others: in handlers, for
+    /// instance, which live as long as the connections on which they are called. Idempotent.
+    pub fn close_now(&self) {
+        close(&self.shared.quic);
+    }
+
     /// Closes every connection, and waits at most `deadline` until peers have been told. Idempotent.
     pub async fn close(&self, deadline: Duration) {
-        self.shared.quic.close(0u32.into(), b"the node stopped");
+        self.close_now();
         let quic = self.shared.quic.clone();
         let wait = async move {
             // Running out of time only means that a peer learns of it by its own idle timeout.

@@ -58,6 +58,8 @@ pub(crate) struct Parts {
 impl Drop for Parts {
     fn drop(&mut self) {
         self.joining.abort();
+        // Handlers have handles of the endpoint, and live as long as a peer's connection: nothing would ever end.
+        self.endpoint.close_now();
     }
 }
 

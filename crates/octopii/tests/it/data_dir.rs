@@ -2,10 +2,13 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
+use octopii::wal::OpenError;
 use octopii::{
-    BindError, ClusterAuthority, Config, DataDirError, IdentitySource, OctopiiNode, OctopiiRuntime,
-    StartError,
+    BindError, ClusterAuthority, Config, Context, DataDirError, IdentitySource, OctopiiNode, OctopiiRuntime,
+    Router, StartError,
 };
 use tempfile::tempdir;
 
@@ -32,10 +35,49 @@ fn a_second_node_on_one_directory_is_refused_however_the_path_is_spelt() {
     drop(first);
     // Tasks let go of their handles a moment after the node is dropped.
     let again = (0..200).find_map(|_| {
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10));
         start(&runtime, config(home.path(), "node")).ok()
     });
     assert_eq!(again.expect("the directory is free again").node_id(), id);
+}
+
+/// A peer's call that never ends keeps the handlers alive, and some of them have handles of everything.
+#[test]
+fn a_dropped_node_is_gone_although_a_peer_is_being_served() {
+    let home = tempdir().unwrap();
+    let runtime = OctopiiRuntime::new(2);
+    let peer = start(&runtime, config(home.path(), "peer")).unwrap();
+    for consensus in [false, true] {
+        let dir = format!("node-{consensus}");
+        let with = |bind| Config { consensus, bind, ..config(home.path(), &dir) };
+        let mut router = Router::new();
+        router.register_server_stream("watch", |_: Context, (): ()| async {
+            Ok(stream::once(async { Ok(7u64) }).chain(stream::pending()))
+        });
+        let builder = OctopiiNode::builder(with(SocketAddr::from(([127, 0, 0, 1], 0)))).router(router);
+        let node = runtime.block_on(builder.start(&runtime)).unwrap();
+        let (id, addr) = (node.node_id(), node.local_addr());
+        let mut watched = runtime
+            .block_on(peer.rpc().server_stream::<_, u64>(addr, "watch", &(), Duration::from_secs(600)))
+            .unwrap();
+        assert_eq!(runtime.block_on(watched.next()).unwrap().unwrap(), 7);
+        drop(node);
+        let again = (0..2000).find_map(|_| match start(&runtime, with(addr)) {
+            Ok(node) => Some(node),
+            Err(
+                StartError::Bind(BindError::AddressInUse(_))
+                | StartError::DataDir(DataDirError::Locked { .. })
+                | StartError::Wal(OpenError::Locked { .. }),
+            ) => {
+                std::thread::sleep(Duration::from_millis(10));
+                None
+            }
+            Err(e) => panic!("{e}"),
+        });
+        let again = again.expect("port, directory and log are free again");
+        assert_eq!((again.node_id(), again.local_addr()), (id, addr));
+        runtime.block_on(watched.next()).expect("an answer").expect_err("the call has ended with its node");
+    }
 }
 
 #[test]
