@@ -15,11 +15,22 @@ use crate::{Digest, TransferError};
 #[derive(Debug)]
 pub(super) struct Unsettled {
     pub(super) path: PathBuf,
-    pub(super) what: What,
+    what: What,
+    stage: Stage,
+}
+
+/// How far an entry has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Told,
+    /// A result is to come.
+    Wanted,
+    /// Of a file: its content, too, is on its way.
+    Sent,
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) enum What {
+enum What {
     File {
         size: u64,
         modified: Timestamp,
@@ -27,8 +38,10 @@ pub(super) enum What {
     },
     Link,
     Directory,
-    /// A directory's beginning, or something left out: its verdict settles it.
-    Line,
+    /// A directory's beginning: its verdict settles it.
+    Beginning,
+    /// It is refused by a receiver, whatever that thinks of it: so both sides count it.
+    LeftOut,
 }
 
 /// A file the receiver asked for.
@@ -66,15 +79,15 @@ impl State {
                 }
                 Entry::Link { .. } => What::Link,
                 Entry::End { .. } => What::Directory,
-                Entry::Directory { .. } => What::Line,
+                Entry::Directory { .. } => What::Beginning,
                 Entry::LeftOut { .. } => {
                     if let Some(why) = left_out {
                         self.left_out.insert(self.next, why);
                     }
-                    What::Line
+                    What::LeftOut
                 }
             };
-            self.unsettled.insert(self.next, Unsettled { path, what });
+            self.unsettled.insert(self.next, Unsettled { path, what, stage: Stage::Told });
             self.next += 1;
         }
     }
@@ -86,15 +99,22 @@ impl State {
     ) -> Result<Vec<(PathBuf, EntryOutcome)>, TransferError> {
         let mut settled = Vec::new();
         for (entry, verdict) in (first..).zip(verdicts) {
-            let Some(Unsettled { what, path }) = self.unsettled.get(&entry) else {
+            let Some(Unsettled { what, path, stage }) = self.unsettled.get_mut(&entry) else {
                 return Err(TransferError::Protocol("a verdict on what was not told"));
             };
+            // What was asked for is remembered until it is sent: once each, so that the window bounds it.
+            if *stage != Stage::Told {
+                return Err(TransferError::Protocol("a second verdict on an entry"));
+            }
+            if verdict == Verdict::Wanted {
+                *stage = Stage::Wanted;
+            }
             match (verdict, *what) {
                 (Verdict::Wanted, What::File { size, modified, digest }) => {
                     self.jobs.push_back(Job { entry, path: path.clone(), size, modified, digest });
                 }
                 (Verdict::Wanted, What::Link | What::Directory) => {}
-                (Verdict::Noted, What::Line | What::Directory) => {
+                (Verdict::Noted, What::Beginning | What::Directory) => {
                     self.unsettled.remove(&entry);
                 }
                 (Verdict::Unchanged, What::File { .. } | What::Link) => {
@@ -119,14 +139,19 @@ impl State {
             let Some(unsettled) = self.unsettled.get(&entry) else {
                 return Err(TransferError::Protocol("a result of what was settled, or never told"));
             };
+            let expected = match unsettled.what {
+                What::File { .. } => unsettled.stage == Stage::Sent,
+                What::Link | What::Directory => unsettled.stage == Stage::Wanted,
+                What::Beginning | What::LeftOut => false,
+            };
+            if !expected {
+                return Err(TransferError::Protocol("a result that nothing was done for"));
+            }
             let outcome = match (result, unsettled.what) {
                 (Err(why), _) => EntryOutcome::NotDone(why),
                 (Ok(()), What::File { size, .. }) => EntryOutcome::Stored { bytes: size },
                 (Ok(()), What::Link) => EntryOutcome::Stored { bytes: 0 },
-                (Ok(()), What::Directory) => EntryOutcome::Directory,
-                (Ok(()), What::Line) => {
-                    return Err(TransferError::Protocol("a result of what has none"));
-                }
+                (Ok(()), _) => EntryOutcome::Directory,
             };
             settled.extend(self.settle(entry, outcome));
         }
@@ -134,7 +159,7 @@ impl State {
     }
 
     fn settle(&mut self, entry: u64, outcome: EntryOutcome) -> Option<(PathBuf, EntryOutcome)> {
-        let Unsettled { path, what } = self.unsettled.remove(&entry)?;
+        let Unsettled { path, what, .. } = self.unsettled.remove(&entry)?;
         if let What::File { size, .. } = what {
             self.progress.settled += 1;
             self.progress.settled_bytes += size;
@@ -149,6 +174,7 @@ impl State {
         let mut bytes = 0;
         while let Some(job) = self.jobs.pop_front_if(|job| is_small(job.size)) {
             bytes += job.size + RECORD_COST;
+            self.sent(job.entry);
             small.push(job);
             if bytes >= portion || small.len() == RECORDS {
                 return (small, None, false);
@@ -161,7 +187,15 @@ impl State {
         let at_end = self.manifest.is_some()
             && self.jobs.is_empty()
             && !self.unsettled.values().any(|unsettled| matches!(unsettled.what, What::File { .. }));
-        (small, self.jobs.pop_front(), at_end)
+        let large = self.jobs.pop_front();
+        large.iter().for_each(|job| self.sent(job.entry));
+        (small, large, at_end)
+    }
+
+    fn sent(&mut self, entry: u64) {
+        if let Some(unsettled) = self.unsettled.get_mut(&entry) {
+            unsettled.stage = Stage::Sent;
+        }
     }
 }
 

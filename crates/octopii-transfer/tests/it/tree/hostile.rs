@@ -379,12 +379,16 @@ async fn a_receiver_that_makes_things_up_is_found_out() {
         message(9, &[&counts[..], &[0; 32]].concat())
     };
     // The tree has two entries: the file, and the root's end.
-    let answers: [Vec<u8>; 9] = [
+    let answers: [Vec<u8>; 13] = [
         verdicts(1, &[2, 2]),
         verdicts(0, &[2, 2, 2]),
         verdicts(0, &[0, 2]),
         verdicts(0, &[2, 1]),
         results(&[2]),
+        results(&[0]),
+        [verdicts(0, &[2]), verdicts(0, &[2])].concat(),
+        [verdicts(0, &[2]), verdicts(0, &[1])].concat(),
+        [verdicts(0, &[2, 2]), verdicts(1, &[0])].concat(),
         [verdicts(0, &[2, 2]), results(&[0]), results(&[0])].concat(),
         done([1, 3, 0, 1, 0]),
         [verdicts(0, &[2, 2]), results(&[0, 1]), done([1, 3, 0, 1, 0])].concat(),
@@ -406,6 +410,35 @@ async fn a_receiver_that_makes_things_up_is_found_out() {
         let sending = a.transfer.send_tree(addr, a.tree(), TreeOptions::new("tree"));
         let (result, _hand) = tokio::join!(sending, answering);
         let error = result.unwrap_err();
+        assert!(matches!(error, TransferError::Protocol(_)), "{answer:?}: {error}");
+    }
+}
+
+/// What the sender left out is missing at the receiver, whatever that says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_cannot_hide_what_was_left_out() {
+    let a = Node::new(1);
+    symlink("elsewhere", a.tree().join("l")).unwrap();
+    for answer in [verdicts(0, &[0, 2]), verdicts(0, &[1, 2]), verdicts(0, &[2, 2])] {
+        let b = endpoint(2);
+        let mut acceptor = b.acceptor(StreamKind::Tree).unwrap();
+        let answering = async {
+            let mut hand = Hand::accept(&mut acceptor).await;
+            hand.read().await;
+            hand.write(&message(READY, b"\x04tree")).await;
+            // The page and the end.
+            hand.read().await;
+            let (_, told) = hand.read().await;
+            hand.write(&answer).await;
+            // Done with everything: nothing was left out.
+            hand.write(&results(&[1])).await;
+            let counts: Vec<u8> = [0u64, 0, 0, 1, 0].iter().flat_map(|n| n.to_le_bytes()).collect();
+            hand.write(&message(9, &[&counts[..], &told[8..]].concat())).await;
+            hand
+        };
+        let sending = a.transfer.send_tree(b.local_addr(), a.tree(), TreeOptions::new("tree"));
+        let (sent, _hand) = tokio::join!(sending, answering);
+        let error = sent.expect_err("it was believed");
         assert!(matches!(error, TransferError::Protocol(_)), "{answer:?}: {error}");
     }
 }
