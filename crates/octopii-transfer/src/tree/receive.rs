@@ -254,9 +254,16 @@ impl Receiving<'_> {
             closing.push(first);
         }
         let (base, base_path) = (Arc::clone(&work.root.base), work.root.base_path.clone());
+        // A disk may take longer than anyone waits for it. What it renames then must still be this tree's.
+        let locked = work.root.lock();
         let executor = self.shared.executor.clone();
         self.committing = Some(AbortOnDrop(self.shared.executor.spawn(async move {
-            executor.blocking(move || commit::commit(&base, &base_path, staged, closing)).await
+            let committing = executor.blocking(move || {
+                let settled = commit::commit(&base, &base_path, staged, closing);
+                drop(locked);
+                settled
+            });
+            committing.await
         })));
     }
 

@@ -51,7 +51,7 @@ pub(crate) struct Root {
     hidden: PathBuf,
     owner: Owner,
     staged: u64,
-    _lock: Box<dyn LockGuard>,
+    lock: Arc<dyn LockGuard>,
 }
 
 impl Root {
@@ -162,7 +162,7 @@ impl Root {
             hidden,
             owner,
             staged: 0,
-            _lock: lock,
+            lock: lock.into(),
         };
         // From here on it is known whose it is, or it is not there.
         root.remember().map_err(|e| store("remembering the owner of", e))?;
@@ -179,6 +179,11 @@ impl Root {
     /// Where the large file for `path` grows, beneath `base`.
     pub(crate) fn staged_large(&self, path: &Path) -> PathBuf {
         self.hidden.join(large_name(path))
+    }
+
+    /// Keeps others from the tree. For whoever may go on with its files after everyone else has let go of it.
+    pub(crate) fn lock(&self) -> Arc<dyn LockGuard> {
+        Arc::clone(&self.lock)
     }
 
     /// The directory in which large files grow.

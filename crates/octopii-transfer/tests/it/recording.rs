@@ -39,6 +39,8 @@ struct State {
     free: Option<u64>,
     delay: Duration,
     read_delay: Duration,
+    // Does not return, and how often it was called since.
+    hanging: Option<(Op, usize)>,
     rotten: Option<Rot>,
     lies: usize,
     // Locks in force, and how often one was not to be had.
@@ -81,6 +83,20 @@ impl RecordingVfs {
     /// Makes every recorded operation slow, so that doing things in the wrong order shows.
     pub(crate) fn set_delay(&self, delay: Duration) {
         self.0.lock().unwrap().delay = delay;
+    }
+
+    /// Lets `op` hang until [`release`](Self::release).
+    pub(crate) fn hang(&self, op: Op) {
+        self.0.lock().unwrap().hanging = Some((op, 0));
+    }
+
+    /// Whether a call hangs.
+    pub(crate) fn hangs(&self) -> bool {
+        self.0.lock().unwrap().hanging.is_some_and(|(_, calls)| calls > 0)
+    }
+
+    pub(crate) fn release(&self) {
+        self.0.lock().unwrap().hanging = None;
     }
 
     /// Makes every read slow.
@@ -144,6 +160,18 @@ impl RecordingVfs {
         if !delay.is_zero() {
             // Stands for a slow disk; there is no event to wait for.
             std::thread::park_timeout(delay);
+        }
+        if let Some((at, calls)) = &mut self.0.lock().unwrap().hanging
+            && *at == op
+        {
+            *calls += 1;
+        }
+        // Not for ever: a test that fails ends.
+        for _ in 0..4000 {
+            if self.0.lock().unwrap().hanging.is_none_or(|(at, _)| at != op) {
+                break;
+            }
+            std::thread::park_timeout(Duration::from_millis(5));
         }
         let result = work();
         self.note(op);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use octopii_transfer::{
@@ -11,9 +11,9 @@ use octopii_transfer::{
     TreeDestination, TreeOffer, TreeOptions, TreePolicy,
 };
 
-use super::hand::{Hand, content, directory, end, file};
+use super::hand::{Hand, READY, content, directory, end, file, opening};
 use super::{counts, picture, put, undone};
-use crate::nodes::{Node, content as bytes, eventually, names, quick};
+use crate::nodes::{Node, content as bytes, eventually, impatient, names, quick};
 use crate::recording::{Op, RecordingVfs};
 
 /// Notes when a file is settled at the receiver.
@@ -143,6 +143,45 @@ async fn a_tree_that_is_let_go_of_is_waited_for() {
     assert!(is_busy, "{error}");
 }
 
+/// A disk that takes longer than anyone waits for it gives files their names whenever it comes to that: until then the tree is
+/// nobody else's, or their names would be given to another's files.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_is_locked_as_long_as_its_files_may_get_names() {
+    let vfs = RecordingVfs::default();
+    let options = TransferOptions { max_incoming: 1, ..impatient() };
+    let (a, b) = (Node::new(1), Node::with(2, vfs.shared(), options));
+    b.open_trees(|inbox| inbox);
+    let mut hand = Hand::open(&a, &b).await;
+    hand.page(&[file(b"f", 3), end()]).await;
+    vfs.hang(Op::TreeSync);
+    hand.pack(&[content(0, b"one")]).await;
+    eventually("the sync", || vfs.hangs()).await;
+    drop(hand);
+    let open = async |id: u128, name: &[u8]| {
+        let mut hand = Hand::silent(&a.endpoint, &b).await;
+        hand.write(&opening(id, name)).await;
+        let (tag, body) = hand.read().await;
+        (tag == READY, String::from_utf8_lossy(&body).into_owned())
+    };
+    let try_until = async |name: &[u8], wanted: &dyn Fn(bool, &str) -> bool| {
+        for id in 100..300 {
+            let (ready, text) = open(id, name).await;
+            if wanted(ready, &text) {
+                return ready;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{}", String::from_utf8_lossy(name));
+    };
+    // There is one place, and the first tree has it until it has been given up.
+    try_until(b"other", &|ready, _| ready).await;
+    // As soon as there is a place again, it is the lock that matters.
+    let taken = try_until(b"tree", &|ready, text| ready || text.contains("this tree")).await;
+    assert!(!taken && vfs.hangs(), "the tree was let go of");
+    vfs.release();
+    try_until(b"tree", &|ready, _| ready).await;
+}
+
 /// After a failed sync nothing is known of any file it was about: none is acknowledged, and none that it was to precede
 /// gets its name.
 #[tokio::test(flavor = "multi_thread")]
@@ -153,7 +192,7 @@ async fn a_failed_sync_ends_the_tree() {
         b.open_trees(|inbox| inbox);
         put(&a.tree(), "f", b"x");
         vfs.fail(Op::TreeSync, after, 1, ErrorKind::Other);
-        let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let told = Arc::new(Mutex::new(Vec::new()));
         let telling = Arc::clone(&told);
         let options = TreeOptions {
             on_entry: Some(Arc::new(move |path, _| telling.lock().unwrap().push(path.to_owned()))),
