@@ -93,6 +93,11 @@ pub(super) async fn receive(
         () = activity.stalled(idle) => Err(TransferError::Stalled { idle }),
         () = session.superseded() => Err(TransferError::Superseded),
     };
+    // Once it has begun nothing else ends the tree: the policy hears of one end, whatever the sender does meanwhile.
+    let outcome = match outcome {
+        Ok(manifest) => receiving.end(manifest).await,
+        Err(error) => Err(error),
+    };
     let last = match outcome {
         Ok(done) => done,
         Err(error) => {
@@ -142,20 +147,20 @@ struct Receiving<'a> {
 }
 
 impl Receiving<'_> {
-    /// Gives back the last message.
+    /// Until everything is settled. Gives back the digest of the manifest.
     async fn run(
         &mut self,
         ready: Bytes,
         mut incoming: mpsc::Receiver<Message>,
         mut arrivals: mpsc::UnboundedReceiver<Arrival>,
-    ) -> Result<Bytes, TransferError> {
+    ) -> Result<Digest, TransferError> {
         enqueue(self.out, ready).await?;
         loop {
             if let Some(manifest) = self.ended
                 && self.open.is_empty()
                 && self.unclosed.is_empty()
             {
-                return self.end(manifest).await;
+                return Ok(manifest);
             }
             let (full, has_work, nothing_awaited) = {
                 let work = lock(&self.work);

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -180,6 +181,51 @@ async fn a_tree_is_locked_as_long_as_its_files_may_get_names() {
     assert!(!taken && vfs.hangs(), "the tree was let go of");
     vfs.release();
     try_until(b"tree", &|ready, _| ready).await;
+}
+
+/// The policy hears of one end of a tree: of a tree that arrived, that it did, even if its sender has gone by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_that_arrived_does_not_fail() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    let (entered, entering) = std::sync::mpsc::channel();
+    let (leave, leaving) = std::sync::mpsc::channel();
+    let policy = Slow { dir: b.inbox(), entered: Mutex::new(entered), leaving: Mutex::new(leaving) };
+    b.transfer.receive_trees("tree", policy);
+    let mut hand = Hand::open(&a, &b).await;
+    hand.page(&[end()]).await;
+    hand.finish_manifest().await;
+    let told = || entering.try_recv().ok();
+    eventually("its arrival", || told() == Some("received")).await;
+    drop(hand);
+    // Nothing tells when the receiver has noticed. If it takes longer on this machine, less is tested.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    leave.send(()).unwrap();
+    let hidden = fs::read_dir(b.inbox().join(".octopii-trees")).unwrap().next().unwrap().unwrap().path();
+    let free = || octopii_vfs::Vfs::lock(&octopii_vfs::RealVfs, &hidden.join("lock")).is_ok();
+    eventually("the end of the session", free).await;
+    assert_eq!(told(), None);
+}
+
+/// Takes as long as it is told to with a tree that arrived.
+struct Slow {
+    dir: PathBuf,
+    entered: Mutex<Sender<&'static str>>,
+    leaving: Mutex<Receiver<()>>,
+}
+
+impl TreePolicy for Slow {
+    fn accept(&self, offer: &TreeOffer) -> Result<TreeDestination, Refusal> {
+        Ok(TreeDestination::new(&self.dir, &offer.name))
+    }
+
+    fn received(&self, _: ReceivedTree) {
+        self.entered.lock().unwrap().send("received").unwrap();
+        self.leaving.lock().unwrap().recv_timeout(Duration::from_secs(20)).unwrap();
+    }
+
+    fn failed(&self, _: &TreeOffer, _: &TransferError) {
+        let _ = self.entered.lock().unwrap().send("failed");
+    }
 }
 
 /// After a failed sync nothing is known of any file it was about: none is acknowledged, and none that it was to precede
