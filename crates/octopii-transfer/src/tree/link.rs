@@ -1,5 +1,6 @@
 //! Messages of a tree on their stream.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -63,13 +64,17 @@ async fn read_ticking(recv: &mut RecvStream, activity: &Activity) -> Result<Mess
 pub(crate) async fn read_messages(
     recv: &mut RecvStream,
     messages: mpsc::Sender<Message>,
-    activity: &Activity,
+    activity: &Arc<Activity>,
 ) -> TransferError {
     loop {
         match read_ticking(recv, activity).await {
             Ok(message) if message.tag == Tag::Alive => {}
             Ok(message) => {
-                if messages.send(message).await.is_err() {
+                // It waits for this side's disk: that is no silence of the other side.
+                let waiting = activity.busy();
+                let sent = messages.send(message).await;
+                drop(waiting);
+                if sent.is_err() {
                     return TransferError::Cancelled;
                 }
             }

@@ -67,7 +67,7 @@ pub(super) async fn receive(
     mut recv: RecvStream,
 ) {
     let (out, queued) = mpsc::channel(QUEUE);
-    let activity = Activity::default();
+    let activity = Arc::new(Activity::default());
     let idle = shared.options.idle_timeout;
     let mut writing = AbortOnDrop(shared.executor.spawn(write_messages(send, queued)));
     let (messages, incoming) = mpsc::channel(QUEUE);

@@ -53,7 +53,7 @@ pub(super) struct Sending {
     state: Mutex<State>,
     /// The state has changed.
     changed: Notify,
-    activity: Activity,
+    activity: Arc<Activity>,
     connected: AtomicBool,
     /// Bytes of large files that the receiver has verified.
     verified: Arc<AtomicU64>,
@@ -78,7 +78,7 @@ impl Sending {
             options,
             state: Mutex::default(),
             changed: Notify::new(),
-            activity: Activity::default(),
+            activity: Arc::default(),
             connected: AtomicBool::new(false),
             verified: Arc::default(),
             settled,

@@ -228,6 +228,27 @@ impl TreePolicy for Slow {
     }
 }
 
+/// While this side's disk is slow nothing is read of what the sender says: that is not its silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sender_is_not_given_up_for_a_slow_disk_here() {
+    let vfs = RecordingVfs::default();
+    let (a, b) = (Node::new(1), Node::with(2, vfs.shared(), impatient()));
+    b.open_trees(|inbox| inbox);
+    let mut hand = Hand::open(&a, &b).await;
+    let entries: Vec<_> = (0..6u8).map(|n| file(&[b'a' + n], 3)).chain([end()]).collect();
+    hand.page(&entries).await;
+    vfs.hang(Op::TreeWrite);
+    for n in 0..6 {
+        hand.pack(&[content(n, b"abc")]).await;
+    }
+    eventually("the first write", || vfs.hangs()).await;
+    // More than twice the idle time.
+    tokio::time::sleep(Duration::from_millis(2000)).await;
+    vfs.release();
+    hand.finish_manifest().await;
+    assert_eq!(hand.expect_done().await, [6, 18, 0, 1, 0]);
+}
+
 /// After a failed sync nothing is known of any file it was about: none is acknowledged, and none that it was to precede
 /// gets its name.
 #[tokio::test(flavor = "multi_thread")]
