@@ -30,6 +30,17 @@ pub enum DataDirError {
         /// Who asked.
         expected: String,
     },
+    /// A node's directory without that node's key.
+    #[error(
+        "{} belongs to {node}, but its identity.pem is missing: restore it from a backup, or let another node join, in a \
+         directory of its own", dir.display()
+    )]
+    IdentityLost {
+        /// The directory.
+        dir: PathBuf,
+        /// Whose it is.
+        node: String,
+    },
     /// The identity is another node's.
     #[error(
         "the identity is that of node {found}, not of node {expected}: give node {expected} its own, or leave the id out"
@@ -168,12 +179,8 @@ impl Unclaimed {
     pub(crate) fn claim(self, vfs: &Arc<dyn Vfs>) -> Result<DataDir, DataDirError> {
         let Self { path: dir, identity, issued, record, lock } = self;
         let cluster = identity.cluster().to_string();
-        if issued {
-            let own = dir.join("identity.pem");
-            write_file_durable(&**vfs, &own, identity.to_pem().as_bytes())
-                .map_err(|source| io_error(&own, source))?;
-        }
-        let incarnation = match record {
+        // Compared before anything is written: an identity that is not this directory's must not be left in it.
+        let known = match &record {
             Some(record) if (record.node_id, &record.cluster) != (identity.node_id(), &cluster) => {
                 let found = describe(record.node_id, &record.cluster);
                 return Err(DataDirError::NotOurs {
@@ -182,9 +189,21 @@ impl Unclaimed {
                     expected: describe(identity.node_id(), &cluster),
                 });
             }
-            Some(record) => u64::from_str_radix(&record.incarnation, 16).map_err(|e| {
+            Some(record) => Some(u64::from_str_radix(&record.incarnation, 16).map_err(|e| {
                 DataDirError::Damaged { path: dir.join("node.toml"), reason: format!("incarnation: {e}") }
-            })?,
+            })?),
+            None => {
+                no_log(&**vfs, &dir)?;
+                None
+            }
+        };
+        if issued {
+            let own = dir.join("identity.pem");
+            write_file_durable(&**vfs, &own, identity.to_pem().as_bytes())
+                .map_err(|source| io_error(&own, source))?;
+        }
+        let incarnation = match known {
+            Some(incarnation) => incarnation,
             None => write_record(&**vfs, &dir, &identity)?,
         };
         Ok(DataDir { path: dir, identity, incarnation, _lock: lock })
@@ -210,15 +229,28 @@ fn read_record(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Record>, DataDirError
     Ok(Some(record))
 }
 
-fn write_record(vfs: &dyn Vfs, dir: &Path, identity: &Identity) -> Result<u64, DataDirError> {
-    // A directory with a log but without its record has lost a file that was synced before the log was made.
-    let path = dir.join("node.toml");
-    if vfs.metadata(&dir.join("wal")).is_ok() {
-        return Err(DataDirError::Damaged {
-            path,
-            reason: "the file is missing although there is a log".to_owned(),
-        });
+/// Refuses a directory with a log but without its record: it has lost a file that was synced before the log was made.
+fn no_log(vfs: &dyn Vfs, dir: &Path) -> Result<(), DataDirError> {
+    if vfs.metadata(&dir.join("wal")).is_err() {
+        return Ok(());
     }
+    let reason = "the file is missing although there is a log".to_owned();
+    Err(DataDirError::Damaged { path: dir.join("node.toml"), reason })
+}
+
+/// Refuses a directory without an identity that has been a node's all the same: no other node may move in.
+pub(crate) fn nobodys(vfs: &dyn Vfs, dir: &Path) -> Result<(), DataDirError> {
+    match read_record(vfs, dir)? {
+        Some(record) => Err(DataDirError::IdentityLost {
+            dir: dir.to_owned(),
+            node: describe(record.node_id, &record.cluster),
+        }),
+        None => no_log(vfs, dir),
+    }
+}
+
+fn write_record(vfs: &dyn Vfs, dir: &Path, identity: &Identity) -> Result<u64, DataDirError> {
+    let path = dir.join("node.toml");
     let incarnation: u64 = rand::random();
     let record = Record {
         format: FORMAT,

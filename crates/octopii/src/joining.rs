@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use octopii_transport::{Executor, Identity, JoinError, JoinToken, NodeKey};
+use octopii_transport::{Executor, Identity, JoinError, JoinToken, NodeKey, PeerRole};
 use octopii_vfs::{LockGuard, Vfs, create_dir_all_durable, write_file_durable};
 
-use crate::data_dir::{DataDirError, io_error, lock_dir, read_identity, read_text};
+use crate::data_dir::{DataDirError, io_error, lock_dir, nobodys, read_identity, read_text};
 
 /// Why a node did not join.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +20,15 @@ pub enum JoinClusterError {
     /// No certificate.
     #[error(transparent)]
     Join(#[from] JoinError),
+    /// The token is for one who takes no part in consensus. It has not been spent.
+    #[error(
+        "the token is {role}'s: only a member takes part in consensus. Get a member's (`octopii token create --role member`), or \
+         run without consensus (`consensus = false` in the configuration)"
+    )]
+    NoMember {
+        /// The token's role.
+        role: PeerRole,
+    },
     /// The directory's node belongs to another cluster already.
     #[error("{dir} belongs to another cluster than the token: join into a directory of its own")]
     OtherCluster {
@@ -67,7 +76,7 @@ fn prepare(vfs: &dyn Vfs, dir: &Path, token: &JoinToken) -> Result<Option<Prepar
             return Ok(None);
         }
         Some(_) => return Err(JoinClusterError::OtherCluster { dir: dir.display().to_string() }),
-        None => {}
+        None => nobodys(vfs, dir)?,
     }
     let key = match kept_key(vfs, dir, token)? {
         Some(key) => key,
@@ -206,7 +215,7 @@ mod tests {
         let authority = ClusterAuthority::generate().unwrap();
         let token = || {
             let (cluster, hash, expires) = (authority.cluster(), authority.hash(), SystemTime::now());
-            let role = octopii_transport::PeerRole::Member;
+            let role = PeerRole::Member;
             JoinToken::generate(cluster, hash, role, expires, vec!["a:1".to_owned()]).unwrap()
         };
         let (token, other) = (token(), token());

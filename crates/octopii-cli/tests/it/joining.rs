@@ -60,6 +60,16 @@ impl Cluster {
         token
     }
 
+    /// A node with a client's certificate, which it gets for this token: first as somebody would start it by mistake.
+    fn client(&self, token: &str, dir: &str) -> Running {
+        self.write(&format!("{dir}.token"), token);
+        self.write("client.toml", "consensus = false");
+        let token = format!("{dir}.token");
+        let join = ["node", "--join", &token, "--bind", "127.0.0.1:0", "--data-dir", dir];
+        failed(&self.home.run(&join), 1, "only a member takes part in consensus");
+        self.home.start(&[&join[..], &["--config", "client.toml"]].concat())
+    }
+
     fn tokens(&self) -> Vec<Value> {
         let shown = succeeded(&self.operator(&["--json", "token", "list"]));
         shown.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -164,9 +174,7 @@ fn a_revoked_node_is_cut_off_and_stays_so() {
     let second = free_addresses(1)[0].to_string();
     cluster.write("token", &cluster.token(&["--id", "7"]));
     let _node = cluster.home.start(&["node", "--join", "token", "--bind", &second, "--data-dir", "two"]);
-    cluster.write("other", &cluster.token(&["--id", "8", "--role", "client"]));
-    let client = ["node", "--join", "other", "--bind", "127.0.0.1:0", "--data-dir", "c"];
-    failed(&cluster.home.run(&client), 1, "only a member");
+    let _client = cluster.client(&cluster.token(&["--id", "8", "--role", "client"]), "c");
     let put = |cluster: &Cluster, identity: &str| {
         cluster.home.run(&["kv", "put", "k", "v", "--node", &cluster.first, "--identity", identity])
     };
@@ -200,8 +208,7 @@ fn tokens_are_listed_withdrawn_and_bound_to_a_role() {
     failed(&cluster.home.run(&join("withdrawn", "w")), 1, "not known there");
 
     // A client's certificate makes no member, and commands nothing.
-    cluster.write("client", &client);
-    failed(&cluster.home.run(&join("client", "c")), 1, "only a member takes part in consensus");
+    let _client = cluster.client(&client, "c");
     let as_client = ["--node", &cluster.first, "--identity", "c/identity.pem"];
     succeeded(&cluster.home.run(&[&["kv", "put", "k", "v"], &as_client[..]].concat()));
     for refused in

@@ -37,7 +37,7 @@ pub enum StartError {
     /// Consensus is for members only.
     #[error(
         "node {id}'s certificate is {role}'s: only a member takes part in consensus. Get a member's (`octopii token create --role \
-         member`), or run without consensus"
+         member`) for a directory of its own, or run without consensus"
     )]
     NoMember {
         /// This node.
@@ -167,7 +167,16 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
     let NodeBuilder { config, mut router, state_machine, policies, edges } = builder;
     let executor = runtime.executor().clone();
     let Edges { vfs, socket, rng_seed } = edges;
+    // What can be seen beforehand is told before a token is spent, and before the directory is anybody's.
+    if let Some(id) =
+        config.node_id.filter(|id| !config.members.is_empty() && !config.members.contains_key(id))
+    {
+        return Err(StartError::NotAMember(id));
+    }
     if let IdentitySource::Token(token) = &config.identity {
+        if config.consensus && token.role() != PeerRole::Member {
+            return Err(JoinClusterError::NoMember { role: token.role() }.into());
+        }
         join_into(&executor, &vfs, &config.data_dir, token).await?;
     }
     let Disk { data_dir, wal, issuer, keeper, revocations, reset_secret } = {

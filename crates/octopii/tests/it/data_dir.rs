@@ -18,6 +18,19 @@ fn start(runtime: &OctopiiRuntime, config: Config) -> Result<OctopiiNode, StartE
     runtime.block_on(OctopiiNode::start(config, runtime))
 }
 
+/// Tasks let go of their handles a moment after a node is dropped.
+fn until_unlocked<T>(mut start: impl FnMut() -> Result<T, StartError>) -> Result<T, StartError> {
+    for _ in 0..1_000 {
+        match start() {
+            Err(StartError::DataDir(DataDirError::Locked { .. })) => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            outcome => return outcome,
+        }
+    }
+    start()
+}
+
 #[test]
 fn a_second_node_on_one_directory_is_refused_however_the_path_is_spelt() {
     let home = tempdir().unwrap();
@@ -165,4 +178,27 @@ fn an_identity_of_another_node_is_named_as_such() {
     let error = start(&runtime, other).unwrap_err();
     let expected = DataDirError::OtherIdentity { found: 1, expected: 2 };
     assert_eq!(error.to_string(), expected.to_string());
+}
+
+/// The identity was lost, and the user's authority is another one by now: once the directory was left with a foreign identity.
+#[test]
+fn a_refused_directory_gets_no_identity_of_another_cluster() {
+    let home = tempdir().unwrap();
+    let runtime = OctopiiRuntime::new(1);
+    let node = start(&runtime, config(home.path(), "node")).unwrap();
+    let id = node.node_id();
+    runtime.block_on(node.shutdown());
+    drop(node);
+    let identity = home.path().join("node/identity.pem");
+    let before = std::fs::read(&identity).unwrap();
+    std::fs::remove_file(&identity).unwrap();
+    let elsewhere = Config {
+        identity: IdentitySource::LocalAuthority(home.path().join("another")),
+        ..config(home.path(), "node")
+    };
+    let error = until_unlocked(|| start(&runtime, elsewhere.clone())).unwrap_err();
+    assert!(matches!(error, StartError::DataDir(DataDirError::NotOurs { .. })), "{error}");
+    assert!(!identity.exists());
+    std::fs::write(&identity, before).unwrap();
+    assert_eq!(start(&runtime, config(home.path(), "node")).unwrap().node_id(), id);
 }

@@ -11,6 +11,7 @@ mod cluster;
 mod data_dir;
 mod executors;
 mod isolation;
+mod joining;
 mod peers;
 mod rotating;
 mod snippets;
