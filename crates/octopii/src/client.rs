@@ -97,7 +97,7 @@ impl Client {
         Bincode::decode(&body).map_err(|e| Status::new(Code::DataLoss, e.to_string()))
     }
 
-    /// Makes a join token, at the first node that issues certificates. For members and operators.
+    /// Makes a join token, at the first node that issues certificates. For operators.
     pub async fn create_token(&self, request: &TokenRequest) -> Result<JoinToken, Status> {
         let text: String = self.administer(CREATE_TOKEN, request, Repeat::WhenSurelyNotMade).await?;
         text.parse().map_err(|e: octopii_transport::TokenError| Status::new(Code::DataLoss, e.to_string()))
@@ -108,13 +108,13 @@ impl Client {
         self.administer(LIST_TOKENS, &(), Repeat::Always).await
     }
 
-    /// Withdraws a token by its short name; whether there was one.
+    /// Withdraws a token by its short name; whether there was one. For operators.
     pub async fn revoke_token(&self, id: &str) -> Result<bool, Status> {
         self.administer(REVOKE_TOKEN, &id, Repeat::Harmless).await
     }
 
     /// Revokes a node or a certificate: in force and durable at the node that answers when this returns, and everywhere within
-    /// moments. For members and operators.
+    /// moments. For operators; members may pass on what is signed already.
     ///
     /// [`Code::Unavailable`] means surely not revoked by this call; [`Code::Unknown`] and [`Code::DeadlineExceeded`] that it may
     /// have been: calling again does no harm.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data_dir::{DataDirError, io_error};
 use crate::issuing::Issuer;
-use crate::service::administering;
+use crate::service::{administering, operating};
 
 pub(crate) const REVOKE: &str = "octopii.revoke";
 pub(crate) const LIST_REVOKED: &str = "octopii.revoked";
@@ -20,11 +20,11 @@ pub(crate) const LIST_REVOKED: &str = "octopii.revoked";
 /// What is to be revoked, and who signs it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RevokeRequest {
-    /// Every certificate of a node, for ever; the issuing node signs.
+    /// Every certificate of a node, for ever; the issuing node signs. For operators.
     Node(u64),
-    /// The certificate with this hash; the issuing node signs.
+    /// The certificate with this hash; the issuing node signs. For operators.
     Certificate(String),
-    /// Signed already ([`Revocation::to_bytes`]): any node takes it.
+    /// Signed already ([`Revocation::to_bytes`]): any node takes it, from members too.
     Signed(Vec<u8>),
 }
 
@@ -75,7 +75,11 @@ pub(crate) fn register(router: &mut Router, endpoint: &Endpoint, issuer: Option<
     router.register(REVOKE, move |context: Context, request: RevokeRequest| {
         let (endpoint, issuer) = (own.clone(), issuer.clone());
         async move {
-            administering(&context)?;
+            match request {
+                // The authority has signed it: it does not matter who brings it.
+                RevokeRequest::Signed(_) => administering(&context)?,
+                RevokeRequest::Node(_) | RevokeRequest::Certificate(_) => operating(&context)?,
+            }
             let revocation = signed(request, issuer.as_deref())?;
             endpoint.revoke(&revocation).await.map_err(revoke_status)
         }

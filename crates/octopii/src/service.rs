@@ -130,6 +130,20 @@ pub(crate) fn administering(context: &Context) -> Result<(), Status> {
     Err(Status::new(Code::PermissionDenied, told))
 }
 
+/// Whatever the authority's key signs at somebody's wish is for operators alone: a member that others have got hold of could
+/// otherwise have all the others revoked, or make itself an operator.
+pub(crate) fn operating(context: &Context) -> Result<(), Status> {
+    if context.peer.role == PeerRole::Operator {
+        return Ok(());
+    }
+    let told = format!(
+        "this identity is a {}'s: what the authority signs takes an operator's (`octopii cluster issue --role operator`), or the \
+         authority's own file",
+        context.peer.role
+    );
+    Err(Status::new(Code::PermissionDenied, told))
+}
+
 /// A connection to the member at `addr`. Every holder of a certificate can answer there, a client's included, but not in the name
 /// of the cluster. What is told otherwise is `Unavailable`: surely nothing was done.
 pub(crate) async fn member_at(endpoint: &Endpoint, addr: SocketAddr) -> Result<Connection, Status> {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Issuer;
 use super::tokens::TokenStoreError;
-use crate::service::administering;
+use crate::service::{administering, operating};
 
 pub(crate) const CREATE_TOKEN: &str = "octopii.token.create";
 pub(crate) const LIST_TOKENS: &str = "octopii.token.list";
@@ -83,7 +83,7 @@ pub(crate) fn register(router: &mut Router, executor: &Executor, issuer: Option<
     router.register(CREATE_TOKEN, move |context: Context, request: TokenRequest| {
         let (issuer, executor) = (Arc::clone(&creating), on.clone());
         async move {
-            administering(&context)?;
+            operating(&context)?;
             let made = executor.blocking(move || issuer.create(&request, SystemTime::now())).await;
             Ok(made.map_err(store_status)?.expose())
         }
@@ -100,7 +100,7 @@ pub(crate) fn register(router: &mut Router, executor: &Executor, issuer: Option<
     router.register(REVOKE_TOKEN, move |context: Context, id: String| {
         let (issuer, executor) = (Arc::clone(&revoking), on.clone());
         async move {
-            administering(&context)?;
+            operating(&context)?;
             executor.blocking(move || issuer.revoke_token(&id)).await.map_err(store_status)
         }
     });

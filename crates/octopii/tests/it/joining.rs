@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use octopii::{
-    Client, ClusterAuthority, Config, DataDirError, IdentitySource, JoinClusterError, JoinToken, OctopiiNode,
-    OctopiiRuntime, PeerRole, StartError, TokenRequest, TokenState,
+    Client, ClusterAuthority, Code, Config, DataDirError, IdentitySource, JoinClusterError, JoinToken,
+    OctopiiNode, OctopiiRuntime, PeerRole, RevokeRequest, Revoked, StartError, TokenRequest, TokenState,
 };
 use tempfile::{TempDir, tempdir};
 
@@ -132,5 +132,37 @@ fn no_other_node_moves_into_a_directory_that_has_lost_its_identity() {
         std::fs::write(&identity, lost).unwrap();
         OctopiiNode::start(joining(&dir, &another, false), &runtime).await.unwrap();
         assert_eq!(cluster.state(&another).await, TokenState::Waiting);
+    });
+}
+
+/// A member that others have got hold of.
+#[test]
+fn a_member_has_the_authority_sign_nothing() {
+    let runtime = OctopiiRuntime::new(2);
+    runtime.block_on(async {
+        let cluster = Cluster::new(&runtime).await;
+        for role in [PeerRole::Member, PeerRole::Client] {
+            let taken = client(&runtime, &cluster.authority, &cluster.issuing, role);
+            let waiting = cluster.token(PeerRole::Member).await;
+            let told = [
+                taken.create_token(&cluster.request(PeerRole::Operator)).await.map(drop),
+                taken.revoke_token(&waiting.verifier().short()).await.map(drop),
+                taken.revoke(&RevokeRequest::Node(1)).await,
+                taken
+                    .revoke(&RevokeRequest::Certificate(cluster.issuing.identity().hash().to_string()))
+                    .await,
+            ];
+            for outcome in told {
+                assert_eq!(outcome.unwrap_err().code, Code::PermissionDenied);
+            }
+            assert_eq!(cluster.state(&waiting).await, TokenState::Waiting);
+        }
+        assert!(cluster.issuing.revocations().is_empty());
+        // What the authority has signed may come from anywhere.
+        let signed = cluster.authority.revoke(Revoked::Node(9), 5).unwrap();
+        let member = client(&runtime, &cluster.authority, &cluster.issuing, PeerRole::Member);
+        member.revoke(&RevokeRequest::Signed(signed.to_bytes().to_vec())).await.unwrap();
+        cluster.operator.revoke(&RevokeRequest::Node(10)).await.unwrap();
+        assert_eq!(cluster.issuing.revocations().len(), 2);
     });
 }
