@@ -1,4 +1,4 @@
-//! Any bytes as a message of a chunk's or a tree's stream, or as a journal: no panic, no huge allocation, nothing out of its
+//! Any bytes as a message of a chunk's or a tree's stream, as a compressed block, or as a journal: no panic, no huge allocation, nothing out of its
 //! limits, and what was understood is understood in the same way again.
 #![no_main]
 
@@ -14,6 +14,7 @@ fuzz_target!(|data: &[u8]| {
     match which {
         0 => fuzzing::message(data),
         1 => fuzzing::tree_message(data),
+        3 => fuzzing::compressed(data),
         _ => fuzzing::journal(data),
     }
 });

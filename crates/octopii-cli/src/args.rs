@@ -140,6 +140,10 @@ pub(crate) struct Send {
     /// Files: how safe they must be at each peer before it counts as sent (directories are always durable)
     #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Ack::Durable)]
     pub(crate) ack: Ack,
+    /// Files: compress with zstd, at level 1 to 19 (3 if none is given), each block of 1 MiB that becomes smaller by it
+    #[arg(long, value_name = "LEVEL", num_args = 0..=1, require_equals = true, default_missing_value = "3",
+          value_parser = clap::value_parser!(i32).range(1..=19))]
+    pub(crate) compress: Option<i32>,
     /// Bytes per second to each peer, such as 500k or 10M, in powers of 1024
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) limit_rate: Option<NonZeroU64>,

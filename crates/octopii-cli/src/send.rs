@@ -48,6 +48,7 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Send) -
         resume: !args.no_resume,
         retries: args.retries,
         rate_limit: args.limit_rate,
+        compress: args.compress,
         ack: Some(match args.ack {
             Ack::Received => AckLevel::Received,
             Ack::Verified => AckLevel::Verified,
@@ -110,6 +111,7 @@ async fn send_stdin(node: &OctopiiNode, peer: SocketAddr, options: SendOptions) 
         digest: receipt.map(|receipt| receipt.digest),
         level: receipt.map(|receipt| receipt.level),
         duration: begun.elapsed(),
+        travelled: receipt.map_or(0, |receipt| receipt.travelled),
         error: sent.err(),
     }
 }
@@ -137,6 +139,7 @@ fn report(output: Output, result: &TransferResult, resumed: u64) {
             "success": result.success,
             "bytes": result.bytes_transferred,
             "resumed": resumed,
+            "travelled": result.travelled,
             "sha256": digest,
             "level": level,
             "seconds": result.duration.as_secs_f64(),

@@ -34,6 +34,8 @@ pub struct TransferResult {
     pub level: Option<AckLevel>,
     /// How long it took, in success and failure.
     pub duration: Duration,
+    /// On success, content bytes that travelled from here to it: compressed if they were, and with what was sent again.
+    pub travelled: u64,
     /// Why it failed.
     pub error: Option<TransferError>,
 }
@@ -42,14 +44,15 @@ pub struct TransferResult {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Topology {
-    /// [`Chain`](Self::Chain) for several peers and a chunk of 8 MiB or more, otherwise [`Direct`](Self::Direct).
+    /// [`Chain`](Self::Chain) for several peers and a chunk of 8 MiB or more that is not to be compressed, otherwise
+    /// [`Direct`](Self::Direct).
     #[default]
     Auto,
     /// From here to each peer: uploads the chunk once per peer.
     Direct,
     /// From here to the first, and from peer to peer: uploads the chunk about once, and takes about as long as one transfer.
     /// Peers hand on what they store in files; what they store in memory they keep to themselves. Nobody needs to trust
-    /// anybody but the sender, which vouches for every block. Whoever dies, lies or crawls is passed by. Peers must reach
+    /// anybody but the sender, which vouches for every block. What is handed on is not compressed. Whoever dies, lies or crawls is passed by. Peers must reach
     /// one another under the addresses used here; those that do not are supplied from here.
     Chain,
 }
@@ -145,6 +148,7 @@ async fn dispatch(
     let chain = match topology {
         Topology::Direct => false,
         Topology::Chain => true,
+        Topology::Auto if options.compress.is_some() => false,
         Topology::Auto => {
             let vfs = Arc::clone(transfer.vfs());
             let measured = source.clone();
@@ -204,6 +208,7 @@ fn succeeded(peer: SocketAddr, receipt: &Receipt) -> TransferResult {
         digest: Some(receipt.digest),
         level: Some(receipt.level),
         duration: receipt.duration,
+        travelled: receipt.travelled,
         error: None,
     }
 }
@@ -217,6 +222,7 @@ fn failed(peer: SocketAddr, bytes: u64, duration: Duration, error: TransferError
         digest: None,
         level: None,
         duration,
+        travelled: 0,
         error: Some(error),
     }
 }

@@ -1,8 +1,11 @@
 //! Everything here that reads bytes of a peer or of a disk, for the fuzzer outside the workspace (`fuzz/`).
 
+use std::cell::RefCell;
+
 use bytes::Bytes;
 
 use crate::checkpoints;
+use crate::compression::{Compressor, Decompressor};
 use crate::framing::HEADER_LEN;
 use crate::journal::{self, About};
 use crate::outcomes;
@@ -59,7 +62,7 @@ pub fn message(data: &[u8]) {
             }
         }
         // Content is not decoded.
-        Tag::Data | Tag::Content | Tag::Repair => {}
+        Tag::Data | Tag::Content | Tag::Repair | Tag::Compressed => {}
     }
 }
 
@@ -77,6 +80,28 @@ pub fn tree_message(data: &[u8]) {
         7 => drop(tree::decode_end(body)),
         _ => drop(tree::decode_done(body)),
     }
+}
+
+/// A compressed block: two bytes of the length that it is said to have, and what may be a frame, or be made one.
+pub fn compressed(data: &[u8]) {
+    thread_local! {
+        static BOTH: RefCell<Option<(Compressor, Decompressor)>> =
+            RefCell::new(Compressor::new(1).zip(Decompressor::new()));
+    }
+    let Some((len, data)) = data.split_first_chunk() else { return };
+    let len = usize::from(u16::from_le_bytes(*len)) + 1;
+    BOTH.with_borrow_mut(|both| {
+        let Some((compressor, decompressor)) = both else { return };
+        let whole = Bytes::copy_from_slice(data);
+        let parts = [whole.slice(..data.len() / 2), whole.slice(data.len() / 2..)];
+        let content = decompressor.decompress(&[whole], len);
+        assert!(content.as_ref().is_none_or(|content| content.len() == len));
+        assert_eq!(decompressor.decompress(&parts, len), content);
+        if let Some(frame) = compressor.compress(data) {
+            assert!(frame.len() < data.len());
+            assert_eq!(decompressor.decompress(&[frame], data.len()).as_deref(), Some(data));
+        }
+    });
 }
 
 fn about() -> About {
@@ -123,11 +148,12 @@ pub fn seeds() -> Vec<(u8, Vec<u8>)> {
         relay: Some(relay::RelayKey(2)),
         resume: Some(ResumeKey([3; 16])),
         ack: Some(wire::AckLevel::Received),
+        compressed: false,
     };
     let have = wire::Have { bytes: wire::CHECKPOINT, prefix: digest };
     let messages = [
         wire::offer(&offer),
-        wire::accept(&wire::Acceptance { shares: true, have }),
+        wire::accept(&wire::Acceptance { shares: true, decompresses: true, have }),
         wire::done(5, digest),
         wire::progress(5),
         wire::again(wire::Span { offset: 4096, len: 4096 }),
@@ -142,5 +168,11 @@ pub fn seeds() -> Vec<(u8, Vec<u8>)> {
     let mut seeds: Vec<_> = messages.into_iter().map(|message| (0, message)).collect();
     seeds.extend((0..9).map(|which| (1, vec![which; 64])));
     seeds.push((2, [&journal[..], &journal].concat()));
+    let text: Vec<u8> = (0..500).flat_map(|n: u32| format!("line {}\n", n * n).into_bytes()).collect();
+    for content in [&text[..], &text[..40], &[0; 3000]] {
+        let frame = Compressor::new(1).and_then(|mut compressor| compressor.compress(content));
+        let len = (content.len() as u16 - 1).to_le_bytes();
+        seeds.push((3, [&len[..], &frame.unwrap_or_default()].concat()));
+    }
     seeds
 }

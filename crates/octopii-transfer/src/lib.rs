@@ -19,8 +19,8 @@
 //! Whole directories travel as trees ([`Transfer::send_tree`], [`Transfer::receive_trees`]): the same promises for every file in
 //! them, at the cost of a few syncs for thousands.
 //!
-//! What is *not* here: choosing who may send what beyond the policy's word, and compression. The bytes are described in `docs/formats/transfer.md` and
-//! `docs/formats/tree.md`.
+//! What is *not* here: choosing who may send what beyond the policy's word. The bytes are described in `docs/formats/transfer.md`
+//! and `docs/formats/tree.md`.
 
 mod activity;
 mod asking;
@@ -28,6 +28,7 @@ mod budget;
 mod buffers;
 mod checkpoints;
 mod claims;
+mod compression;
 mod digest;
 mod distribute;
 mod error;

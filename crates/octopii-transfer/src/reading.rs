@@ -23,6 +23,8 @@ pub(crate) struct Expected {
     /// Content bytes in all, if the sender knows.
     pub(crate) size: Option<u64>,
     pub(crate) block_size: u32,
+    /// Blocks may come compressed.
+    pub(crate) compressed: bool,
 }
 
 /// Hands over what arrives until nothing more can: the end has come and then the stream was finished or lost, or nobody takes
@@ -46,8 +48,11 @@ pub(crate) async fn read_arrivals(
         };
         let message = async {
             match header.tag {
-                Tag::Data if !done => {
-                    let block = read_block(recv, header, activity).await?;
+                Tag::Data | Tag::Compressed if !done && (header.tag == Tag::Data || expected.compressed) => {
+                    let block = match header.tag {
+                        Tag::Compressed => read_compressed(recv, header, activity).await?,
+                        _ => read_block(recv, header, activity).await?,
+                    };
                     if block.offset != received {
                         return Err(TransferError::Protocol("a block does not follow the one before it"));
                     }
@@ -99,7 +104,27 @@ pub(crate) async fn read_block(
     let parts = recv.parts(len, activity).await?;
     let mut prefix = [0; wire::DATA_SUFFIX];
     recv.read_exact(&mut prefix).await?;
-    Ok(IncomingBlock { offset, parts, len, prefix: Digest(prefix) })
+    Ok(IncomingBlock { offset, parts, len, prefix: Digest(prefix), compressed: false })
+}
+
+/// The same of a compressed block.
+async fn read_compressed(
+    recv: &mut Inlet,
+    header: Header,
+    activity: &Activity,
+) -> Result<IncomingBlock, TransferError> {
+    let compressed_len = header.len - wire::COMPRESSED_PREFIX - wire::DATA_SUFFIX;
+    let offset = read_offset(recv).await?;
+    let mut len = [0; 4];
+    recv.read_exact(&mut len).await?;
+    let len = u32::from_le_bytes(len) as usize;
+    if compressed_len >= len {
+        return Err(TransferError::Protocol("a block that compression does not make smaller comes as it is"));
+    }
+    let parts = recv.parts(compressed_len, activity).await?;
+    let mut prefix = [0; wire::DATA_SUFFIX];
+    recv.read_exact(&mut prefix).await?;
+    Ok(IncomingBlock { offset, parts, len, prefix: Digest(prefix), compressed: true })
 }
 
 pub(crate) async fn read_offset(recv: &mut Inlet) -> Result<u64, TransferError> {

@@ -62,6 +62,8 @@ struct Accepted {
     slot: OwnedSemaphorePermit,
     /// If the sender lets other receivers have the content from here.
     shelved: Option<Arc<Shelved>>,
+    /// Whether blocks may come compressed.
+    decompresses: bool,
 }
 
 /// Serves a stream that a peer opened: a transfer or a question about one.
@@ -182,7 +184,8 @@ async fn accept(
             if shelved.is_some() {
                 sink.store.expect_readers();
             }
-            Ok(Accepted { offer, policy, registration, sink, claim, slot, shelved })
+            let decompresses = body.compressed && shared.options.decompress && sink.checker.take_compressed();
+            Ok(Accepted { offer, policy, registration, sink, claim, slot, shelved, decompresses })
         }
         Err(refusal) => {
             registration.end(Err(refusal.clone()));
@@ -242,11 +245,11 @@ async fn receive(
     send: SendStream,
     mut recv: Inlet,
 ) {
-    let Accepted { offer, policy, registration, sink, claim, slot, shelved } = accepted;
+    let Accepted { offer, policy, registration, sink, claim, slot, shelved, decompresses } = accepted;
     let (last, rx) = oneshot::channel();
     let (needs, needed) = mpsc::channel(1);
     let (again, wanted) = mpsc::channel(MAX_REPAIRS);
-    let acceptance = Acceptance { shares: shelved.is_some(), have: sink.have };
+    let acceptance = Acceptance { shares: shelved.is_some(), decompresses, have: sink.have };
     let answers = Answers { verified: Arc::clone(registration.verified()), needed, wanted, last: rx };
     let responding = respond(send, wire::accept(&acceptance), answers);
     let mut responding = AbortOnDrop(shared.executor.spawn(responding));
@@ -257,6 +260,7 @@ async fn receive(
             verified: registration.verified(),
             activity: Arc::default(),
             shelved: shelved.as_ref(),
+            decompresses,
         };
         match body.relay {
             None => run.take_from_sender(sink, &mut recv, again, claim).await,
@@ -315,6 +319,7 @@ struct Receiving<'a> {
     verified: &'a Arc<AtomicU64>,
     activity: Arc<Activity>,
     shelved: Option<&'a Arc<Shelved>>,
+    decompresses: bool,
 }
 
 /// How handing blocks to a sink ended, and the error that cut it short, if one did.
@@ -331,8 +336,12 @@ impl Receiving<'_> {
         mut claim: Option<Claim>,
     ) -> Result<(Box<Sink>, Digest), TransferError> {
         let idle = self.shared.options.idle_timeout;
-        let expected =
-            Expected { from: sink.have.bytes, size: self.body.size, block_size: self.body.block_size };
+        let expected = Expected {
+            from: sink.have.bytes,
+            size: self.body.size,
+            block_size: self.body.block_size,
+            compressed: self.decompresses,
+        };
         let read = async |arrivals| {
             tokio::select! {
                 biased;

@@ -24,6 +24,8 @@ pub struct Receipt {
     pub bytes: u64,
     /// How many of them the receiver had from an earlier attempt when the last one began.
     pub resumed: u64,
+    /// Content bytes as they travelled: compressed if they were, over all attempts, and with what was sent again.
+    pub travelled: u64,
     /// How safe it is at the receiver.
     pub level: AckLevel,
     /// From the call to the acknowledgement.
@@ -61,6 +63,7 @@ pub(crate) async fn send(
         digest: ack.digest,
         bytes: ack.size,
         resumed: sending.resumed(),
+        travelled: sending.travelled(),
         level: ack.level,
         duration: started.elapsed(),
     })

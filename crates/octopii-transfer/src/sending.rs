@@ -15,6 +15,7 @@ use tokio::time::sleep;
 
 use crate::activity::Activity;
 use crate::asking::{may_have_arrived, read_acceptance, what_became_of_it};
+use crate::compression::compress_all;
 use crate::link::Inlet;
 use crate::options::SendOptions;
 use crate::pace::Pace;
@@ -23,7 +24,7 @@ use crate::retry::Retry;
 use crate::shared::{AbortOnDrop, Shared};
 use crate::source::Block;
 use crate::supply::{QUEUE, Reading, Supply, Whole};
-use crate::wire::{self, Acknowledgement, OfferBody, ResumeKey, Span, Tag};
+use crate::wire::{self, Acceptance, Acknowledgement, OfferBody, ResumeKey, Span, Tag};
 use crate::{FailureCode, TransferError, TransferId};
 
 /// What is written at once.
@@ -42,6 +43,8 @@ struct Flight {
     sent: AtomicU64,
     verified: AtomicU64,
     resumed: AtomicU64,
+    /// Content bytes as they travelled, in all attempts.
+    travelled: AtomicU64,
     id: Mutex<Option<TransferId>>,
     /// Whether the receiver could be reached at all.
     connected: AtomicBool,
@@ -89,6 +92,10 @@ impl Sending {
 
     pub(crate) fn resumed(&self) -> u64 {
         self.flight.resumed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn travelled(&self) -> u64 {
+        self.flight.travelled.load(Ordering::Relaxed)
     }
 
     /// The id of the latest attempt.
@@ -182,8 +189,8 @@ impl Sending {
             let key = supply.key();
             let opening = [&[wire::VERSION][..], &wire::offer(&self.offer(key))].concat();
             let sent = send.write_all(&opening).await;
-            let have = match read_acceptance(&mut recv, self.addr).await {
-                Ok(acceptance) => acceptance.have,
+            let Acceptance { have, decompresses, .. } = match read_acceptance(&mut recv, self.addr).await {
+                Ok(acceptance) => acceptance,
                 // What was said before the stream broke tells more than the break.
                 Err(TransferError::Lost(lost)) => {
                     return Err(TransferError::Lost(sent.err().unwrap_or(lost)));
@@ -201,13 +208,14 @@ impl Sending {
             self.flight.resumed.store(have.bytes, Ordering::Relaxed);
             self.flight.sent.store(have.bytes, Ordering::Relaxed);
             self.flight.verified.store(have.bytes, Ordering::Relaxed);
+            let compress = self.options.compress.filter(|_| decompresses);
             let (requests, to_answer) = mpsc::channel(REQUESTS);
             let verdict = self.read_verdict(&mut recv, requests);
             tokio::pin!(verdict);
             let pumped = tokio::select! {
                 biased;
                 verdict = &mut verdict => verdict,
-                Err(error) = self.pump(&mut send, reading, supply, to_answer, whole) => match error {
+                Err(error) = self.pump(&mut send, (reading, compress), supply, to_answer, whole) => match error {
                     // It no longer reads because it has something to say.
                     TransferError::Lost(StreamError::Stopped(_)) => verdict.await,
                     error => {
@@ -240,6 +248,7 @@ impl Sending {
             relay: None,
             resume: key,
             ack: self.options.ack,
+            compressed: self.options.compress.is_some(),
         }
     }
 
@@ -276,7 +285,7 @@ impl Sending {
     async fn pump(
         &self,
         send: &mut SendStream,
-        reading: Reading,
+        (reading, compress): (Reading, Option<i32>),
         supply: &Supply,
         mut requests: mpsc::Receiver<Span>,
         whole: &OnceLock<Whole>,
@@ -284,21 +293,18 @@ impl Sending {
         let executor = &self.shared.executor;
         let (blocks, mut rx) = mpsc::channel(QUEUE);
         let mut reading = AbortOnDrop(executor.spawn(reading.run(executor.clone(), blocks)));
+        let _compressing = compress.map(|level| {
+            let (smaller, compressed) = mpsc::channel(QUEUE);
+            let blocks = std::mem::replace(&mut rx, compressed);
+            AbortOnDrop(executor.spawn(compress_all(executor.clone(), level, blocks, smaller)))
+        });
         let mut pace = Pace::new(self.options.rate_limit);
         loop {
             tokio::select! {
                 biased;
                 Some(span) = requests.recv() => self.repair(send, supply, span, &mut pace).await?,
                 block = rx.recv() => match block {
-                    Some(Block { offset, content, prefix }) => {
-                        send.write_all(&wire::data_start(offset, content.len())).await?;
-                        self.write(send, content, &mut pace, |sent| {
-                            self.flight.sent.store(offset + sent, Ordering::Relaxed);
-                            self.report(Phase::Sending);
-                        })
-                        .await?;
-                        send.write_all(&prefix.0).await?;
-                    }
+                    Some(block) => self.send_block(send, block, &mut pace).await?,
                     None => break,
                 },
             }
@@ -313,6 +319,33 @@ impl Sending {
                 None => std::future::pending().await,
             }
         }
+    }
+
+    async fn send_block(
+        &self,
+        send: &mut SendStream,
+        block: Block,
+        pace: &mut Pace,
+    ) -> Result<(), TransferError> {
+        let Block { offset, content, prefix, compressed } = block;
+        let len = content.len() as u64;
+        let travelling = match compressed {
+            Some(compressed) => {
+                send.write_all(&wire::compressed_start(offset, len as u32, compressed.len())).await?;
+                compressed
+            }
+            None => {
+                send.write_all(&wire::data_start(offset, content.len())).await?;
+                content
+            }
+        };
+        let all = travelling.len() as u64;
+        self.write(send, travelling, pace, |sent| {
+            self.flight.sent.store(offset + len * sent / all, Ordering::Relaxed);
+            self.report(Phase::Sending);
+        })
+        .await?;
+        Ok(send.write_all(&prefix.0).await?)
     }
 
     async fn repair(
@@ -340,6 +373,7 @@ impl Sending {
             let step = content.split_to(content.len().min(pace.step(WRITE_STEP)));
             pace.take(step.len()).await;
             written += step.len() as u64;
+            self.flight.travelled.fetch_add(step.len() as u64, Ordering::Relaxed);
             send.write_chunk(step).await?;
             self.flight.activity.tick();
             sent(written);

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use octopii_vfs::{Vfs, VfsFile};
 
 use crate::budget::{MemoryBudget, Reservation};
+use crate::compression::Decompressor;
 use crate::digest::{Chain, PrefixHasher};
 use crate::journal::{About, Entry, Journal, Prefix};
 use crate::temporary::{TemporaryFile, check_destination_name};
@@ -35,8 +36,9 @@ const ALIGNMENT: usize = 4096;
 pub(crate) struct IncomingBlock {
     pub(crate) offset: u64,
     pub(crate) parts: Vec<Bytes>,
-    /// Bytes in all parts.
+    /// Bytes of content: in all parts or, if they are `compressed`, once they are not.
     pub(crate) len: usize,
+    pub(crate) compressed: bool,
     /// What the sender says the digest of everything up to this block's end is.
     pub(crate) prefix: Digest,
 }
@@ -80,6 +82,8 @@ pub(crate) struct Checker {
     waiting_bytes: u64,
     /// Where hashing stood at the end of each whole block, for the journal.
     chains: Option<BTreeMap<u64, Chain>>,
+    /// For blocks that come compressed, if they may.
+    decompressor: Option<Decompressor>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -242,6 +246,7 @@ impl Checker {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             chains: None,
+            decompressor: None,
         }
     }
 
@@ -255,6 +260,12 @@ impl Checker {
         self.damaged.is_none()
     }
 
+    /// Lets blocks come compressed. Says whether they may.
+    pub(crate) fn take_compressed(&mut self) -> bool {
+        self.decompressor = Decompressor::new();
+        self.decompressor.is_some()
+    }
+
     /// Checks the next blocks against their prefix digests. Gives back those to store, and the first that is wrong. Blocks
     /// behind that are stored unchecked, or, with `stop`, forgotten as if they had never come.
     pub(crate) fn check(
@@ -264,7 +275,14 @@ impl Checker {
     ) -> Result<(Vec<IncomingBlock>, Option<Span>), TransferError> {
         let mut wrong = None;
         let mut store = Vec::with_capacity(blocks.len());
-        for block in blocks {
+        for mut block in blocks {
+            if block.compressed {
+                let decompressor = self.decompressor.as_mut();
+                let content = decompressor.and_then(|d| d.decompress(&block.parts, block.len));
+                // What is no such block counts as zeroes: if those have another digest, it is damaged as any other.
+                let content = content.unwrap_or_else(|| vec![0; block.len].into());
+                (block.parts, block.compressed) = (vec![content], false);
+            }
             let span = Span { offset: block.offset, len: block.len as u32 };
             let waiting = Waiting { span, prefix: block.prefix };
             if self.damaged.is_some() {

@@ -65,6 +65,8 @@ pub(crate) struct Block {
     pub(crate) offset: u64,
     pub(crate) content: Bytes,
     pub(crate) prefix: Digest,
+    /// The content as it travels, if not as it is.
+    pub(crate) compressed: Option<Bytes>,
 }
 
 impl OpenSource {
@@ -230,7 +232,7 @@ impl BlockReader {
         {
             self.checkpoints.note(self.offset, chain);
         }
-        Ok(Some(Block { offset, content, prefix: self.hasher.prefix() }))
+        Ok(Some(Block { offset, content, prefix: self.hasher.prefix(), compressed: None }))
     }
 }
 

@@ -238,7 +238,7 @@ async fn read_stream(
         };
         let content;
         (hasher, content) = executor.blocking(hash).await;
-        let block = Block { offset, content, prefix: hasher.prefix() };
+        let block = Block { offset, content, prefix: hasher.prefix(), compressed: None };
         offset += filled as u64;
         recent.push(block.clone());
         permit.send(block);

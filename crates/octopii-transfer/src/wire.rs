@@ -23,6 +23,8 @@ pub(crate) const MAX_BLOCK: u32 = 1 << 20;
 pub(crate) const MIN_BLOCK: u32 = 4 << 10;
 /// The offset before the content of a data message.
 pub(crate) const DATA_PREFIX: usize = 8;
+/// Offset and length before the content of a compressed block.
+pub(crate) const COMPRESSED_PREFIX: usize = DATA_PREFIX + 4;
 /// The digest after the content of a data message.
 pub(crate) const DATA_SUFFIX: usize = 32;
 
@@ -41,11 +43,14 @@ const FLAG_SIZE: u8 = 1;
 const FLAG_NAME: u8 = 2;
 const FLAG_RELAY: u8 = 4;
 const FLAG_RESUME: u8 = 8;
+const FLAG_COMPRESSED: u8 = 16;
 /// Where the level of the acknowledgement that is asked for begins; two bits, 0 for none.
 const ACK_SHIFT: u32 = 5;
 const FLAG_ACK: u8 = 3 << ACK_SHIFT;
 /// Of an acceptance: others may fetch what this receiver gets.
 const FLAG_SHARES: u8 = 1;
+/// Of an acceptance: blocks may come compressed.
+const FLAG_DECOMPRESSES: u8 = 2;
 
 /// The kinds of message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +72,7 @@ pub(crate) enum Tag {
     Content = 15,
     Again = 16,
     Repair = 17,
+    Compressed = 18,
 }
 
 /// What precedes every body.
@@ -92,6 +98,8 @@ pub(crate) struct OfferBody {
     pub(crate) resume: Option<ResumeKey>,
     /// What the acknowledgement must say, at least; if nothing, what the destination can give.
     pub(crate) ack: Option<AckLevel>,
+    /// Blocks would come compressed.
+    pub(crate) compressed: bool,
 }
 
 /// Names a content of one source across transfers: made at random by the sender and told to nobody but the receivers, so that
@@ -114,6 +122,8 @@ impl fmt::Debug for ResumeKey {
 pub(crate) struct Acceptance {
     /// Others may fetch the content from it.
     pub(crate) shares: bool,
+    /// Blocks may come compressed.
+    pub(crate) decompresses: bool,
     pub(crate) have: Have,
 }
 
@@ -232,6 +242,11 @@ impl Header {
             15 => (Tag::Content, DATA_PREFIX + 1..=DATA_PREFIX + MAX_BLOCK as usize),
             16 => (Tag::Again, 12..=12),
             17 => (Tag::Repair, DATA_PREFIX + 1..=DATA_PREFIX + MAX_BLOCK as usize),
+            18 => (
+                Tag::Compressed,
+                COMPRESSED_PREFIX + 1 + DATA_SUFFIX
+                    ..=COMPRESSED_PREFIX + MAX_BLOCK as usize - 1 + DATA_SUFFIX,
+            ),
             _ => return Err(Malformed("unknown message tag")),
         };
         Ok(Self { tag, len: body_len(bytes, limit)? })
@@ -246,6 +261,7 @@ pub(crate) fn offer(offer: &OfferBody) -> Vec<u8> {
         flags |= if offer.name.is_some() { FLAG_NAME } else { 0 };
         flags |= if offer.relay.is_some() { FLAG_RELAY } else { 0 };
         flags |= if offer.resume.is_some() { FLAG_RESUME } else { 0 };
+        flags |= if offer.compressed { FLAG_COMPRESSED } else { 0 };
         flags |= offer.ack.map_or(0, AckLevel::to_u8) << ACK_SHIFT;
         let name = offer.name.as_deref().unwrap_or_default();
         out.push(flags);
@@ -265,7 +281,9 @@ pub(crate) fn offer(offer: &OfferBody) -> Vec<u8> {
 
 pub(crate) fn accept(acceptance: &Acceptance) -> Vec<u8> {
     message(Tag::Accept as u8, |out| {
-        out.push(if acceptance.shares { FLAG_SHARES } else { 0 });
+        let mut flags = if acceptance.shares { FLAG_SHARES } else { 0 };
+        flags |= if acceptance.decompresses { FLAG_DECOMPRESSES } else { 0 };
+        out.push(flags);
         out.extend_from_slice(&acceptance.have.bytes.to_le_bytes());
         if acceptance.have.bytes > 0 {
             out.extend_from_slice(&acceptance.have.prefix.0);
@@ -283,6 +301,19 @@ pub(crate) fn again(span: Span) -> Vec<u8> {
 /// Header and prefix of a data message; `content_len` bytes of content and the prefix digest must follow.
 pub(crate) fn data_start(offset: u64, content_len: usize) -> [u8; HEADER_LEN + DATA_PREFIX] {
     content_start(Tag::Data, offset, DATA_PREFIX + content_len + DATA_SUFFIX)
+}
+
+/// Header and prefix of a compressed block of `len` bytes; `compressed_len` bytes that make it up and the prefix digest must follow.
+pub(crate) fn compressed_start(
+    offset: u64,
+    len: u32,
+    compressed_len: usize,
+) -> [u8; HEADER_LEN + COMPRESSED_PREFIX] {
+    let mut out = [0; HEADER_LEN + COMPRESSED_PREFIX];
+    let start = content_start(Tag::Compressed, offset, COMPRESSED_PREFIX + compressed_len + DATA_SUFFIX);
+    out[..HEADER_LEN + DATA_PREFIX].copy_from_slice(&start);
+    out[HEADER_LEN + DATA_PREFIX..].copy_from_slice(&len.to_le_bytes());
+    out
 }
 
 /// Header and prefix of a repair; `content_len` bytes of content must follow.
@@ -352,8 +383,11 @@ fn put_ack(out: &mut Vec<u8>, ack: &Acknowledgement) {
 pub(crate) fn decode_offer(body: &[u8]) -> Result<OfferBody, Malformed> {
     let mut r = Reader(body);
     let flags = r.u8()?;
-    if flags & !(FLAG_SIZE | FLAG_NAME | FLAG_RELAY | FLAG_RESUME | FLAG_ACK) != 0 {
+    if flags & !(FLAG_SIZE | FLAG_NAME | FLAG_RELAY | FLAG_RESUME | FLAG_COMPRESSED | FLAG_ACK) != 0 {
         return Err(Malformed("reserved flags are set in the offer"));
+    }
+    if flags & (FLAG_RELAY | FLAG_COMPRESSED) == FLAG_RELAY | FLAG_COMPRESSED {
+        return Err(Malformed("what is handed on is not compressed"));
     }
     let id = TransferId(u128::from_le_bytes(r.array()?));
     let block_size = u32::from_le_bytes(r.array()?);
@@ -389,13 +423,14 @@ pub(crate) fn decode_offer(body: &[u8]) -> Result<OfferBody, Malformed> {
         relay,
         resume,
         ack: AckLevel::from_u8((flags & FLAG_ACK) >> ACK_SHIFT),
+        compressed: flags & FLAG_COMPRESSED != 0,
     })
 }
 
 pub(crate) fn decode_accept(body: &[u8]) -> Result<Acceptance, Malformed> {
     let mut r = Reader(body);
     let flags = r.u8()?;
-    if flags & !FLAG_SHARES != 0 {
+    if flags & !(FLAG_SHARES | FLAG_DECOMPRESSES) != 0 {
         return Err(Malformed("reserved flags are set in the acceptance"));
     }
     let have = match u64::from_le_bytes(r.array()?) {
@@ -406,7 +441,7 @@ pub(crate) fn decode_accept(body: &[u8]) -> Result<Acceptance, Malformed> {
     if !have.bytes.is_multiple_of(CHECKPOINT) {
         return Err(Malformed("resuming begins at a multiple of 4 MiB"));
     }
-    Ok(Acceptance { shares: flags & FLAG_SHARES != 0, have })
+    Ok(Acceptance { shares: flags & FLAG_SHARES != 0, decompresses: flags & FLAG_DECOMPRESSES != 0, have })
 }
 
 pub(crate) fn decode_again(body: &[u8]) -> Result<Span, Malformed> {

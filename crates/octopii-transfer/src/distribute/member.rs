@@ -37,6 +37,8 @@ pub(super) struct Member {
     pub(super) verified: AtomicU64,
     /// Bytes it had when the latest attempt began.
     pub(super) resumed: AtomicU64,
+    /// Content bytes sent to it from here.
+    pub(super) travelled: AtomicU64,
     /// From here on it may have everything.
     pub(super) done: AtomicBool,
     meter: Meter,
@@ -90,6 +92,7 @@ impl Member {
             addr,
             verified: AtomicU64::new(0),
             resumed: AtomicU64::new(0),
+            travelled: AtomicU64::new(0),
             done: AtomicBool::new(false),
             meter: Meter::default(),
             orders: Mutex::new(Orders { node: None, id, next: None, again: VecDeque::new() }),
@@ -152,7 +155,7 @@ async fn attempt(origin: &Origin, i: usize, key: Option<ResumeKey>) -> Result<At
     let mut recv = Inlet::new(recv);
     let opening = [&[wire::VERSION][..], &wire::offer(&offer(origin, member.id(), key))].concat();
     let sent = send.write_all(&opening).await;
-    let Acceptance { have: Have { bytes: have, prefix }, shares } =
+    let Acceptance { have: Have { bytes: have, prefix }, shares, .. } =
         match crate::asking::read_acceptance(&mut recv, member.addr).await {
             // What was said before the stream broke tells more than the break.
             Err(TransferError::Lost(lost)) => return Err(TransferError::Lost(sent.err().unwrap_or(lost))),
@@ -212,6 +215,7 @@ fn offer(origin: &Origin, id: TransferId, resume: Option<ResumeKey>) -> OfferBod
         relay: Some(origin.key),
         resume,
         ack: origin.options.ack,
+        compressed: false,
     }
 }
 
@@ -312,6 +316,7 @@ async fn step(
     if let Some(span) = again {
         let source = Arc::clone(source);
         let content = origin.shared.executor.blocking(move || source.read_again(span)).await?;
+        member.travelled.fetch_add(content.len() as u64, Ordering::Relaxed);
         send.write_all(&wire::repair_start(span.offset, content.len())).await?;
         send.write_chunk(content).await?;
         origin.activity(i);
@@ -327,6 +332,7 @@ async fn step(
         let reading = move || source.content_at(block.offset, block.len as usize);
         let content = origin.shared.executor.blocking(reading).await?;
         said.pace.take(content.len()).await;
+        member.travelled.fetch_add(content.len() as u64, Ordering::Relaxed);
         send.write_all(&wire::data_start(at, content.len())).await?;
         send.write_chunk(content).await?;
         send.write_all(&block.prefix.0).await?;

@@ -142,6 +142,9 @@ pub(super) async fn distribute(
     let started = Instant::now();
     options.name = options.name.take().or_else(|| source.file_name().map(str::to_owned));
     let opened = match options.check() {
+        Ok(()) if options.compress.is_some() => Err(TransferError::InvalidOptions(
+            "what peers hand on is not compressed: send it directly, or as it is",
+        )),
         Ok(()) => open(&shared, source, &options).await,
         Err(error) => Err(error),
     };
@@ -202,8 +205,9 @@ pub(super) async fn distribute(
                 let Acknowledgement { level, size, digest } = end.ack;
                 let (id, duration) = (origin.members[i].id(), started.elapsed());
                 let resumed = origin.members[i].resumed.load(Ordering::Relaxed);
+                let travelled = origin.members[i].travelled.load(Ordering::Relaxed);
                 ended.extend(end.open);
-                succeeded(peer, &Receipt { id, digest, bytes: size, resumed, level, duration })
+                succeeded(peer, &Receipt { id, digest, bytes: size, resumed, travelled, level, duration })
             }
             Err(error) => failed(peer, verified, started.elapsed(), error),
         };

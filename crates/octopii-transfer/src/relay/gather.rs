@@ -307,7 +307,13 @@ impl Gather {
             return Ok(None);
         }
         self.next += u64::from(len);
-        Ok(Some(IncomingBlock { offset: fed.offset, parts: fed.parts, len: fed.len, prefix }))
+        Ok(Some(IncomingBlock {
+            offset: fed.offset,
+            parts: fed.parts,
+            len: fed.len,
+            prefix,
+            compressed: false,
+        }))
     }
 
     fn drop_feed(&mut self) {

@@ -14,6 +14,7 @@ fn sample_offer() -> OfferBody {
         relay: None,
         resume: Some(ResumeKey([0xab; 16])),
         ack: None,
+        compressed: false,
     }
 }
 
@@ -67,18 +68,31 @@ fn messages_survive_their_encoding() {
         assert_eq!((bytes[5], decode_ack(split(&bytes).1)), (bits, Ok(body)));
     }
 
+    let compressed = OfferBody { compressed: true, ..sample_offer() };
+    let bytes = offer(&compressed);
+    assert_eq!(bytes[5], 11 | 16);
+    assert_eq!(decode_offer(split(&bytes).1), Ok(compressed.clone()));
+    let handed_on = OfferBody { relay: Some(RelayKey(3)), ..compressed };
+    assert!(decode_offer(split(&offer(&handed_on)).1).is_err());
+    let start = compressed_start(3, 9, 5);
+    let expected = [&[18, 49, 0, 0, 0][..], &3u64.to_le_bytes(), &9u32.to_le_bytes()].concat();
+    assert_eq!(start[..], expected);
+
     let both = OfferBody { relay: Some(RelayKey(3)), ..sample_offer() };
     assert_eq!(decode_offer(split(&offer(&both)).1), Ok(both));
 
     let have = Have { bytes: 3 * CHECKPOINT, prefix: Digest::of(b"x") };
     for shares in [false, true] {
         for have in [have, Have::nothing()] {
-            let acceptance = Acceptance { shares, have };
+            let acceptance = Acceptance { shares, decompresses: !shares, have };
             assert_eq!(decode_accept(split(&accept(&acceptance)).1), Ok(acceptance));
         }
     }
     let between = Have { bytes: 3 * CHECKPOINT + 1, ..have };
-    assert!(decode_accept(split(&accept(&Acceptance { shares: false, have: between })).1).is_err());
+    assert!(
+        decode_accept(split(&accept(&Acceptance { shares: false, decompresses: false, have: between })).1)
+            .is_err()
+    );
     let span = Span { offset: 9, len: MAX_BLOCK };
     assert_eq!(decode_again(split(&again(span)).1), Ok(span));
     for bad in

@@ -4,6 +4,7 @@
 
 mod basic;
 mod cancel;
+mod compressed;
 mod disk;
 mod freed;
 mod hostile;

@@ -16,43 +16,46 @@ use crate::raw::{ACCEPT, ACK, AGAIN, Raw, data, done, opening_with, repair};
 const SIZE: usize = 48 * BLOCK;
 
 /// A sender with state that outlives it, a receiver, and a file.
-struct Scene {
+pub(crate) struct Scene {
     state: tempfile::TempDir,
-    b: Node,
+    pub(crate) b: Node,
     data: Vec<u8>,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 fn scene() -> Scene {
-    let b = Node::new(2);
-    b.open_inbox();
-    let state = tempfile::tempdir().unwrap();
-    let data = content(SIZE);
-    let path = b.source("source", &data);
-    Scene { state, b, data, path }
+    Scene::of(content(SIZE))
 }
 
 impl Scene {
+    pub(crate) fn of(data: Vec<u8>) -> Self {
+        let b = Node::new(2);
+        b.open_inbox();
+        let state = tempfile::tempdir().unwrap();
+        let path = b.source("source", &data);
+        Self { state, b, data, path }
+    }
+
     /// As another process would be.
-    fn sender(&self, id: u64) -> Node {
+    pub(crate) fn sender(&self, id: u64) -> Node {
         let state_dir = Some(self.state.path().join("state"));
         Node::with(id, RealVfs::shared(), TransferOptions { state_dir, ..quick() })
     }
 
     /// Sends until about `bytes` have been verified, then loses the connection.
     async fn cut_at(&self, sender: &Node, bytes: usize) {
-        self.cut_at_asking(sender, bytes, None).await;
+        // The receiver tells five times a second how far it has got.
+        let rate_limit = std::num::NonZeroU64::new(60 * BLOCK as u64);
+        self.cut_with(sender, bytes, SendOptions { rate_limit, ..SendOptions::new("file") }).await;
     }
 
-    async fn cut_at_asking(&self, sender: &Node, bytes: usize, ack: Option<AckLevel>) {
+    pub(crate) async fn cut_with(&self, sender: &Node, bytes: usize, options: SendOptions) {
         let verified = Arc::new(AtomicU64::new(0));
         let seen = Arc::clone(&verified);
         let progress = Arc::new(move |p: octopii_transfer::Progress| {
             seen.fetch_max(p.verified, Ordering::Relaxed);
         });
-        // The receiver tells five times a second how far it has got.
-        let rate_limit = std::num::NonZeroU64::new(60 * BLOCK as u64);
-        let options = SendOptions { progress: Some(progress), rate_limit, ack, ..SendOptions::new("file") };
+        let options = SendOptions { progress: Some(progress), ..options };
         let source = ChunkSource::File(self.path.clone());
         let cutting = async {
             while verified.load(Ordering::Relaxed) < bytes as u64 {
@@ -89,7 +92,7 @@ impl Scene {
         sender.transfer.send(self.b.addr(), &source, SendOptions::new("file")).await.unwrap()
     }
 
-    fn arrived_whole(&self, receipt: &Receipt) {
+    pub(crate) fn arrived_whole(&self, receipt: &Receipt) {
         assert_eq!(receipt.digest, Digest::of(&self.data));
         assert_eq!(names(&self.b.inbox()), ["source"]);
         assert!(read(&self.b.inbox().join("source")) == self.data);
@@ -119,8 +122,9 @@ async fn what_need_not_be_durable_is_gone_on_with_too() {
     for level in [AckLevel::Received, AckLevel::Verified] {
         let scene = scene();
         let sender = scene.sender(1);
-        scene.cut_at_asking(&sender, 24 * BLOCK, Some(level)).await;
         let options = SendOptions { ack: Some(level), ..SendOptions::new("file") };
+        let rate_limit = std::num::NonZeroU64::new(60 * BLOCK as u64);
+        scene.cut_with(&sender, 24 * BLOCK, SendOptions { rate_limit, ..options.clone() }).await;
         let (sender, source) = (scene.sender(3), ChunkSource::File(scene.path.clone()));
         let receipt = sender.transfer.send(scene.b.addr(), &source, options).await.unwrap();
         assert!(receipt.resumed >= 16 << 20, "{}", receipt.resumed);
