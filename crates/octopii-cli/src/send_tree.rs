@@ -30,32 +30,22 @@ pub(crate) async fn run(
     let stop = stop_signal(false)?;
     let (node, _dir) = passing_node(runtime, octopii::bind_for(&args.peers), identity, None).await?;
     let bars = Bars::new(*output, &args.peers);
-    let sending = args.peers.iter().zip(&bars.bars).map(|(peer, bar)| {
-        let options = TreeOptions {
-            // Without an identity of its own the command is another node each time, and always on this machine.
-            source: identity.is_none().then(|| format!("this machine's {}", path.display())),
-            checksum: args.checksum,
-            links: if args.links { Links::Inside } else { Links::Skip },
-            strict: args.strict,
-            rate_limit: args.limit_rate,
-            progress: Some(callback(bar)),
-            timeout: Some(args.timeout),
-            retries: args.retries,
-            ..TreeOptions::new("inbox")
-        };
-        let (transfer, peer, path) = (node.transfer().clone(), *peer, path.clone());
-        node.executor().spawn(async move { transfer.send_tree(peer, path, options).await })
-    });
-    let sending: Vec<_> = sending.collect();
-    let finished = async {
-        let mut results = Vec::new();
-        for sending in sending {
-            results.push(sending.await.unwrap_or(Err(TransferError::ShuttingDown)));
-        }
-        results
+    let options = |bar| TreeOptions {
+        // Without an identity of its own the command is another node each time, and always on this machine.
+        source: identity.is_none().then(|| format!("this machine's {}", path.display())),
+        checksum: args.checksum,
+        links: if args.links { Links::Inside } else { Links::Skip },
+        strict: args.strict,
+        rate_limit: args.limit_rate,
+        progress: Some(callback(bar)),
+        timeout: Some(args.timeout),
+        retries: args.retries,
+        ..TreeOptions::new("inbox")
     };
+    let peers = args.peers.iter().zip(&bars.bars).map(|(peer, bar)| (*peer, options(bar))).collect();
+    let sending = node.transfer().send_tree_to_all(&path, peers);
     let results = tokio::select! {
-        results = finished => results,
+        results = sending => results,
         () = stop => {
             bars.finish();
             node.shutdown().await;

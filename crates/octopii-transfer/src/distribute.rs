@@ -10,12 +10,15 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::source::OpenSource;
+use crate::supply::Outgoing;
 use crate::{AckLevel, ChunkSource, Digest, Receipt, SendOptions, Transfer, TransferError};
 
 mod ledger;
 mod member;
 mod origin;
 mod plan;
+
+pub(crate) use origin::distribute as chain;
 
 /// What came of a transfer to one peer.
 #[derive(Debug, Clone)]
@@ -76,7 +79,7 @@ impl From<SendOptions> for Distribution {
 }
 
 /// Smaller chunks are not worth the additional round trips of a chain.
-const WORTH_A_CHAIN: u64 = 8 << 20;
+pub(crate) const WORTH_A_CHAIN: u64 = 8 << 20;
 
 impl Transfer {
     /// Sends a chunk to every peer at the same time. One result per peer, in the order of `peers`; one peer's failure
@@ -145,7 +148,7 @@ async fn dispatch(
     topology: Topology,
     results: mpsc::Sender<(usize, TransferResult)>,
 ) {
-    let chain = match topology {
+    let in_a_chain = match topology {
         Topology::Direct => false,
         Topology::Chain => true,
         Topology::Auto if options.compress.is_some() => false,
@@ -157,8 +160,8 @@ async fn dispatch(
             peers.len() > 1 && size.await.is_ok_and(|source| source.size() >= WORTH_A_CHAIN)
         }
     };
-    if chain {
-        origin::distribute(transfer.shared(), source, peers, options, results).await;
+    if in_a_chain {
+        chain(transfer.shared(), Outgoing::Chunk(source), peers, options, results).await;
     } else {
         send_each(transfer, source, peers, options, results).await;
     }

@@ -143,8 +143,25 @@ impl Transfer {
     ) -> Result<TreeReport, TransferError> {
         let shared = Arc::clone(&self.service.shared);
         let executor = shared.executor.clone();
-        let sending = Box::pin(tree::send(shared, addr, path.into(), options));
+        let sending = Box::pin(tree::send(shared, addr, path.into(), options, None));
         executor.run(sending).await.unwrap_or(Err(TransferError::ShuttingDown))
+    }
+
+    /// As [`send_tree`](Self::send_tree), to every peer at the same time (32 at once), each with options of its own. One result per
+    /// peer, in their order; one peer's failure does not touch the others.
+    ///
+    /// Files of 8 MiB and more that several peers ask for within 2 s are uploaded about once: they go from peer to peer, as with
+    /// [`Topology::Chain`](crate::Topology::Chain). All others are uploaded to each peer.
+    pub async fn send_tree_to_all(
+        &self,
+        path: impl Into<PathBuf>,
+        peers: Vec<(SocketAddr, TreeOptions)>,
+    ) -> Vec<Result<TreeReport, TransferError>> {
+        let shared = Arc::clone(&self.service.shared);
+        let (executor, count) = (shared.executor.clone(), peers.len());
+        let sending = Box::pin(tree::send_to_all(shared, path.into(), peers));
+        let ended = executor.run(sending).await;
+        ended.unwrap_or_else(|| (0..count).map(|_| Err(TransferError::ShuttingDown)).collect())
     }
 
     /// Asks the node at `addr` what it knows of a transfer that this node sent to it.

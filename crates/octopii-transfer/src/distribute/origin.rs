@@ -25,7 +25,7 @@ use crate::source::{BlockReader, OpenSource};
 use crate::supply::{Outgoing, Supply};
 use crate::wire::relay::RelayKey;
 use crate::wire::{Acknowledgement, MAX_BLOCK, ResumeKey};
-use crate::{ChunkSource, Digest, TransferError, TransferId};
+use crate::{Digest, TransferError, TransferId};
 
 /// A chain delivers a block per receiver late: smaller blocks than usual, unless there would be very many.
 const BLOCK: u32 = 256 << 10;
@@ -132,9 +132,9 @@ impl Origin {
 
 /// Sends `source` to all peers, each of which hands it on to others. Tells each one's result with its number as soon as it
 /// is known; ends when all are.
-pub(super) async fn distribute(
+pub(crate) async fn distribute(
     shared: Arc<Shared>,
-    source: ChunkSource,
+    source: Outgoing,
     peers: Vec<SocketAddr>,
     mut options: SendOptions,
     results: mpsc::Sender<(usize, TransferResult)>,
@@ -217,10 +217,10 @@ pub(super) async fn distribute(
 
 async fn open(
     shared: &Arc<Shared>,
-    source: ChunkSource,
+    source: Outgoing,
     options: &SendOptions,
 ) -> Result<(Arc<OpenSource>, Option<Arc<Checkpoints>>), TransferError> {
-    match Supply::open(shared, Outgoing::Chunk(source), options).await? {
+    match Supply::open(shared, source, options).await? {
         Supply::Stored { source, checkpoints, resume } => Ok((source, resume.then_some(checkpoints))),
         Supply::Stream { .. } => Err(TransferError::Protocol("a stream goes to one receiver")),
     }

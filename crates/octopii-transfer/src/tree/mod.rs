@@ -13,6 +13,7 @@ mod commit;
 #[cfg(feature = "fuzzing")]
 mod fuzzing;
 mod link;
+mod many;
 mod name;
 mod options;
 mod outcome;
@@ -35,6 +36,7 @@ use octopii_vfs::Vfs;
 pub(crate) use accept::serve;
 #[cfg(feature = "fuzzing")]
 pub use fuzzing::decode_tree_message;
+pub(crate) use many::send_to_all;
 pub use name::shown_path;
 pub use options::{Links, TreeOptions};
 pub use outcome::{

@@ -7,20 +7,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::time::{Instant, sleep, timeout};
 
+use super::many::Seat;
 use super::options::TreeOptions;
 use super::outcome::{Earlier, TreeReport};
-use super::sending::Sending;
+use super::sending::{Receiver, Sending};
 use super::source::Source;
 use crate::retry::Retry;
 use crate::shared::Shared;
 use crate::{TransferError, TransferId};
 
-/// Sends the tree at `path` to `addr` and waits until all of it is settled. Runs on the service's executor.
+/// Sends the tree at `path` to `addr`, perhaps as one of many, and waits until all of it is settled. Runs on the service's executor.
 pub(crate) async fn send(
     shared: Arc<Shared>,
     addr: SocketAddr,
     path: PathBuf,
     options: TreeOptions,
+    seat: Option<Seat>,
 ) -> Result<TreeReport, TransferError> {
     let started = Instant::now();
     options.check()?;
@@ -28,7 +30,8 @@ pub(crate) async fn send(
     let (vfs, wanted) = (Arc::clone(&shared.resources.vfs), Arc::clone(&options));
     let source = shared.executor.blocking(move || Source::open(&vfs, path, &wanted)).await?;
     let settled = Arc::new(AtomicU64::new(0));
-    let persisting = persist(&shared, addr, Arc::new(source), &options, started, &settled);
+    let to = Receiver { addr, seat: seat.map(Arc::new) };
+    let persisting = persist(&shared, to, Arc::new(source), &options, started, &settled);
     match options.timeout {
         None => persisting.await,
         Some(after) => match timeout(after.saturating_sub(started.elapsed()), persisting).await {
@@ -42,7 +45,7 @@ pub(crate) async fn send(
 /// unchanged.
 async fn persist(
     shared: &Arc<Shared>,
-    addr: SocketAddr,
+    to: Receiver,
     source: Arc<Source>,
     options: &Arc<TreeOptions>,
     started: Instant,
@@ -56,7 +59,7 @@ async fn persist(
         let walking = Arc::clone(&source);
         let walk = shared.executor.blocking(move || walking.walk()).await?;
         let (source, settled) = (Arc::clone(&source), Arc::clone(settled));
-        let sending = Sending::new(Arc::clone(shared), addr, id, source, Arc::clone(options), settled);
+        let sending = Sending::new(Arc::clone(shared), to.clone(), id, source, Arc::clone(options), settled);
         let error = match sending.run(walk).await {
             Ok((name, manifest)) => {
                 sending.report_progress();
@@ -68,7 +71,7 @@ async fn persist(
         let pause = retry.pause(&error, sending.has_advanced());
         // A peer that has never been there is told at once.
         let Some(pause) = pause.filter(|_| connected) else { return Err(error) };
-        tracing::info!(peer = %addr, "the tree is tried again: {error}");
+        tracing::info!(peer = %to.addr, "the tree is tried again: {error}");
         earlier.add(&sending.take_ledger().tally);
         drop(sending);
         sleep(pause).await;

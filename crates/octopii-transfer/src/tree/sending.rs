@@ -25,6 +25,7 @@ use tokio::time::timeout;
 use self::content::{pack, send_large};
 use self::unsettled::{Job, State};
 use super::link::{Message, enqueue, read_message, read_messages, write_messages};
+use super::many::Seat;
 use super::options::TreeOptions;
 use super::outcome::{Ledger, NotDone};
 use super::sessions::{LARGE, large_meta};
@@ -43,10 +44,19 @@ const QUEUE: usize = 2;
 /// Large files of one tree that travel at the same time.
 const LARGE_AT_ONCE: usize = 2;
 
+/// Who gets it.
+#[derive(Debug, Clone)]
+pub(super) struct Receiver {
+    pub(super) addr: SocketAddr,
+    /// Its place among others that get the same.
+    pub(super) seat: Option<Arc<Seat>>,
+}
+
 /// One attempt.
 pub(super) struct Sending {
     shared: Arc<Shared>,
     addr: SocketAddr,
+    seat: Option<Arc<Seat>>,
     id: TransferId,
     source: Arc<Source>,
     options: Arc<TreeOptions>,
@@ -64,7 +74,7 @@ pub(super) struct Sending {
 impl Sending {
     pub(super) fn new(
         shared: Arc<Shared>,
-        addr: SocketAddr,
+        Receiver { addr, seat }: Receiver,
         id: TransferId,
         source: Arc<Source>,
         options: Arc<TreeOptions>,
@@ -73,6 +83,7 @@ impl Sending {
         Self {
             shared,
             addr,
+            seat,
             id,
             source,
             options,
@@ -359,8 +370,15 @@ impl Sending {
             })),
             ..SendOptions::new(LARGE)
         };
-        let sending = send_large(Arc::clone(&self.shared), self.addr, file, options);
-        async move { (job.entry, sending.await) }
+        let (shared, addr, seat) = (Arc::clone(&self.shared), self.addr, self.seat.clone());
+        async move {
+            if let Some(seat) = seat
+                && let Some(resumed) = seat.send(job.entry, file.clone(), options.clone()).await
+            {
+                return (job.entry, Ok(resumed));
+            }
+            (job.entry, send_large(shared, addr, file, options).await)
+        }
     }
 
     pub(super) fn report_progress(&self) {

@@ -2,6 +2,7 @@
 
 mod hand;
 mod hostile;
+mod many;
 pub(crate) mod recording;
 mod retry;
 mod roundtrip;
