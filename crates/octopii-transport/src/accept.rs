@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 
 use crate::activity::close_when_unused;
 use crate::endpoint::Shared;
 use crate::join::is_joiner;
 use crate::members::{REVOKED, Unwelcome};
+use crate::places::{Place, Places};
 use crate::revocation::{TRUST, receive, tell};
 use crate::socket::canonical;
 use crate::stats::SAMPLE_EVERY;
@@ -83,31 +84,28 @@ impl Dispatch {
 
 /// Accepts connections until the endpoint is closed.
 pub(crate) async fn accept_connections(shared: Arc<Shared>) {
-    let places = |limit: usize| Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
-    let (handshakes, connections) = (places(shared.limits.handshakes), places(shared.limits.connections));
+    let handshakes = Places::new(shared.limits.handshakes);
+    let connections = Arc::new(Semaphore::new(shared.limits.connections.min(Semaphore::MAX_PERMITS)));
     let sampling = shared.executor.spawn(sample(Arc::clone(&shared)));
     while let Some(incoming) = shared.quic.accept().await {
         if is_joiner(&incoming) {
             admit_joiner(&shared, incoming);
             continue;
         }
-        let free = handshakes.available_permits();
-        if free * 2 <= shared.limits.handshakes
-            && incoming.may_retry()
-            && !incoming.remote_address_validated()
-        {
+        let is_proven = incoming.remote_address_validated();
+        if !is_proven && incoming.may_retry() && handshakes.is_half_full() {
             // Under load an address must be proven before it costs a handshake. An error means it was proven.
             let _ = incoming.retry();
             continue;
         }
-        let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
+        let Some(place) = handshakes.take(is_proven.then(|| incoming.remote_address())) else {
             incoming.refuse();
             continue;
         };
         shared.executor.spawn(accept_connection(
             Arc::clone(&shared),
             incoming,
-            permit,
+            place,
             Arc::clone(&connections),
         ));
     }
@@ -135,7 +133,7 @@ fn admit_joiner(shared: &Arc<Shared>, incoming: quinn::Incoming) {
         let _ = incoming.retry();
         return;
     }
-    let Some(place) = door.place() else { return incoming.refuse() };
+    let Some(place) = door.place(incoming.remote_address()) else { return incoming.refuse() };
     let shared = Arc::clone(shared);
     let executor = shared.executor.clone();
     executor.spawn(async move {
@@ -148,7 +146,7 @@ fn admit_joiner(shared: &Arc<Shared>, incoming: quinn::Incoming) {
 async fn accept_connection(
     shared: Arc<Shared>,
     incoming: quinn::Incoming,
-    handshake: OwnedSemaphorePermit,
+    handshake: Place,
     connections: Arc<Semaphore>,
 ) {
     let remote = canonical(incoming.remote_address());

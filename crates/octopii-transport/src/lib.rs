@@ -26,6 +26,7 @@ mod join;
 mod members;
 mod names;
 mod options;
+mod places;
 mod pool;
 mod profile;
 mod revocation;

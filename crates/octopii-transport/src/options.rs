@@ -96,7 +96,8 @@ impl EndpointOptions {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Handshakes of unverified peers under way at once. From half of it on, an address must be proven by a retry
-    /// packet first; beyond it, attempts are refused. Default 256.
+    /// packet first, and one address (of IPv6, one network of 64 bits) has at most a quarter of them; beyond it, attempts are
+    /// refused. Default 256.
     pub handshakes: usize,
     /// A handshake must finish within this. Default 5 s.
     pub handshake_timeout: Duration,
@@ -105,7 +106,8 @@ pub struct Limits {
     /// Bytes buffered for all such attempts together. Default 4 MiB.
     pub incoming_buffer_total: u64,
     /// Joiners (see [`Admission`]) served at once; each has [`handshake_timeout`](Self::handshake_timeout) for everything and
-    /// 1 KiB of unread data, and must prove its address first. They take no place of the members' handshakes. Default 16.
+    /// 1 KiB of unread data, and must prove its address first. From half of it on, one address has at most a quarter, as for
+    /// handshakes. They take no place of the members' handshakes. Default 16.
     pub joins: usize,
     /// Verified connections at once. Default 4,096.
     pub connections: usize,

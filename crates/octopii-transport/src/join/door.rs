@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{TransportConfig, VarInt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::message::{REQUEST, read_request, response};
 use super::{ALPN, JoinRefusal, MARK, TokenVerifier, binding};
+use crate::places::{Place, Places};
 use crate::socket::canonical;
 use crate::{Certified, Executor, Identity, IdentityError, Limits, RecvStream, SendStream, tls};
 
@@ -40,7 +40,7 @@ pub struct Applicant {
 #[derive(Debug)]
 pub(crate) struct Door {
     admission: Arc<dyn Admission>,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
 }
 
 /// Unread bytes that a stranger may have here: its request, and no more.
@@ -48,7 +48,7 @@ const WINDOW: u32 = 1024;
 
 impl Door {
     pub(crate) fn new(admission: Arc<dyn Admission>, limits: &Limits) -> Self {
-        Self { admission, places: Arc::new(Semaphore::new(limits.joins.min(Semaphore::MAX_PERMITS))) }
+        Self { admission, places: Places::new(limits.joins) }
     }
 
     /// The configuration of the connections that come in by it.
@@ -90,9 +90,9 @@ impl Door {
         Ok(Arc::new(config))
     }
 
-    /// A place for one more stranger, if there is one.
-    pub(crate) fn place(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.places).try_acquire_owned().ok()
+    /// A place for one more stranger, whose address is proven, if there is one.
+    pub(crate) fn place(&self, from: SocketAddr) -> Option<Place> {
+        self.places.take(Some(from))
     }
 
     /// Answers one stranger's one question, within the handshake's time. The place is held as long as the connection is.
@@ -102,7 +102,7 @@ impl Door {
         incoming: quinn::Incoming,
         config: Arc<quinn::ServerConfig>,
         limits: &Limits,
-        place: OwnedSemaphorePermit,
+        place: Place,
     ) {
         let remote = canonical(incoming.remote_address());
         let connecting = match incoming.accept_with(config) {

@@ -202,6 +202,17 @@ async fn stranger(
     alpn: &[u8],
     mark: bool,
 ) -> Result<quinn::Connection, String> {
+    stranger_at(1, authority, to, alpn, mark).await
+}
+
+/// The same, from 127.0.0.`host`.
+async fn stranger_at(
+    host: u8,
+    authority: &ClusterAuthority,
+    to: SocketAddr,
+    alpn: &[u8],
+    mark: bool,
+) -> Result<quinn::Connection, String> {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(authority.to_pem().as_bytes()) {
         roots.add(certificate.unwrap()).unwrap();
@@ -221,7 +232,7 @@ async fn stranger(
             quinn_proto::ConnectionId::new(&id)
         }));
     }
-    let client = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let client = quinn::Endpoint::client(SocketAddr::from(([127, 0, 0, host], 0))).unwrap();
     let name = format!("{}.octopii.internal", authority.cluster());
     let connecting = client.connect_with(config, to, &name).unwrap();
     tokio::time::timeout(SOON, connecting).await.unwrap().map_err(|e| e.to_string())
@@ -261,14 +272,39 @@ async fn strangers_who_say_nothing_lose_their_place_and_take_none_of_the_members
         Limits { joins: 2, handshakes: 2, handshake_timeout: Duration::from_secs(2), ..Limits::default() };
     let a = issuing(&desk, &desk.authority.issue(1).unwrap(), limits);
     let mut silent = Vec::new();
-    for _ in 0..2 {
-        silent.push(stranger(&desk.authority, a.local_addr(), b"octopii-join/1", true).await.unwrap());
+    let from = async |host| stranger_at(host, &desk.authority, a.local_addr(), b"octopii-join/1", true).await;
+    for host in 1..3 {
+        silent.push(from(host).await.unwrap());
     }
-    stranger(&desk.authority, a.local_addr(), b"octopii-join/1", true).await.unwrap_err();
+    for host in 1..4 {
+        from(host).await.unwrap_err();
+    }
     endpoint_with(&desk.authority, 5, EndpointOptions::default()).connect(a.local_addr()).await.unwrap();
     for connection in &silent {
         tokio::time::timeout(SOON, connection.closed()).await.expect("a silent stranger is sent away");
     }
+    let token = desk.token(PeerRole::Member, &[a.local_addr()]);
+    join(&here(), &token, SOON).await.unwrap();
+}
+
+/// Someone with one real address holds all the places that he can get, for as long as he likes.
+#[tokio::test]
+async fn one_address_does_not_shut_the_door() {
+    let desk = Desk::new(ClusterAuthority::generate().unwrap());
+    let a = issuing(&desk, &desk.authority.issue(1).unwrap(), Limits { joins: 8, ..Limits::default() });
+    let from = async |host| stranger_at(host, &desk.authority, a.local_addr(), b"octopii-join/1", true).await;
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        silent.push(from(2).await.unwrap());
+    }
+    for _ in 0..4 {
+        from(2).await.unwrap_err();
+    }
+    // Another one of that kind gets a quarter of the places.
+    for _ in 0..2 {
+        silent.push(from(3).await.unwrap());
+    }
+    from(3).await.unwrap_err();
     let token = desk.token(PeerRole::Member, &[a.local_addr()]);
     join(&here(), &token, SOON).await.unwrap();
 }

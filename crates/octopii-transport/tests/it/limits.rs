@@ -178,10 +178,11 @@ impl Drop for Way {
 }
 
 /// Passes datagrams on to `to`, but of the answers at most the retry packet: whoever dials through it can prove the address
-/// if that is passed on, and never ends the handshake.
-fn one_way(to: SocketAddr, pass_retry: bool, way: &Way) -> SocketAddr {
+/// if that is passed on, and never ends the handshake. It dials from 127.0.0.`host`.
+fn one_way(to: SocketAddr, host: u8, pass_retry: bool, way: &Way) -> SocketAddr {
     let is_open = Arc::clone(&way.0);
-    let (front, back) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    let front = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let back = UdpSocket::bind(SocketAddr::from(([127, 0, 0, host], 0))).unwrap();
     let at = front.local_addr().unwrap();
     std::thread::spawn(move || {
         for socket in [&front, &back] {
@@ -213,8 +214,10 @@ async fn half_open_handshakes_are_capped_and_time_out() {
     let client = bare_client(&authority.issue(2).unwrap());
     let name = format!("{}.octopii.internal", authority.cluster());
     let way = Way::open();
-    let stalled: Vec<_> =
-        (0..8).map(|_| client.connect(one_way(a.local_addr(), true, &way), &name).unwrap()).collect();
+    // From two addresses: one alone would get no more than its share.
+    let stalled: Vec<_> = (0..8)
+        .map(|i| client.connect(one_way(a.local_addr(), 2 + i % 2, true, &way), &name).unwrap())
+        .collect();
     // All four places are taken; four more attempts are not.
     tokio::time::timeout(SOON, async {
         while a.open_connections() < 4 {
@@ -244,9 +247,33 @@ async fn unproven_addresses_leave_room_for_real_peers() {
     let name = format!("{}.octopii.internal", authority.cluster());
     let way = Way::open();
     let stalled: Vec<_> =
-        (0..8).map(|_| client.connect(one_way(a.local_addr(), false, &way), &name).unwrap()).collect();
+        (0..8).map(|_| client.connect(one_way(a.local_addr(), 1, false, &way), &name).unwrap()).collect();
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(a.open_connections(), 2);
+    endpoint(&authority, 3).connect(a.local_addr()).await.unwrap();
+    drop(stalled);
+}
+
+/// Someone with one real address holds all the places that he can get.
+#[tokio::test]
+async fn one_address_leaves_room_for_others() {
+    let authority = ClusterAuthority::generate().unwrap();
+    let a = limited(&authority, Limits { handshakes: 8, ..Limits::default() });
+    let client = bare_client(&authority.issue(2).unwrap());
+    let name = format!("{}.octopii.internal", authority.cluster());
+    let way = Way::open();
+    let stalled: Vec<_> =
+        (0..16).map(|_| client.connect(one_way(a.local_addr(), 2, true, &way), &name).unwrap()).collect();
+    // Four before anybody has to prove an address, then a quarter of all.
+    tokio::time::timeout(SOON, async {
+        while a.open_connections() < 6 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("the attempts arrive");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(a.open_connections(), 6);
     endpoint(&authority, 3).connect(a.local_addr()).await.unwrap();
     drop(stalled);
 }
