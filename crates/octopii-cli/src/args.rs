@@ -1,11 +1,14 @@
 //! What can be typed.
 
+use std::ffi::OsString;
+use std::fmt;
 use std::net::SocketAddr;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
 use octopii::{CertificateHash, NodeId, PeerRole};
 
 /// Ship files, run a replicated key-value store, look after a cluster.
@@ -115,13 +118,30 @@ pub(crate) struct Node {
     pub(crate) until_eof: bool,
 }
 
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
+#[command(
+    override_usage = "octopii send [OPTIONS] <PATH>... <PEER>...\n       octopii send [OPTIONS] <PATH>... --to-all"
+)]
 pub(crate) struct Send {
-    /// The file or directory to send; with --stdin, the name that the receiver gives to what is read
+    /// The files and directories to send (with --stdin, the name that the receiver gives to what is read), and then the
+    /// addresses of the peers, such as 127.0.0.1:4701. A file that is called like an address: ./127.0.0.1:4701
+    #[arg(required = true, value_name = "PATH... PEER")]
+    pub(crate) what: Vec<OsString>,
+    /// The one of them whose turn it is.
+    #[arg(skip)]
     pub(crate) path: PathBuf,
-    /// Addresses of the peers, such as 127.0.0.1:4701
-    #[arg(required = true, value_name = "PEER", value_parser = parse_address)]
+    #[arg(skip)]
     pub(crate) peers: Vec<SocketAddr>,
+    /// Send to all members of a cluster, as its nodes tell (see --node)
+    #[arg(long)]
+    pub(crate) to_all: bool,
+    /// With --to-all: nodes to ask for the members
+    #[arg(long = "node", value_name = "ADDR", value_parser = parse_address, env = "OCTOPII_NODES", value_delimiter = ',',
+          default_values_t = [local(0), local(1), local(2)])]
+    pub(crate) nodes: Vec<SocketAddr>,
+    /// Files: enough is when so many peers have it; those that are slower are cut off, and go on when it is sent again
+    #[arg(long, value_name = "N")]
+    pub(crate) quorum: Option<NonZeroUsize>,
     /// Give up after this long, such as 90s
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "1h")]
     pub(crate) timeout: Duration,
@@ -158,6 +178,21 @@ pub(crate) struct Send {
     pub(crate) strict: bool,
     #[command(flatten)]
     pub(crate) identity: IdentityArgs,
+}
+
+impl Send {
+    /// Takes apart what was typed in one row: the addresses at its end are the peers.
+    pub(crate) fn paths_and_peers(&self) -> (Vec<PathBuf>, Vec<SocketAddr>) {
+        let address = |typed: &OsString| typed.to_str().and_then(|typed| parse_address(typed).ok());
+        let peers: Vec<_> = self.what.iter().rev().map_while(address).collect();
+        let paths = self.what[..self.what.len() - peers.len()].iter().map(PathBuf::from).collect();
+        (paths, peers.into_iter().rev().collect())
+    }
+}
+
+/// Ends the program as it does when clap finds the mistake.
+pub(crate) fn mistake(what: impl fmt::Display) -> ! {
+    Args::command().error(ErrorKind::ValueValidation, what).exit()
 }
 
 /// How safe a file must be at its receiver.
@@ -205,7 +240,7 @@ pub(crate) enum Existing {
     Refuse,
 }
 
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 pub(crate) struct IdentityArgs {
     /// Certificate and key made by `octopii cluster issue`; on loopback one is made as needed
     #[arg(long, value_name = "FILE", env = "OCTOPII_IDENTITY")]

@@ -86,6 +86,35 @@ async fn status(runtime: &OctopiiRuntime, output: Output, target: Target) -> Res
     Ok(())
 }
 
+/// The addresses of all members, as the one of the nodes knows them that has seen most.
+pub(crate) async fn members(
+    runtime: &OctopiiRuntime,
+    target: Target,
+) -> Result<BTreeSet<SocketAddr>, Failure> {
+    let client = client(runtime, target)?;
+    let told = ask_everyone(&client).await;
+    client.close().await;
+    let mut reason = String::new();
+    let mut latest: Option<NodeStatus> = None;
+    for answer in told.into_values() {
+        match answer {
+            Ok(status) => {
+                let seen = |status: &NodeStatus| (status.term, status.committed);
+                if latest.as_ref().is_none_or(|latest| seen(&status) > seen(latest)) {
+                    latest = Some(status);
+                }
+            }
+            Err(status) => reason = status.message,
+        }
+    }
+    let latest = latest.ok_or_else(|| Failure::unreachable(format!("no node answers: {reason}")))?;
+    let members: BTreeSet<_> = latest.members.iter().map(|member| member.addr).collect();
+    if members.is_empty() {
+        return Err(Failure::failed(format!("node {} knows no members: name the peers", latest.node_id)));
+    }
+    Ok(members)
+}
+
 /// Asks the nodes given and every member that they tell of.
 async fn ask_everyone(client: &Client) -> BTreeMap<SocketAddr, Result<NodeStatus, Status>> {
     let mut told = BTreeMap::new();

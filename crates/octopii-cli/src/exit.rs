@@ -39,6 +39,14 @@ impl Failure {
         Self { kind: Kind::Stopped, message: one_line(message) }
     }
 
+    pub(crate) fn is_stop(&self) -> bool {
+        self.kind == Kind::Stopped
+    }
+
+    pub(crate) fn is_unreachable(&self) -> bool {
+        self.kind == Kind::Unreachable
+    }
+
     pub(crate) fn no_such_key(key: &str) -> Self {
         Self { kind: Kind::NoSuchKey, message: one_line(format!("no such key: {key}")) }
     }

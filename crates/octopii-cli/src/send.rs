@@ -1,14 +1,19 @@
 //! `octopii send`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
 
 use octopii::{
-    AckLevel, ChunkSource, OctopiiNode, OctopiiRuntime, SendOptions, TransferError, TransferResult,
+    AckLevel, ChunkSource, Digest, Distribution, OctopiiNode, OctopiiRuntime, SendOptions, Topology,
+    TransferError, TransferResult,
 };
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::args::{Ack, Send};
+use crate::args::{Ack, Send, Target, mistake};
+use crate::cluster;
 use crate::exit::Failure;
 use crate::identity::{passing_node, required};
 use crate::output::{Output, bytes};
@@ -16,32 +21,138 @@ use crate::progress::Bars;
 use crate::send_tree;
 use crate::stop::stop_signal;
 
-pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Send) -> Result<(), Failure> {
-    let total = match &args {
-        Send { stdin: true, peers, .. } if peers.len() > 1 => {
-            return Err(Failure::failed(
-                "standard input is read once: it goes to one peer, or into a file first",
-            ));
-        }
-        Send { stdin: true, .. } => None,
-        Send { path, .. } => {
-            // Found out before anyone is dialled.
-            let metadata =
-                std::fs::metadata(path).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
-            if metadata.is_dir() {
-                return send_tree::run(runtime, output, args).await;
-            }
-            if !metadata.is_file() {
-                return Err(Failure::failed(format!("{} is neither a file nor a directory", path.display())));
-            }
-            Some(metadata.len())
+/// How long the nodes have to tell who the members are.
+const ASKING: Duration = Duration::from_secs(10);
+
+/// One of the things to send.
+#[derive(Debug)]
+enum Item {
+    Chunk(Chunk),
+    Directory(PathBuf),
+}
+
+#[derive(Debug)]
+enum Chunk {
+    Stdin { name: String },
+    File { path: PathBuf, len: u64 },
+}
+
+/// What came of one of them.
+#[derive(Debug)]
+struct Sent {
+    path: String,
+    /// Of a file that somebody has.
+    digest: Option<Digest>,
+    failure: Option<Failure>,
+}
+
+pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, mut args: Send) -> Result<(), Failure> {
+    let (paths, peers) = args.paths_and_peers();
+    if paths.is_empty() {
+        mistake("say what to send, before the peers");
+    }
+    match (args.to_all, peers.is_empty()) {
+        (false, true) => mistake("name a peer by its address, such as 127.0.0.1:4701, or say --to-all"),
+        (true, false) => mistake("either name the peers, or say --to-all"),
+        _ => {}
+    }
+    // Found out before anyone is dialled.
+    let items = items(paths, args.stdin, peers.len())?;
+    args.peers = match args.to_all {
+        false => peers,
+        true => {
+            let identity = args.identity.identity.clone();
+            required(&args.nodes, identity.as_deref())?;
+            let target = Target { nodes: args.nodes.clone(), timeout: ASKING, identity };
+            cluster::members(runtime, target).await?.into_iter().collect()
         }
     };
+    if args.quorum.is_some_and(|quorum| quorum.get() > args.peers.len()) {
+        mistake(format_args!("the quorum is larger than the number of peers, {}", args.peers.len()));
+    }
+    let several = items.len() > 1;
+    let mut sent = Vec::new();
     let identity = args.identity.identity.as_deref();
     required(&args.peers, identity)?;
     let stop = stop_signal(false)?;
-    let (node, _dir) = passing_node(runtime, octopii::bind_for(&args.peers), identity, None).await?;
-    let bars = Bars::new(*output, &args.peers, total);
+    tokio::pin!(stop);
+    // Made for the first file; directories bring their own.
+    let mut files = None;
+    for item in items {
+        let outcome = match item {
+            Item::Directory(path) => {
+                let shown = path.display().to_string();
+                let args = Send { path, ..args.clone() };
+                let failure = send_tree::run(runtime, output, args).await.err();
+                Sent { path: shown, digest: None, failure }
+            }
+            Item::Chunk(chunk) => {
+                let (node, _) = match files {
+                    Some(ref there) => there,
+                    None => {
+                        let bind = octopii::bind_for(&args.peers);
+                        files.insert(passing_node(runtime, bind, identity, None).await?)
+                    }
+                };
+                send_chunk(node, *output, &args, chunk, several, stop.as_mut()).await
+            }
+        };
+        let stopped = outcome.failure.as_ref().is_some_and(Failure::is_stop);
+        sent.push(outcome);
+        if stopped {
+            break;
+        }
+    }
+    if let Some((node, _dir)) = files {
+        node.shutdown().await;
+    }
+    if several {
+        summarize(*output, &sent, args.peers.len());
+    }
+    verdict(sent)
+}
+
+fn items(paths: Vec<PathBuf>, stdin: bool, peers: usize) -> Result<Vec<Item>, Failure> {
+    if stdin {
+        return match (&paths[..], peers) {
+            ([name], 1) => {
+                let name = name.to_string_lossy().into_owned();
+                Ok(vec![Item::Chunk(Chunk::Stdin { name })])
+            }
+            ([_], _) => {
+                Err(Failure::failed("standard input is read once: it goes to one peer, or into a file first"))
+            }
+            _ => Err(Failure::failed("standard input has one name")),
+        };
+    }
+    let item = |path: PathBuf| {
+        let metadata =
+            std::fs::metadata(&path).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
+        if metadata.is_dir() {
+            return Ok(Item::Directory(path));
+        }
+        if !metadata.is_file() {
+            return Err(Failure::failed(format!("{} is neither a file nor a directory", path.display())));
+        }
+        Ok(Item::Chunk(Chunk::File { path, len: metadata.len() }))
+    };
+    paths.into_iter().map(item).collect()
+}
+
+/// Sends one file, or standard input, to all peers, and reports each one's result.
+async fn send_chunk(
+    node: &OctopiiNode,
+    output: Output,
+    args: &Send,
+    chunk: Chunk,
+    several: bool,
+    stop: Pin<&mut impl Future<Output = ()>>,
+) -> Sent {
+    let (path, source, total) = match chunk {
+        Chunk::File { path, len } => (path.display().to_string(), Some(ChunkSource::File(path)), Some(len)),
+        Chunk::Stdin { name } => (name, None, None),
+    };
+    let bars = Bars::new(output, &args.peers, total);
     let options = SendOptions {
         progress: Some(bars.callback()),
         timeout: Some(args.timeout),
@@ -57,45 +168,47 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Send) -
         ..SendOptions::new("inbox")
     };
     let sending = async {
-        match args.peers.first() {
-            Some(&peer) if args.stdin => {
-                let name = args.path.to_string_lossy().into_owned();
-                let options = SendOptions { name: Some(name), ..options };
-                vec![send_stdin(&node, peer, options).await]
+        let Some(source) = source else {
+            let options = SendOptions { name: Some(path.clone()), ..options };
+            let mut results = Vec::new();
+            for peer in &args.peers {
+                results.push(send_stdin(node, *peer, options.clone()).await);
             }
-            _ => {
-                let source = ChunkSource::File(args.path);
-                node.transfer().send_to_all(&source, args.peers, options).await
-            }
-        }
+            return results;
+        };
+        let quorum = args.quorum.map(usize::from);
+        let how = Distribution { send: options, topology: Topology::Auto, quorum };
+        node.transfer().send_to_all(&source, args.peers.clone(), how).await
     };
     let results = tokio::select! {
         results = sending => results,
         () = stop => {
             bars.finish();
-            node.shutdown().await;
-            return Err(Failure::stopped("stopped before every peer had the file; send it again"));
+            let failure = Failure::stopped("stopped before every peer had the file; send it again");
+            return Sent { path, digest: None, failure: Some(failure) };
         }
     };
     bars.finish();
-    let failed = results.iter().filter(|result| !result.success).count();
     for result in &results {
-        report(*output, result, bars.resumed(result.peer));
+        report(output, result, bars.resumed(result.peer), &path, several);
     }
-    node.shutdown().await;
-    match failed {
-        0 => Ok(()),
-        n if n == results.len() => {
-            let unreachable =
-                |result: &TransferResult| matches!(result.error, Some(TransferError::Connect(_)));
-            let told = "the file reached nobody";
-            Err(if results.iter().all(unreachable) {
-                Failure::unreachable(told)
-            } else {
-                Failure::failed(told)
-            })
+    let digest = results.iter().find_map(|result| result.digest);
+    Sent { path, digest, failure: fell_short(&results, args.quorum.map(usize::from)) }
+}
+
+fn fell_short(results: &[TransferResult], quorum: Option<usize>) -> Option<Failure> {
+    let good = results.iter().filter(|result| result.success).count();
+    let missing = results.len() - good;
+    let unreachable = |result: &TransferResult| matches!(result.error, Some(TransferError::Connect(_)));
+    match quorum {
+        _ if missing == 0 => None,
+        Some(quorum) if good >= quorum => None,
+        _ if good == 0 && results.iter().all(unreachable) => {
+            Some(Failure::unreachable("the file reached nobody"))
         }
-        n => Err(Failure::failed(format!("the file did not reach {n} of {} peers", results.len()))),
+        _ if good == 0 => Some(Failure::failed("the file reached nobody")),
+        Some(quorum) => Some(Failure::failed(format!("the file reached {good} peers, not {quorum}"))),
+        None => Some(Failure::failed(format!("the file did not reach {missing} of {} peers", results.len()))),
     }
 }
 
@@ -110,31 +223,40 @@ async fn send_stdin(node: &OctopiiNode, peer: SocketAddr, options: SendOptions) 
         checksum_verified: receipt.is_some(),
         digest: receipt.map(|receipt| receipt.digest),
         level: receipt.map(|receipt| receipt.level),
-        duration: begun.elapsed(),
         travelled: receipt.map_or(0, |receipt| receipt.travelled),
+        duration: begun.elapsed(),
         error: sent.err(),
     }
 }
 
-fn report(output: Output, result: &TransferResult, resumed: u64) {
+fn report(output: Output, result: &TransferResult, resumed: u64, path: &str, several: bool) {
     let error = result.error.as_ref().map(ToString::to_string);
     let digest = result.digest.map(|digest| digest.to_string());
     let level = result.level.map(|level| level.to_string());
+    let name = if several { format!("{}  ", Failure::failed(path)) } else { String::new() };
+    let mut asides = Vec::new();
+    if resumed > 0 {
+        asides.push(format!("{} of them from before", bytes(resumed)));
+    }
+    if result.travelled + resumed < result.bytes_transferred && result.travelled > 0 {
+        asides.push(format!("{} travelled", bytes(result.travelled)));
+    }
+    let asides = if asides.is_empty() { String::new() } else { format!(" ({})", asides.join(", ")) };
     let line = match &error {
         None => format!(
-            "{}  {}  {}{} in {:.2?}, {}",
+            "{}  {name}{}  {}{asides} in {:.2?}, {}",
             digest.as_deref().unwrap_or_default(),
             result.peer,
             bytes(result.bytes_transferred),
-            if resumed > 0 { format!(" ({} of them from before)", bytes(resumed)) } else { String::new() },
             result.duration,
             level.as_deref().unwrap_or_default()
         ),
-        Some(error) => format!("{}  failed: {}", result.peer, Failure::failed(error)),
+        Some(error) => format!("{name}{}  failed: {}", result.peer, Failure::failed(error)),
     };
     output.result(
         line,
         &json!({
+            "path": path,
             "peer": result.peer,
             "success": result.success,
             "bytes": result.bytes_transferred,
@@ -146,4 +268,44 @@ fn report(output: Output, result: &TransferResult, resumed: u64) {
             "error": error,
         }),
     );
+}
+
+fn summarize(output: Output, sent: &[Sent], peers: usize) {
+    let good = sent.iter().filter(|one| one.failure.is_none()).count();
+    let mut lines = vec![format!("{good} of {} sent to {peers} peers", sent.len())];
+    for one in sent {
+        let digest = one.digest.map_or_else(|| "-".repeat(64), |digest| digest.to_string());
+        let why = one.failure.as_ref().map(|why| format!("  ({why})")).unwrap_or_default();
+        lines.push(format!("{digest}  {}{why}", Failure::failed(&one.path)));
+    }
+    let items = sent.iter().map(|one| {
+        json!({
+            "path": one.path,
+            "sha256": one.digest.map(|digest| digest.to_string()),
+            "error": one.failure.as_ref().map(ToString::to_string),
+        })
+    });
+    let items: Vec<_> = items.collect();
+    output.result(
+        lines.join("\n"),
+        &json!({ "event": "summary", "sent": good, "peers": peers, "items": items }),
+    );
+}
+
+/// What the command ends with.
+fn verdict(mut sent: Vec<Sent>) -> Result<(), Failure> {
+    let all = sent.len();
+    let mut failures: Vec<_> = sent.iter_mut().filter_map(|one| one.failure.take()).collect();
+    match (failures.pop(), failures.len()) {
+        (None, _) => Ok(()),
+        (Some(only), 0) if all == 1 || only.is_stop() => Err(only),
+        (Some(last), _) if last.is_stop() => Err(last),
+        (Some(last), others) if others + 1 == all && last.is_unreachable() => {
+            match failures.iter().all(Failure::is_unreachable) {
+                true => Err(Failure::unreachable("nothing reached anybody")),
+                false => Err(Failure::failed(format!("{all} of {all} did not reach all peers"))),
+            }
+        }
+        (Some(_), others) => Err(Failure::failed(format!("{} of {all} did not reach all peers", others + 1))),
+    }
 }

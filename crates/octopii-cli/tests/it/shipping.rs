@@ -159,3 +159,121 @@ fn a_directory_arrives_is_updated_and_says_what_it_left_out() {
     assert!(shown.contains("not done: link: ") && shown.contains("\\u{1b}[2Jlink"), "{shown}");
     assert!(!shown.contains('\u{1b}'), "{shown}");
 }
+
+/// Lines of text, which zstd makes smaller.
+fn text(lines: u32) -> String {
+    (0..lines).map(|n| format!("line {n} of some log\n")).collect()
+}
+
+fn json_lines(output: &std::process::Output) -> Vec<Value> {
+    stdout(output).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn several_files_and_directories_reach_several_peers() {
+    let home = Home::new();
+    std::fs::write(home.path().join("one"), text(100_000)).unwrap();
+    std::fs::write(home.path().join("two"), b"two").unwrap();
+    std::fs::create_dir(home.path().join("three")).unwrap();
+    std::fs::write(home.path().join("three/file"), b"3").unwrap();
+    let addresses: Vec<_> = free_addresses(2).iter().map(ToString::to_string).collect();
+    let mut receivers = Vec::new();
+    for (n, address) in addresses.iter().enumerate() {
+        std::fs::create_dir(home.path().join(format!("in{n}"))).unwrap();
+        receivers.push(home.start(&["recv", &format!("in{n}"), "--bind", address]));
+    }
+    let digest = sha256sum(&home.path().join("one"));
+    let send = ["--json", "send", "--ack", "verified", "--compress", "one", "two", "three"];
+    let output = home.run(&[&send[..], &[&addresses[0], &addresses[1]]].concat());
+    succeeded(&output);
+    let lines = json_lines(&output);
+    assert_eq!(lines.len(), 7, "two files and a directory, to two peers, and a summary");
+    for line in &lines[..2] {
+        assert_eq!((&line["path"], &line["sha256"]), (&"one".into(), &digest.clone().into()));
+        assert_eq!(line["level"], "verified");
+        assert!(line["travelled"].as_u64().unwrap() * 3 < line["bytes"].as_u64().unwrap(), "{line}");
+    }
+    let summary = &lines[6];
+    assert_eq!(
+        (&summary["event"], &summary["sent"], &summary["peers"]),
+        (&"summary".into(), &3.into(), &2.into())
+    );
+    assert_eq!(summary["items"][0]["sha256"], digest.as_str());
+    for n in 0..2 {
+        let dir = home.path().join(format!("in{n}"));
+        assert_eq!(sha256sum(&dir.join("one")), digest);
+        assert_eq!(std::fs::read(dir.join("two")).unwrap(), b"two");
+        assert_eq!(std::fs::read(dir.join("three/file")).unwrap(), b"3");
+    }
+    // One of the peers is gone: each file says so.
+    drop(receivers.pop());
+    let output = home.run(&["send", "one", "two", &addresses[0], &addresses[1], "--timeout", "3s"]);
+    failed(&output, 1, "2 of 2 did not reach all peers");
+    let told = stdout(&output);
+    assert!(told.contains("0 of 2 sent to 2 peers") && told.contains(&format!("{digest}  one")), "{told}");
+    // One is enough.
+    let quorum = ["send", "one", "two", &addresses[0], &addresses[1], "--timeout", "3s", "--quorum", "1"];
+    let told = succeeded(&home.run(&quorum));
+    assert!(told.contains("2 of 2 sent to 2 peers") && told.contains("durable"), "{told}");
+}
+
+#[test]
+fn all_members_of_a_cluster_get_a_file() {
+    let home = Home::new();
+    std::fs::write(home.path().join("file"), b"for everybody").unwrap();
+    let addresses: Vec<_> = free_addresses(3).iter().map(ToString::to_string).collect();
+    let members: Vec<_> = addresses.iter().enumerate().map(|(n, addr)| format!("{}={addr}", n + 1)).collect();
+    let start = |n: usize| {
+        let (id, dir) = ((n + 1).to_string(), format!("node{}", n + 1));
+        let mut args = vec!["node", "--id", &id, "--data-dir", &dir, "--bind", &addresses[n]];
+        members.iter().for_each(|member| args.extend(["--member", member]));
+        home.start(&args)
+    };
+    let mut nodes: Vec<_> = (0..3).map(start).collect();
+    for node in &mut nodes {
+        assert_eq!(node.line()["event"], "ready");
+    }
+    // Any of them knows all.
+    let output = home.run(&["--json", "send", "file", "--to-all", "--node", &addresses[1]]);
+    succeeded(&output);
+    let mut peers: Vec<_> =
+        json_lines(&output).iter().map(|line| line["peer"].as_str().unwrap().to_owned()).collect();
+    peers.sort();
+    let mut all = addresses.clone();
+    all.sort();
+    assert_eq!(peers, all);
+    for n in 1..=3 {
+        let inbox = home.path().join(format!("node{n}/inbox/file"));
+        assert_eq!(std::fs::read(inbox).unwrap(), b"for everybody");
+    }
+    drop(nodes);
+    // Whoever only receives belongs to no cluster, and nobody at all can tell nothing.
+    std::fs::create_dir(home.path().join("in")).unwrap();
+    let alone = free_addresses(1)[0].to_string();
+    let _receiver = home.start(&["recv", "in", "--bind", &alone]);
+    let output = home.run(&["send", "file", "--to-all", "--node", &alone]);
+    assert_ne!(output.status.code(), Some(0), "{}", stdout(&output));
+    assert_eq!(std::fs::read_dir(home.path().join("in")).unwrap().count(), 0);
+    failed(&home.run(&["send", "file", "--to-all", "--node", &addresses[0]]), 4, "no node answers");
+}
+
+#[test]
+fn what_makes_no_sense_is_wrong_usage() {
+    let home = Home::new();
+    std::fs::write(home.path().join("file"), b"content").unwrap();
+    let wrong: [&[&str]; 8] = [
+        &["127.0.0.1:9"],
+        &["file", "--to-all", "127.0.0.1:9"],
+        &["file", "127.0.0.1:9", "127.0.0.1:8", "--quorum", "3"],
+        &["file", "127.0.0.1:9", "--quorum", "0"],
+        &["file", "127.0.0.1:9", "--compress=20"],
+        &["file", "127.0.0.1:9", "--compress=0"],
+        &["file", "127.0.0.1:9", "--ack", "perhaps"],
+        &["file", "127.0.0.1:9", "elsewhere"],
+    ];
+    for args in wrong {
+        let output = home.run(&[&["send"], args].concat());
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", crate::stderr(&output));
+    }
+    assert!(!home.path().join("state").exists());
+}
