@@ -23,7 +23,7 @@ fn until_unlocked<T>(mut start: impl FnMut() -> Result<T, StartError>) -> Result
     for _ in 0..1_000 {
         match start() {
             Err(StartError::DataDir(DataDirError::Locked { .. })) => {
-                std::thread::sleep(std::time::Duration::from_millis(10));
+                std::thread::sleep(Duration::from_millis(10));
             }
             outcome => return outcome,
         }
