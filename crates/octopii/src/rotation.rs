@@ -122,13 +122,13 @@ impl Rotation {
         let certified = inner.certified(&key, issuer).await?;
         // Before the old key is given up: whoever has answered, only a successor that an authority of this node's vouches for.
         let identity = inner.endpoint.identity().renewed(key, certified)?;
-        let (endpoint, vfs) = (inner.endpoint.clone(), Arc::clone(&inner.vfs));
+        let (rotation, vfs) = (Arc::clone(&self.0), Arc::clone(&inner.vfs));
         // A task of its own, with the lock: half a change would be a key on disk that is not in use, and a second change that
         // begins meanwhile would write to the same file.
         let changing = async move {
             let (path, kept) = (path, identity.clone());
-            endpoint.executor().blocking(move || keep(&vfs, &path, &kept)).await?;
-            endpoint.set_identity(&identity)?;
+            rotation.endpoint.executor().blocking(move || keep(&vfs, &path, &kept)).await?;
+            rotation.use_from_now_on(&identity)?;
             drop(one_at_a_time);
             Ok(identity.hash())
         };
@@ -147,7 +147,7 @@ impl Rotation {
         let identity = inner.endpoint.executor().blocking(move || home.read(&*vfs)).await?;
         let changed = identity.to_pem() != inner.endpoint.identity().to_pem();
         if changed {
-            inner.endpoint.set_identity(&identity)?;
+            inner.use_from_now_on(&identity)?;
         }
         Ok(changed)
     }
@@ -166,6 +166,14 @@ impl Rotation {
 }
 
 impl Inner {
+    fn use_from_now_on(&self, identity: &Identity) -> Result<(), IdentityError> {
+        self.endpoint.set_identity(identity)?;
+        if let Some(issuer) = &self.issuer {
+            issuer.shows(identity);
+        }
+        Ok(())
+    }
+
     async fn certified(&self, key: &NodeKey, issuer: Option<SocketAddr>) -> Result<Certified, RotateError> {
         let peer = self.endpoint.identity().peer();
         let request = Renewal::new(key, &peer)?;

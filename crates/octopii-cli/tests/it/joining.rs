@@ -147,6 +147,13 @@ fn an_authority_is_replaced_under_a_running_cluster() {
         cluster.node.kill();
         cluster.node = Cluster::start_with(&cluster.home, &cluster.first, step);
         let operator = format!("by-{step}");
+        let token = || {
+            let to = ["--node", &cluster.first, "--identity", "by-octopii-authority-1-announce.pem"];
+            cluster.home.run(&[&["token", "create"], &to[..]].concat())
+        };
+        if step == "octopii-authority-2-carry.pem" {
+            failed(&token(), 1, "cluster rotate");
+        }
         // The issuing node last: until then it carries what everybody trusts.
         for node in [&second, &cluster.first] {
             let rotate = ["cluster", "rotate", "--node", node, "--issuer", &cluster.first, "--identity"];
@@ -156,6 +163,12 @@ fn an_authority_is_replaced_under_a_running_cluster() {
                 _ => "by-octopii-authority-2-carry.pem",
             };
             succeeded(&cluster.home.run(&[&rotate[..], &[speaking]].concat()));
+        }
+        if step == "octopii-authority-2-carry.pem" {
+            // The issuing node shows the new authority by now, without a restart.
+            cluster.write("late", &succeeded(&token()));
+            let join = ["node", "--join", "late", "--bind", "127.0.0.1:0", "--data-dir", "late-node"];
+            drop(cluster.home.start(&join));
         }
         let ask = ["kv", "put", "k", step, "--node", &cluster.first, "--identity", &operator];
         succeeded(&cluster.home.run(&ask));

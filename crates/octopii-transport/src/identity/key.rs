@@ -95,6 +95,11 @@ impl NodeKey {
 }
 
 impl Certified {
+    /// The hash of the certificate, by which it alone can be revoked.
+    pub fn hash(&self) -> CertificateHash {
+        CertificateHash::of(&self.certificate)
+    }
+
     /// Whom it names, if an authority that is trusted has issued it and endorsed the authorities beside it.
     fn verify(
         &self,

@@ -3,12 +3,13 @@
 mod service;
 mod tokens;
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use octopii_transport::{
     Admission, Applicant, CertificateHash, Certified, ClusterAuthority, Identity, IdentityError, JoinRefusal,
-    JoinToken, NodeId, PeerIdentity, PeerRole, Revocation, Revoked,
+    JoinToken, NodeId, PeerIdentity, PeerRole, Revocation, Revoked, TokenVerifier,
 };
 
 pub(crate) use service::{CREATE_TOKEN, LIST_TOKENS, RENEW, REVOKE_TOKEN, Renewal, register};
@@ -20,8 +21,9 @@ use tokens::{NewToken, TokenStoreError};
 #[derive(Debug)]
 pub(crate) struct Issuer {
     authority: ClusterAuthority,
-    /// What tokens pin: the authority that has signed this node's own certificate, which joiners are shown.
-    pinned: CertificateHash,
+    /// The authority that has signed this node's own certificate, which joiners are shown. While authorities change it may still
+    /// be another than the one that issues: tokens pin one, so there are none then.
+    shown: Mutex<CertificateHash>,
     store: Mutex<TokenStore>,
     /// Ids that are taken whatever the store says.
     reserved: Vec<NodeId>,
@@ -35,12 +37,23 @@ const MAX_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 impl Issuer {
     pub(crate) fn new(
         authority: ClusterAuthority,
-        pinned: CertificateHash,
+        shown: CertificateHash,
         store: TokenStore,
         reserved: Vec<NodeId>,
         addresses: Vec<String>,
     ) -> Arc<Self> {
-        Arc::new(Self { authority, pinned, store: Mutex::new(store), reserved, addresses })
+        let (shown, store) = (Mutex::new(shown), Mutex::new(store));
+        Arc::new(Self { authority, shown, store, reserved, addresses })
+    }
+
+    /// This node's own certificate is another one from now on.
+    pub(crate) fn shows(&self, identity: &Identity) {
+        *self.shown.lock().expect("no panic while held") = identity.authority_hash();
+    }
+
+    /// Whether joiners are shown the authority that issues: with any other, a token's pin fails them at one place or the other.
+    fn is_consistent(&self) -> bool {
+        *self.shown.lock().expect("no panic while held") == self.authority.hash()
     }
 
     pub(crate) fn create(
@@ -57,9 +70,12 @@ impl Issuer {
         if addresses.is_empty() {
             return Err(TokenStoreError::NoAddress);
         }
+        if !self.is_consistent() {
+            return Err(TokenStoreError::Changing);
+        }
         let token = JoinToken::generate(
             self.authority.cluster(),
-            self.pinned,
+            self.authority.hash(),
             request.role()?,
             now + lifetime,
             addresses,
@@ -102,27 +118,82 @@ impl Issuer {
         self.authority.sign_again(kept, identity, now)
     }
 
-    fn admit_at(&self, applicant: &Applicant, now: SystemTime) -> Result<Certified, JoinRefusal> {
+    fn redeem(
+        &self,
+        token: &TokenVerifier,
+        public_key: &[u8; 32],
+        remote: SocketAddr,
+        now: SystemTime,
+    ) -> Result<Certified, JoinRefusal> {
+        if !self.is_consistent() {
+            tracing::error!("a join failed, its token is not spent: {}", TokenStoreError::Changing);
+            return Err(JoinRefusal::Failed);
+        }
         let (node_id, role) = {
             let mut store = self.store.lock().expect("no panic while held");
-            store.redeem(&applicant.token, &applicant.public_key, now, &self.reserved)?
+            store.redeem(token, public_key, now, &self.reserved)?
         };
-        tracing::info!(node_id, %role, remote = %applicant.remote, "a certificate is issued for a token");
-        self.authority.certify(node_id, role, &applicant.public_key).map_err(|e| {
+        let certified = self.authority.certify(node_id, role, public_key).map_err(|e| {
             tracing::error!("no certificate for node {node_id}: {e}");
             JoinRefusal::Failed
-        })
+        })?;
+        tracing::info!(node_id, %role, %remote, certificate = %certified.hash(), "a certificate is issued for a token");
+        Ok(certified)
     }
 }
 
 impl Admission for Issuer {
     fn admit(&self, applicant: &Applicant) -> Result<Certified, JoinRefusal> {
-        self.admit_at(applicant, SystemTime::now())
+        self.redeem(&applicant.token, &applicant.public_key, applicant.remote, SystemTime::now())
     }
 }
 
 impl TokenRequest {
     fn role(&self) -> Result<PeerRole, TokenStoreError> {
         self.role.parse().map_err(|_| TokenStoreError::Role)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use octopii_transport::NodeKey;
+    use octopii_vfs::RealVfs;
+
+    use super::*;
+
+    /// The second step of a change of authorities: the new one's key, and still a certificate of the old one.
+    #[test]
+    fn a_token_that_nobody_could_use_is_neither_made_nor_spent() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = ClusterAuthority::generate().unwrap();
+        let new = old.successor().unwrap();
+        let open = |authority: ClusterAuthority, shown: CertificateHash| {
+            let store = TokenStore::open(&RealVfs::shared(), dir.path().join("tokens.toml")).unwrap();
+            Issuer::new(authority, shown, store, vec![1], vec!["127.0.0.1:1".to_owned()])
+        };
+        let request = TokenRequest {
+            role: "member".to_owned(),
+            lifetime_secs: 600,
+            node_id: None,
+            addresses: Vec::new(),
+        };
+        let (now, old_hash, new_hash) = (SystemTime::now(), old.hash(), new.hash());
+        let carried = new.issue(1).unwrap();
+        let earlier = open(old, old_hash).create(&request, now).unwrap();
+
+        let changing = open(new, old_hash);
+        let refused = changing.create(&request, now);
+        assert!(matches!(refused, Err(TokenStoreError::Changing)));
+        let key = NodeKey::generate().unwrap();
+        let ask =
+            |token: TokenVerifier| changing.redeem(&token, &key.public(), ([127, 0, 0, 1], 9).into(), now);
+        assert_eq!(ask(earlier.verifier()), Err(JoinRefusal::Failed));
+        assert_eq!(changing.list(now)[0].state, TokenState::Waiting);
+
+        changing.shows(&carried);
+        let token = changing.create(&request, now).unwrap();
+        assert_eq!(token.authority(), new_hash);
+        let certified = ask(token.verifier()).unwrap();
+        key.into_identity(certified, &token.authority()).unwrap();
     }
 }

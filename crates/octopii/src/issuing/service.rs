@@ -131,7 +131,9 @@ fn not_issuing() -> Status {
 fn store_status(e: TokenStoreError) -> Status {
     let code = match &e {
         TokenStoreError::Full => Code::ResourceExhausted,
-        TokenStoreError::IdTaken(_) | TokenStoreError::NoAddress => Code::FailedPrecondition,
+        TokenStoreError::IdTaken(_) | TokenStoreError::NoAddress | TokenStoreError::Changing => {
+            Code::FailedPrecondition
+        }
         TokenStoreError::Io(_) => Code::Internal,
         _ => Code::InvalidArgument,
     };

@@ -36,6 +36,11 @@ pub(crate) enum TokenStoreError {
         "this node listens on every address, so it does not know its own: say with --address where joiners find it"
     )]
     NoAddress,
+    #[error(
+        "this node's own certificate is not yet of the authority that it issues with, and a token can pin only one: have it replaced \
+         first (`octopii cluster rotate`, with this node's address)"
+    )]
+    Changing,
     #[error("a role is \"member\", \"operator\" or \"client\"")]
     Role,
     #[error(transparent)]
