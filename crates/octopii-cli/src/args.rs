@@ -345,7 +345,8 @@ pub(crate) enum ClusterCommand {
         /// The node's id
         #[arg(required_unless_present = "certificate", conflicts_with = "certificate")]
         id: Option<NodeId>,
-        /// Only the certificate with this hash, such as one that was replaced
+        /// Only the certificate with this hash, such as one that was replaced; after a theft revoke the node, since whoever has a key can
+        /// have it renewed
         #[arg(long, value_name = "HASH")]
         certificate: Option<CertificateHash>,
         /// Sign with the authority in this file, instead of having the issuing node sign

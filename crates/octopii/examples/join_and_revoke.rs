@@ -57,7 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         assert_eq!(seen, joined.node_id());
         println!("node {seen} has joined, and is known by its certificate");
 
-        // A new key, while it runs; then the old certificate is revoked, whose key others might know.
+        // A new key, while it runs; then the old certificate is revoked.
         let old = joined.identity().hash();
         let new = joined.rotate_identity(Some(issuing.local_addr())).await?;
         issuing.revoke(&authority.revoke(Revoked::Certificate(old), 0)?).await?;

@@ -18,7 +18,7 @@ pub enum Revoked {
     /// Every certificate of a node, those of the future included: its id is never good again. When the cluster's authority
     /// changes, the new one must say it again ([`ClusterAuthority::sign_again`]; an issuing node does so when it starts).
     Node(NodeId),
-    /// One certificate: after its key was replaced because others may know it.
+    /// One certificate, such as one that has been replaced. Not enough after a theft: who has had the key may have had it renewed.
     Certificate(CertificateHash),
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use octopii_rpc::{Code, Context, Router, Status};
-use octopii_transport::{Certified, Executor, IdentityError, NodeId, NodeKey, PeerIdentity};
+use octopii_transport::{Executor, IdentityError, NodeId, NodeKey, PeerIdentity};
 use serde::{Deserialize, Serialize};
 
 use super::Issuer;
@@ -106,16 +106,19 @@ pub(crate) fn register(router: &mut Router, executor: &Executor, issuer: Option<
     });
     let renewing = Arc::clone(issuer);
     router.register(RENEW, move |context: Context, request: Renewal| {
-        let renewed =
-            renewing.renew(&context.peer, &request).map(|certified: Certified| certified.to_bytes());
+        let renewed = renewing.renew(&context.peer, &request);
         async move {
-            renewed.map_err(|e| {
+            let certified = renewed.map_err(|e| {
                 let code = match &e {
                     IdentityError::NotProven => Code::PermissionDenied,
                     _ => Code::Internal,
                 };
                 Status::new(code, e.to_string())
-            })
+            })?;
+            // Whoever has a node's key can exchange it for another: what came of it must be found later.
+            let (peer, remote, certificate) = (context.peer, context.remote_addr, certified.hash());
+            tracing::info!(node_id = peer.node_id, role = %peer.role, %remote, %certificate, "a certificate is renewed");
+            Ok(certified.to_bytes())
         }
     });
 }
