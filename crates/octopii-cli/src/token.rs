@@ -38,7 +38,6 @@ async fn ask(client: &octopii::Client, output: Output, command: TokenCommand) ->
             let tokens = client.tokens().await?;
             output.line(format_args!("{:<16} {:<9} {:>8} {:<8} EXPIRES", "TOKEN", "ROLE", "NODE", "STATE"));
             for token in tokens {
-                let node = token.node_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
                 let state = match token.state {
                     TokenState::Waiting => "waiting",
                     TokenState::Used => "used",
@@ -48,7 +47,7 @@ async fn ask(client: &octopii::Client, output: Output, command: TokenCommand) ->
                     "{:<16} {:<9} {:>8} {:<8} {}",
                     token.id,
                     token.role,
-                    node,
+                    token.node_id,
                     state,
                     from_now(token.expires)
                 );

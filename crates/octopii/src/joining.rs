@@ -164,7 +164,7 @@ mod tests {
                 node_id: None,
                 addresses: vec![endpoint.local_addr().to_string()],
             };
-            self.issuer().create(&request, SystemTime::now()).unwrap()
+            self.issuer().create(&request, |_| false, SystemTime::now()).unwrap()
         }
     }
 

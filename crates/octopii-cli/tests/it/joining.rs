@@ -231,6 +231,14 @@ fn tokens_are_listed_withdrawn_and_bound_to_a_role() {
     }
     failed(&cluster.operator(&["token", "create", "--id", "50"]), 1, "has been given out");
     failed(&cluster.operator(&["token", "create", "--id", "1"]), 1, "has been given out");
+    // A member's that has come without a token.
+    let by_hand = ["cluster", "issue", "--id", "30", "--role", "member", "--out", "thirty.pem"];
+    succeeded(&cluster.home.run(&by_hand));
+    let thirtieth = free_addresses(1)[0].to_string();
+    let start = ["node", "--identity", "thirty.pem", "--bind", &thirtieth, "--data-dir", "thirty"];
+    let _node = cluster.home.start(&start);
+    succeeded(&cluster.operator(&["cluster", "add", "30", &thirtieth]));
+    failed(&cluster.operator(&["token", "create", "--id", "30"]), 1, "has been given out");
     failed(&cluster.operator(&["token", "create", "--ttl", "100000h"]), 1, "a year");
     failed(&cluster.operator(&["token", "create", "--address", "here"]), 1, "not an address");
 }

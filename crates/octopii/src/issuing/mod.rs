@@ -56,9 +56,11 @@ impl Issuer {
         *self.shown.lock().expect("no panic while held") == self.authority.hash()
     }
 
+    /// `elsewhere` tells of ids that are another node's, or were, though not by a token of this one's.
     pub(crate) fn create(
         &self,
         request: &TokenRequest,
+        elsewhere: impl Fn(NodeId) -> bool,
         now: SystemTime,
     ) -> Result<JoinToken, TokenStoreError> {
         let lifetime = Duration::from_secs(request.lifetime_secs);
@@ -80,13 +82,14 @@ impl Issuer {
             now + lifetime,
             addresses,
         )?;
-        let new = NewToken { verifier: token.verifier(), role: token.role(), node_id: request.node_id };
         let mut store = self.store.lock().expect("no panic while held");
-        if let Some(id) = request.node_id
-            && (self.reserved.contains(&id) || store.is_given_out(id))
-        {
-            return Err(TokenStoreError::IdTaken(id));
-        }
+        let is_taken = |id| self.reserved.contains(&id) || elsewhere(id);
+        let node_id = match request.node_id {
+            Some(id) if is_taken(id) || store.is_given_out(id) => return Err(TokenStoreError::IdTaken(id)),
+            Some(id) => id,
+            None => store.fresh_id(is_taken).ok_or(TokenStoreError::NoId)?,
+        };
+        let new = NewToken { verifier: token.verifier(), role: token.role(), node_id };
         store.add(new, now, token.expires())?;
         Ok(token)
     }
@@ -131,7 +134,7 @@ impl Issuer {
         }
         let (node_id, role) = {
             let mut store = self.store.lock().expect("no panic while held");
-            store.redeem(token, public_key, now, &self.reserved)?
+            store.redeem(token, public_key, now)?
         };
         let certified = self.authority.certify(node_id, role, public_key).map_err(|e| {
             tracing::error!("no certificate for node {node_id}: {e}");
@@ -179,10 +182,10 @@ mod tests {
         };
         let (now, old_hash, new_hash) = (SystemTime::now(), old.hash(), new.hash());
         let carried = new.issue(1).unwrap();
-        let earlier = open(old, old_hash).create(&request, now).unwrap();
+        let earlier = open(old, old_hash).create(&request, |_| false, now).unwrap();
 
         let changing = open(new, old_hash);
-        let refused = changing.create(&request, now);
+        let refused = changing.create(&request, |_| false, now);
         assert!(matches!(refused, Err(TokenStoreError::Changing)));
         let key = NodeKey::generate().unwrap();
         let ask =
@@ -191,7 +194,7 @@ mod tests {
         assert_eq!(changing.list(now)[0].state, TokenState::Waiting);
 
         changing.shows(&carried);
-        let token = changing.create(&request, now).unwrap();
+        let token = changing.create(&request, |_| false, now).unwrap();
         assert_eq!(token.authority(), new_hash);
         let certified = ask(token.verifier()).unwrap();
         key.into_identity(certified, &token.authority()).unwrap();

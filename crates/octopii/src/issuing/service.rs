@@ -1,10 +1,12 @@
 //! What an issuing node answers over RPC.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use octopii_raft::Consensus;
 use octopii_rpc::{Code, Context, Router, Status};
-use octopii_transport::{Executor, IdentityError, NodeId, NodeKey, PeerIdentity};
+use octopii_transport::{Endpoint, IdentityError, NodeId, NodeKey, PeerIdentity, Revoked};
 use serde::{Deserialize, Serialize};
 
 use super::Issuer;
@@ -36,8 +38,8 @@ pub struct TokenSummary {
     pub id: String,
     /// The role that its bearer gets.
     pub role: String,
-    /// The id that its bearer gets or got, if it has been decided.
-    pub node_id: Option<NodeId>,
+    /// The id that its bearer gets or got.
+    pub node_id: NodeId,
     /// When it was made, in seconds since 1970.
     pub created: u64,
     /// When it expires, in seconds since 1970.
@@ -72,19 +74,27 @@ impl Renewal {
     }
 }
 
-pub(crate) fn register(router: &mut Router, executor: &Executor, issuer: Option<&Arc<Issuer>>) {
+pub(crate) fn register(
+    router: &mut Router,
+    endpoint: &Endpoint,
+    consensus: Option<&Consensus>,
+    issuer: Option<&Arc<Issuer>>,
+) {
+    let executor = endpoint.executor();
     let Some(issuer) = issuer else {
         for method in [CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN, RENEW] {
             router.register_raw(method, |_: Context, _| async { Err(not_issuing()) });
         }
         return;
     };
-    let (creating, on) = (Arc::clone(issuer), executor.clone());
+    let (creating, on, consensus) = (Arc::clone(issuer), endpoint.clone(), consensus.cloned());
     router.register(CREATE_TOKEN, move |context: Context, request: TokenRequest| {
-        let (issuer, executor) = (Arc::clone(&creating), on.clone());
+        let (issuer, executor) = (Arc::clone(&creating), on.executor().clone());
+        let taken = taken(&on, consensus.as_ref());
         async move {
             operating(&context)?;
-            let made = executor.blocking(move || issuer.create(&request, SystemTime::now())).await;
+            let taken = move |id| taken.contains(&id);
+            let made = executor.blocking(move || issuer.create(&request, taken, SystemTime::now())).await;
             Ok(made.map_err(store_status)?.expose())
         }
     });
@@ -123,6 +133,17 @@ pub(crate) fn register(router: &mut Router, executor: &Executor, issuer: Option<
     });
 }
 
+/// The ids of members and of revoked nodes, however they have come by them.
+fn taken(endpoint: &Endpoint, consensus: Option<&Consensus>) -> BTreeSet<NodeId> {
+    let revoked = endpoint.revocations();
+    let revoked = revoked.iter().filter_map(|revocation| match revocation.what() {
+        Revoked::Node(id) => Some(id),
+        Revoked::Certificate(_) => None,
+    });
+    let members = consensus.map(|consensus| consensus.status().members).unwrap_or_default();
+    revoked.chain(members.iter().map(|member| member.id)).collect()
+}
+
 // `Unavailable`, so that a client goes on to the next node: surely nothing was done here.
 fn not_issuing() -> Status {
     Status::new(
@@ -133,7 +154,7 @@ fn not_issuing() -> Status {
 
 fn store_status(e: TokenStoreError) -> Status {
     let code = match &e {
-        TokenStoreError::Full => Code::ResourceExhausted,
+        TokenStoreError::Full | TokenStoreError::NoId => Code::ResourceExhausted,
         TokenStoreError::IdTaken(_) | TokenStoreError::NoAddress | TokenStoreError::Changing => {
             Code::FailedPrecondition
         }

@@ -30,8 +30,10 @@ pub(crate) enum TokenStoreError {
     Full,
     #[error("a token lives between a second and a year")]
     Lifetime,
-    #[error("node id {0} has been given out: choose another, or let the issuing node choose")]
+    #[error("node id {0} has been given out, or was revoked: choose another, or let the issuing node choose")]
     IdTaken(NodeId),
+    #[error("all ids that this node chooses from have been given out: choose one (--id)")]
+    NoId,
     #[error(
         "this node listens on every address, so it does not know its own: say with --address where joiners find it"
     )]
@@ -76,8 +78,7 @@ struct Record {
     role: String,
     created: u64,
     expires: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    node_id: Option<NodeId>,
+    node_id: NodeId,
     /// The public key that the token was spent for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     used_by: Option<String>,
@@ -86,7 +87,7 @@ struct Record {
 pub(super) struct NewToken {
     pub(super) verifier: TokenVerifier,
     pub(super) role: PeerRole,
-    pub(super) node_id: Option<NodeId>,
+    pub(super) node_id: NodeId,
 }
 
 const FORMAT: u32 = 1;
@@ -108,7 +109,7 @@ impl TokenStore {
     }
 
     pub(super) fn is_given_out(&self, id: NodeId) -> bool {
-        self.kept.ids.contains(&id) || self.kept.token.iter().any(|t| t.node_id == Some(id))
+        self.kept.ids.contains(&id) || self.kept.token.iter().any(|t| t.node_id == id)
     }
 
     pub(super) fn add(
@@ -150,7 +151,6 @@ impl TokenStore {
         verifier: &TokenVerifier,
         public_key: &[u8; 32],
         now: SystemTime,
-        reserved: &[NodeId],
     ) -> Result<(NodeId, PeerRole), JoinRefusal> {
         let (verifier, key) = (verifier.to_string(), hex(public_key));
         let found = self.kept.token.iter().position(|t| t.verifier == verifier);
@@ -163,16 +163,12 @@ impl TokenStore {
         if token.expires <= seconds(now) {
             return Err(JoinRefusal::Expired);
         }
-        if let (Some(_), Some(id)) = (&token.used_by, token.node_id) {
+        let id = token.node_id;
+        if token.used_by.is_some() {
             return Ok((id, role));
         }
-        let id = match token.node_id {
-            Some(id) => id,
-            None => self.fresh_id(reserved).ok_or_else(|| failed("all ids have been given out"))?,
-        };
         let mut next = self.kept.clone();
         next.token[at].used_by = Some(key);
-        next.token[at].node_id = Some(id);
         if next.ids.len() >= MAX_IDS {
             return Err(failed("all ids have been given out"));
         }
@@ -209,8 +205,9 @@ impl TokenStore {
         Ok(true)
     }
 
-    fn fresh_id(&self, reserved: &[NodeId]) -> Option<NodeId> {
-        let free = |id: &NodeId| !reserved.contains(id) && !self.is_given_out(*id);
+    /// An id that is free, as far as this store and the caller know.
+    pub(super) fn fresh_id(&self, is_taken: impl Fn(NodeId) -> bool) -> Option<NodeId> {
+        let free = |id: &NodeId| !is_taken(*id) && !self.is_given_out(*id);
         (0..1_000).map(|_| rand::random_range(IDS)).find(free)
     }
 
@@ -261,6 +258,7 @@ mod tests {
         let authority = ClusterAuthority::generate().unwrap();
         let (cluster, hash, expires) = (authority.cluster(), authority.hash(), now() + HOUR);
         let token = JoinToken::generate(cluster, hash, role, expires, vec!["a:1".to_owned()]).unwrap();
+        let node_id = node_id.or_else(|| store.fresh_id(|_| false)).unwrap();
         store.add(NewToken { verifier: token.verifier(), role, node_id }, now(), expires).unwrap();
         token
     }
@@ -271,14 +269,14 @@ mod tests {
         let mut store = open(&dir);
         let token = made(&mut store, PeerRole::Client, None);
         let mut store = open(&dir);
-        let (id, role) = store.redeem(&token.verifier(), &[1; 32], now(), &[]).unwrap();
+        let (id, role) = store.redeem(&token.verifier(), &[1; 32], now()).unwrap();
         assert!(IDS.contains(&id));
         assert_eq!(role, PeerRole::Client);
         let mut again = open(&dir);
         for store in [&mut store, &mut again] {
             // The answer was lost: the same key gets the same.
-            assert_eq!(store.redeem(&token.verifier(), &[1; 32], now(), &[]), Ok((id, role)));
-            assert_eq!(store.redeem(&token.verifier(), &[2; 32], now(), &[]), Err(JoinRefusal::Used));
+            assert_eq!(store.redeem(&token.verifier(), &[1; 32], now()), Ok((id, role)));
+            assert_eq!(store.redeem(&token.verifier(), &[2; 32], now()), Err(JoinRefusal::Used));
             assert_eq!(store.list(now())[0].state, TokenState::Used);
         }
     }
@@ -289,13 +287,13 @@ mod tests {
         let mut store = open(&dir);
         let (late, withdrawn) =
             (made(&mut store, PeerRole::Member, Some(5)), made(&mut store, PeerRole::Member, None));
-        assert_eq!(store.redeem(&late.verifier(), &[1; 32], now() + HOUR, &[]), Err(JoinRefusal::Expired));
+        assert_eq!(store.redeem(&late.verifier(), &[1; 32], now() + HOUR), Err(JoinRefusal::Expired));
         assert_eq!(store.list(now() + HOUR)[0].state, TokenState::Expired);
         assert!(store.revoke(&withdrawn.verifier().short()).unwrap());
         assert!(!store.revoke("0000000000000000").unwrap());
         let mut store = open(&dir);
-        assert_eq!(store.redeem(&withdrawn.verifier(), &[1; 32], now(), &[]), Err(JoinRefusal::Unknown));
-        assert_eq!(store.redeem(&late.verifier(), &[1; 32], now(), &[]), Ok((5, PeerRole::Member)));
+        assert_eq!(store.redeem(&withdrawn.verifier(), &[1; 32], now()), Err(JoinRefusal::Unknown));
+        assert_eq!(store.redeem(&late.verifier(), &[1; 32], now()), Ok((5, PeerRole::Member)));
         assert!(store.is_given_out(5));
     }
 
@@ -305,9 +303,9 @@ mod tests {
         let mut store = open(&dir);
         let token = made(&mut store, PeerRole::Member, None);
         let whole = std::mem::replace(&mut store.path, dir.path().join("absent/tokens.toml"));
-        assert_eq!(store.redeem(&token.verifier(), &[1; 32], now(), &[]), Err(JoinRefusal::Failed));
+        assert_eq!(store.redeem(&token.verifier(), &[1; 32], now()), Err(JoinRefusal::Failed));
         store.path = whole;
-        assert!(store.redeem(&token.verifier(), &[2; 32], now(), &[]).is_ok());
+        assert!(store.redeem(&token.verifier(), &[2; 32], now()).is_ok());
     }
 
     #[test]
@@ -320,7 +318,7 @@ mod tests {
         // Far more tokens than are kept, all of them unused: refused, not forgotten.
         let record = store.kept.token[0].clone();
         store.kept.token = vec![record; MAX_TOKENS];
-        let new = || NewToken { verifier: token.verifier(), role: PeerRole::Member, node_id: None };
+        let new = || NewToken { verifier: token.verifier(), role: PeerRole::Member, node_id: 1 };
         let refused = store.add(new(), now(), now() + HOUR);
         assert!(matches!(refused, Err(TokenStoreError::Full)));
         // One that has been used makes room for one; its joiner has had the most time of all.
@@ -340,7 +338,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for text in [
             "format = 2",
-            "format = 1\n[[token]]\nverifier = \"short\"\nrole = \"member\"\ncreated = 1\nexpires = 2",
+            "format = 1\n[[token]]\nverifier = \"short\"\nrole = \"member\"\ncreated = 1\nexpires = 2\nnode_id = 3",
             "x",
         ] {
             write_file_durable(&RealVfs, &dir.path().join("tokens.toml"), text.as_bytes()).unwrap();

@@ -244,7 +244,7 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
     };
     service::register(&mut router, &endpoint, consensus.as_ref());
     revocation::register(&mut router, &endpoint, issuer.as_ref());
-    issuing::register(&mut router, &executor, issuer.as_ref());
+    issuing::register(&mut router, &endpoint, consensus.as_ref(), issuer.as_ref());
     let rotation = Rotation::new(endpoint.clone(), rpc.clone(), vfs, home, issuer);
     rotation.register(&mut router);
     router.with_reflection();

@@ -166,3 +166,26 @@ fn a_member_has_the_authority_sign_nothing() {
         assert_eq!(cluster.issuing.revocations().len(), 2);
     });
 }
+
+#[test]
+fn no_token_gives_out_an_id_that_is_or_was_somebodys() {
+    let runtime = OctopiiRuntime::new(2);
+    runtime.block_on(async {
+        let cluster = Cluster::new(&runtime).await;
+        let ask = async |id| {
+            let request = TokenRequest { node_id: Some(id), ..cluster.request(PeerRole::Member) };
+            cluster.operator.create_token(&request).await.map(drop).map_err(|status| status.code)
+        };
+        cluster.operator.revoke(&RevokeRequest::Node(9)).await.unwrap();
+        assert_eq!(ask(1).await, Err(Code::FailedPrecondition), "the issuing node's own");
+        assert_eq!(ask(9).await, Err(Code::FailedPrecondition), "revoked for ever");
+        assert_eq!(ask(5).await, Ok(()));
+        assert_eq!(ask(5).await, Err(Code::FailedPrecondition), "another token's");
+        // The issuing node's own choice is made with the token, and told.
+        let token = cluster.token(PeerRole::Member).await;
+        let told = cluster.operator.tokens().await.unwrap();
+        let told = told.iter().find(|t| t.id == token.verifier().short()).unwrap().node_id;
+        let node = OctopiiNode::start(joining(&cluster.home.path().join("n"), &token, false), &runtime).await;
+        assert_eq!(node.unwrap().node_id(), told);
+    });
+}
