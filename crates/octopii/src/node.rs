@@ -154,7 +154,8 @@ impl OctopiiNode {
         Peer::new(self.clone(), addr)
     }
 
-    /// The peer at an address, after making sure that a member of the cluster answers there. Cancel-safe.
+    /// The peer at an address, after making sure that somebody answers there who has a certificate of the cluster, whatever the role.
+    /// Cancel-safe.
     pub async fn connect(&self, addr: SocketAddr) -> Result<Peer, ConnectError> {
         self.parts.endpoint.connect(addr).await?;
         Ok(self.peer(addr))
