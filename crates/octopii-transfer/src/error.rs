@@ -198,6 +198,10 @@ impl TransferError {
             }
             Self::Protocol(what) => Refusal::new(FailureCode::Protocol, *what),
             Self::ShuttingDown => Refusal::new(FailureCode::ShuttingDown, "the receiver is shutting down"),
+            // Nobody is there to hear it but one who asks later what became of the transfer.
+            Self::Lost(lost) => {
+                Refusal::new(FailureCode::Stalled, format!("the connection was lost ({lost}); send it again"))
+            }
             other => Refusal::new(FailureCode::Cancelled, other.to_string()),
         }
     }

@@ -27,8 +27,8 @@ pub(crate) struct Expected {
     pub(crate) compressed: bool,
 }
 
-/// Hands over what arrives until nothing more can: the end has come and then the stream was finished or lost, or nobody takes
-/// it any more. Not cancel-safe.
+/// Hands over what arrives until the stream ends, which is an error also when everything has come, or until nobody takes it
+/// any more. Not cancel-safe.
 pub(crate) async fn read_arrivals(
     recv: &mut Inlet,
     arrivals: mpsc::Sender<Arrival>,
@@ -41,11 +41,7 @@ pub(crate) async fn read_arrivals(
     let mut last_was_short = false;
     let mut done = false;
     loop {
-        let header = match recv.header().await {
-            // Whoever has sent everything may leave before it is acknowledged.
-            Err(TransferError::Lost(_)) if done => return Ok(()),
-            other => other?,
-        };
+        let header = recv.header().await?;
         let message = async {
             match header.tag {
                 Tag::Data | Tag::Compressed if !done && (header.tag == Tag::Data || expected.compressed) => {

@@ -407,14 +407,13 @@ impl Receiving<'_> {
         read: Result<(), TransferError>,
     ) -> Result<(Box<Sink>, Digest), TransferError> {
         match (stored, read) {
-            (Stored::Whole(sink, digest), Ok(())) => Ok((sink, digest)),
+            // Whoever has sent everything may leave before it is acknowledged.
+            (Stored::Whole(sink, digest), Ok(()) | Err(TransferError::Lost(_))) => Ok((sink, digest)),
             (Stored::Whole(sink, _), Err(error)) | (Stored::Mismatch(sink, error), _) => {
                 Err(self.let_go(sink, 0, error).await)
             }
-            (Stored::Cut(sink, stored), cut) => {
-                // The end had come, but the connection did not last until a damaged block had been sent again.
-                let error = cut.err().unwrap_or(TransferError::Cancelled);
-                Err(self.let_go(sink, stored, error).await)
+            (Stored::Cut(sink, stored), read) => {
+                Err(self.let_go(sink, stored, read.err().unwrap_or(TransferError::Cancelled)).await)
             }
         }
     }
@@ -443,7 +442,7 @@ impl Receiving<'_> {
             stored = &mut storing.0 => {
                 return Ok((stored.map_err(|_| TransferError::ShuttingDown).flatten()?, Ok(())));
             }
-            read = reading(arrivals) => read.map_err(abandoned),
+            read = reading(arrivals) => read,
             () = self.activity.stalled(idle) => Err(TransferError::Stalled { idle }),
         };
         // Whatever ended the reading, nothing more arrives: storing ends after at most a queue's worth, or, if everything has
@@ -459,6 +458,7 @@ impl Receiving<'_> {
     /// Keeps what has arrived if another transfer may go on from it after this error.
     async fn let_go(&self, mut sink: Box<Sink>, stored: u64, error: TransferError) -> TransferError {
         let service = Arc::clone(self.shared);
+        let error = abandoned(error);
         let resumable = matches!(
             error,
             TransferError::Lost(_)

@@ -188,11 +188,7 @@ impl Gather {
             tokio::select! {
                 biased;
                 order = orders.recv() => {
-                    let order = match order.ok_or(TransferError::Cancelled).flatten() {
-                        // Whoever has sent everything may leave before it is acknowledged.
-                        Err(TransferError::Lost(_)) if self.complete => return Ok(()),
-                        order => order?,
-                    };
+                    let order = order.ok_or(TransferError::Cancelled).flatten()?;
                     if let Some(arrival) = self.obey(order)?
                         && arrivals.send(arrival).await.is_err()
                     {

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
-use octopii_transfer::{ChunkSource, Destination, Digest, FailureCode, SendOptions, TransferError};
+use octopii_transfer::{
+    ChunkSource, Destination, Digest, FailureCode, SendOptions, TransferError, TransferId,
+};
 use octopii_transport::StreamKind;
 use octopii_vfs::{OpenMode, RealVfs, Vfs};
 
 use crate::nodes::{BLOCK, Node, content, endpoint, eventually, names, read};
 use crate::raw::{
-    ACK, AGAIN, FAIL, Raw, accept_body, ack_body, data, done, message, opening, read_offer, repair,
+    ACCEPT, ACK, AGAIN, FAIL, Raw, accept_body, ack_body, data, done, message, opening, opening_with, query,
+    read_offer, repair,
 };
 
 const SMALL: usize = 4096;
@@ -222,4 +225,75 @@ async fn damage_that_cannot_be_repaired_any_more_leaves_nothing() {
     assert!(
         matches!(&refused, TransferError::Refused { refusal, .. } if refusal.code == FailureCode::UnknownPurpose)
     );
+}
+
+/// The same of content that can be resumed: what was good stays, and whoever asks hears that trying again is of use.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_lost_before_a_repair_costs_only_the_damaged_block() {
+    let (hostile, node) = (endpoint(1), receiver());
+    let content = content(6 * BLOCK);
+    let (key, id) = (Some([7; 16]), TransferId(1));
+    let offer = |id| opening_with(id, key, "file", Some(content.len() as u64), BLOCK as u32);
+    let mut raw = Raw::open(&hostile, node.addr()).await;
+    raw.write(&offer(id.0)).await;
+    raw.expect_accept().await;
+    for (i, block) in content.chunks(BLOCK).enumerate() {
+        let mut bytes = data(&content[..i * BLOCK], block);
+        bytes[100] ^= u8::from(i == 5);
+        raw.write(&bytes).await;
+    }
+    raw.write(&done(content.len() as u64, Digest::of(&content))).await;
+    assert_eq!(raw.read().await, (AGAIN, ask(5 * BLOCK, BLOCK)));
+    raw.connection.close("cut");
+    let mut ended = false;
+    for _ in 0..1000 {
+        let mut asking = Raw::open(&hostile, node.addr()).await;
+        asking.write(&query(id)).await;
+        let (tag, body) = asking.read().await;
+        assert_eq!(tag, 10);
+        if body[0] == 3 {
+            assert_eq!(body[1], 13, "stalled: {}", String::from_utf8_lossy(&body[5..]));
+            ended = true;
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(ended);
+    let mut raw = Raw::open(&hostile, node.addr()).await;
+    raw.write(&offer(2)).await;
+    let kept = &content[..4 * BLOCK];
+    assert_eq!(raw.read().await, (ACCEPT, accept_body(kept.len() as u64, kept)));
+}
+
+/// All of it was handed over, and the connection was lost before all of it had left.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_lost_after_the_last_block_is_worth_another_attempt() {
+    let (a, by_hand) = (Node::new(1), endpoint(2));
+    let content = content(BLOCK);
+    let mut acceptor = by_hand.acceptor(StreamKind::Transfer).unwrap();
+    let digest = Digest::of(&content);
+    let receiving = tokio::spawn(async move {
+        let mut raw = Raw::accept(&mut acceptor).await;
+        read_offer(&mut raw).await;
+        raw.write(&message(2, &accept_body(0, b""))).await;
+        while raw.read().await.0 != 5 {}
+        raw.connection.close("cut");
+        let mut asked = Raw::accept(&mut acceptor).await;
+        asked.recv.read_exact(&mut [0]).await.unwrap();
+        assert_eq!(asked.read().await.0, 9);
+        let refusal = [&[13, 0, 4, 0][..], b"lost"].concat();
+        asked.write(&message(10, &[&[3][..], &refusal].concat())).await;
+        asked.send.finish().unwrap();
+        let mut raw = Raw::accept(&mut acceptor).await;
+        read_offer(&mut raw).await;
+        raw.write(&message(2, &accept_body(0, b""))).await;
+        while raw.read().await.0 != 5 {}
+        raw.write(&message(ACK, &ack_body(BLOCK as u64, digest))).await;
+        raw.send.finish().unwrap();
+        let _ = raw.send.stopped().await;
+    });
+    let options = SendOptions { retries: 1, ..SendOptions::new("file") };
+    let source = ChunkSource::Memory(content.into());
+    a.transfer.send(by_hand.local_addr(), &source, options).await.unwrap();
+    receiving.await.unwrap();
 }
