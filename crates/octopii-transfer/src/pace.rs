@@ -3,10 +3,15 @@
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+use bytes::Bytes;
+use octopii_transport::{SendStream, StreamError};
 use tokio::time::{Instant, sleep_until};
 
 /// What may be caught up on after a pause.
 const BURST: Duration = Duration::from_millis(50);
+
+/// What is written at once.
+const WRITE_STEP: usize = 256 << 10;
 
 /// Spreads bytes over time.
 #[derive(Debug)]
@@ -25,6 +30,23 @@ impl Pace {
     pub(crate) fn step(&self, most: usize) -> usize {
         let tick = |rate: NonZeroU64| usize::try_from(rate.get() / 50).unwrap_or(most);
         self.rate.map_or(most, |rate| tick(rate).clamp(1, most))
+    }
+
+    /// Writes content as fast as it may go, and tells of each piece how long it was.
+    pub(crate) async fn write(
+        &mut self,
+        send: &mut SendStream,
+        mut content: Bytes,
+        mut written: impl FnMut(u64),
+    ) -> Result<(), StreamError> {
+        while !content.is_empty() {
+            let step = content.split_to(content.len().min(self.step(WRITE_STEP)));
+            let len = step.len();
+            self.take(len).await;
+            send.write_chunk(step).await?;
+            written(len as u64);
+        }
+        Ok(())
     }
 
     /// Waits until `bytes` more may go. Cancel-safe: what was not waited for is not counted.

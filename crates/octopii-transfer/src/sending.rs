@@ -23,12 +23,10 @@ use crate::progress::{Meter, Phase, Progress};
 use crate::retry::Retry;
 use crate::shared::{AbortOnDrop, Shared};
 use crate::source::Block;
+use crate::storing::MAX_REPAIRS;
 use crate::supply::{QUEUE, Reading, Supply, Whole};
 use crate::wire::{self, Acceptance, Acknowledgement, OfferBody, ResumeKey, Span, Tag};
 use crate::{FailureCode, TransferError, TransferId};
-
-/// What is written at once.
-const WRITE_STEP: usize = 256 << 10;
 
 /// What is wrong with an acknowledgement of less than was asked for.
 pub(crate) const TOO_LITTLE: &str = "less was acknowledged than was asked for";
@@ -258,6 +256,7 @@ impl Sending {
         recv: &mut Inlet,
         requests: mpsc::Sender<Span>,
     ) -> Result<Acknowledgement, TransferError> {
+        let mut repairs = 0;
         loop {
             let header = recv.header().await?;
             let body = recv.body(header).await?;
@@ -268,7 +267,11 @@ impl Sending {
                     self.flight.verified.fetch_max(verified, Ordering::Relaxed);
                     self.report(self.phase());
                 }
+                Tag::Again if repairs == MAX_REPAIRS => {
+                    return Err(TransferError::Protocol("too many blocks were asked for again"));
+                }
                 Tag::Again => {
+                    repairs += 1;
                     // An error means that nobody sends any more, which the other side of the race tells.
                     let _ = requests.send(wire::decode_again(&body)?).await;
                 }
@@ -364,21 +367,18 @@ impl Sending {
     async fn write(
         &self,
         send: &mut SendStream,
-        mut content: Bytes,
+        content: Bytes,
         pace: &mut Pace,
         sent: impl Fn(u64),
     ) -> Result<(), TransferError> {
         let mut written = 0;
-        while !content.is_empty() {
-            let step = content.split_to(content.len().min(pace.step(WRITE_STEP)));
-            pace.take(step.len()).await;
-            written += step.len() as u64;
-            self.flight.travelled.fetch_add(step.len() as u64, Ordering::Relaxed);
-            send.write_chunk(step).await?;
+        let writing = pace.write(send, content, |step| {
+            written += step;
+            self.flight.travelled.fetch_add(step, Ordering::Relaxed);
             self.flight.activity.tick();
             sent(written);
-        }
-        Ok(())
+        });
+        Ok(writing.await?)
     }
 
     pub(crate) fn unknown_if_done(&self, error: TransferError) -> TransferError {

@@ -74,6 +74,8 @@ struct Said {
     direct: Option<u64>,
     /// And it stops there.
     direct_to: u64,
+    /// What the receiver had there was not what it should be.
+    was_wrong: bool,
     done: bool,
     pace: Pace,
 }
@@ -277,7 +279,7 @@ async fn read(origin: &Origin, i: usize, recv: &mut Inlet) -> Result<Acknowledge
 /// Vouches for all blocks, and sends the content of those that the receiver is to have from here. Ends by an error only.
 async fn write(origin: &Origin, i: usize, send: &mut SendStream, have: u64) -> TransferError {
     let pace = Pace::new(origin.options.rate_limit);
-    let mut said = Said { vouched: have, direct: None, direct_to: 0, done: false, pace };
+    let mut said = Said { vouched: have, direct: None, direct_to: 0, was_wrong: false, done: false, pace };
     let mut hashed = origin.content.ledger.watch();
     loop {
         hashed.mark_unchanged();
@@ -318,8 +320,7 @@ async fn step(
         let content = origin.shared.executor.blocking(move || source.read_again(span)).await?;
         member.travelled.fetch_add(content.len() as u64, Ordering::Relaxed);
         send.write_all(&wire::repair_start(span.offset, content.len())).await?;
-        send.write_chunk(content).await?;
-        origin.activity(i);
+        said.pace.write(send, content, |_| origin.activity(i)).await?;
     }
     if order.is_some() || again.is_some() {
         return Ok(true);
@@ -328,13 +329,16 @@ async fn step(
         && at < said.direct_to
         && let Some(block) = ledger.block(at)
     {
-        let source = Arc::clone(source);
-        let reading = move || source.content_at(block.offset, block.len as usize);
+        let (source, was_wrong) = (Arc::clone(source), said.was_wrong);
+        let reading = move || match was_wrong {
+            // Perhaps it is the source that is not what it was when it was hashed.
+            true => source.read_again(Span { offset: block.offset, len: block.len }),
+            false => source.content_at(block.offset, block.len as usize),
+        };
         let content = origin.shared.executor.blocking(reading).await?;
-        said.pace.take(content.len()).await;
         member.travelled.fetch_add(content.len() as u64, Ordering::Relaxed);
         send.write_all(&wire::data_start(at, content.len())).await?;
-        send.write_chunk(content).await?;
+        said.pace.write(send, content, |_| origin.activity(i)).await?;
         send.write_all(&block.prefix.0).await?;
         let end = at + u64::from(block.len);
         said.direct = Some(end);
@@ -385,6 +389,7 @@ async fn obey(
 ) -> Result<(), TransferError> {
     let size = origin.content.ledger.size();
     let block = u64::from(origin.block_size);
+    said.was_wrong = order.first;
     match (order.supply, order.from) {
         (_, Some(from)) if order.first => {
             (said.direct, said.direct_to) = (Some(from), (from + block).min(size));

@@ -406,3 +406,26 @@ async fn a_distribution_that_was_cut_off_goes_on() {
         assert!(watch.of(peer).0 >= 16 << 20, "it began anew: {:?}", watch.of(peer));
     }
 }
+
+/// What was hashed is vouched for. A source that changes after that must not be sent again and again as what it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_changes_after_it_was_hashed_is_an_error() {
+    let a = Node::new(1);
+    let peers: Vec<_> = (2..4).map(Node::new).collect();
+    let _inboxes: Vec<_> = peers.iter().map(Node::open_inbox).collect();
+    let path = a.source("f", &content(24 * BLOCK));
+    let changing = path.clone();
+    let done = AtomicBool::new(false);
+    let progress = Arc::new(move |p: octopii_transfer::Progress| {
+        if p.verified > 0 && !done.swap(true, Ordering::Relaxed) {
+            let file = RealVfs.open(&changing, OpenMode::ReadWrite).unwrap();
+            file.write_all_at(b"another", 20 * BLOCK as u64).unwrap();
+        }
+    });
+    let rate_limit = std::num::NonZeroU64::new(16 * BLOCK as u64);
+    let how = chain(SendOptions { progress: Some(progress), rate_limit, ..SendOptions::new("file") });
+    let results = a.transfer.send_to_all(&ChunkSource::File(path), addrs(&peers), how).await;
+    for result in results {
+        assert!(matches!(result.error, Some(TransferError::SourceChanged(_))), "{result:?}");
+    }
+}
