@@ -52,7 +52,9 @@ pub(crate) async fn read_arrivals(
                     if block.offset != received {
                         return Err(TransferError::Protocol("a block does not follow the one before it"));
                     }
-                    if block.len > expected.block_size as usize || last_was_short {
+                    // Of content that comes as it comes, any block may be short.
+                    let out_of_line = last_was_short && expected.size.is_some();
+                    if block.len > expected.block_size as usize || out_of_line {
                         return Err(TransferError::Protocol(
                             "only the last block may differ from the block size",
                         ));

@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use octopii_transport::Executor;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
 
 use crate::buffers::Buffers;
 use crate::checkpoints::Checkpoints;
@@ -25,6 +27,9 @@ pub(crate) const QUEUE: usize = 4;
 
 /// Blocks of a stream that are kept after they were sent: more than are under way when one is asked for again.
 const RECENT: usize = 32;
+
+/// What a stream has given is sent after this long, be it ever so little.
+const LINGER: Duration = Duration::from_millis(200);
 
 /// A stream of bytes to send.
 pub(crate) type ByteStream = Pin<Box<dyn AsyncRead + Send>>;
@@ -219,11 +224,19 @@ async fn read_stream(
     loop {
         let permit = blocks.reserve().await.map_err(|_| TransferError::Cancelled)?;
         let mut buffer = buffers.take(wire::MAX_BLOCK as usize);
-        let mut filled = 0;
+        let (mut filled, mut until) = (0, None);
         while filled < wire::MAX_BLOCK as usize {
-            match bytes.read(&mut buffer.as_mut_slice()[filled..]).await {
+            let reading = bytes.read(&mut buffer.as_mut_slice()[filled..]);
+            let read = match until {
+                None => reading.await,
+                Some(until) => timeout_at(until, reading).await.unwrap_or(Ok(0)),
+            };
+            match read {
                 Ok(0) => break,
-                Ok(n) => filled += n,
+                Ok(n) => {
+                    filled += n;
+                    until = until.or_else(|| Some(Instant::now() + LINGER));
+                }
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(TransferError::Stream(Arc::new(e))),
             }
