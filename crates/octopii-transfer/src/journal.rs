@@ -18,8 +18,14 @@ const HEADER: usize = 8 + 16 + 8 + 4 + CHECKSUM;
 const RECORD: usize = 8 + 4;
 const ENTRY: usize = Chain::LEN + 4;
 
-/// A longer journal is not read.
-const MAX_LEN: u64 = 256 << 20;
+/// A longer journal is neither written nor read: it vouches for 1.8 TiB in blocks of 1 MiB.
+const MAX_LEN: u64 = 64 << 20;
+
+/// No record is longer: blocks of at least [`SMALLEST_BLOCK`] are vouched for every few dozen MiB.
+const MAX_RECORD: u64 = 1 << 20;
+
+/// Of smaller blocks no journal is kept: it would be too large for what it is about.
+pub(crate) const SMALLEST_BLOCK: u32 = 256 << 10;
 
 /// Size of a chunk of unknown size.
 const UNKNOWN: u64 = u64::MAX;
@@ -89,6 +95,16 @@ impl Journal {
     /// Content bytes that the journal vouches for.
     pub(crate) fn bytes(&self) -> u64 {
         self.blocks * u64::from(self.about.block_size)
+    }
+
+    /// Whether another transfer could go on from what it vouches for, and from so many blocks more.
+    pub(crate) fn is_worth_keeping(&self, more: usize) -> bool {
+        self.bytes() + more as u64 * u64::from(self.about.block_size) >= CHECKPOINT
+    }
+
+    /// Whether it vouches for as much as one journal can.
+    pub(crate) fn is_full(&self) -> bool {
+        self.end >= MAX_LEN - MAX_RECORD
     }
 
     /// Vouches for the blocks that follow. Their content has been synced before. Blocks.

@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::activity::Activity;
 use crate::claims::Claim;
-use crate::journal::About;
+use crate::journal::{About, SMALLEST_BLOCK};
 use crate::link::Inlet;
 use crate::outcomes::Outcome;
 use crate::reading::{Expected, read_arrivals};
@@ -132,7 +132,10 @@ async fn accept(
     let Some(policy) = shared.policy(&offer.purpose) else {
         return Err(Refusal::new(FailureCode::UnknownPurpose, "nothing here takes chunks of this purpose"));
     };
-    let about = body.resume.map(|key| About { key, size: body.size, block_size: body.block_size });
+    let about = body
+        .resume
+        .filter(|_| body.size.is_some() && body.block_size >= SMALLEST_BLOCK)
+        .map(|key| About { key, size: body.size, block_size: body.block_size });
     let claim = match body.resume {
         None => None,
         Some(key) => match shared.claims.claim(key, HANDOVER).await {
@@ -245,7 +248,7 @@ async fn receive(
     send: SendStream,
     mut recv: Inlet,
 ) {
-    let Accepted { offer, policy, registration, sink, claim, slot, shelved, decompresses } = accepted;
+    let Accepted { offer, policy, registration, sink, mut claim, slot, shelved, decompresses } = accepted;
     let (last, rx) = oneshot::channel();
     let (needs, needed) = mpsc::channel(1);
     let (again, wanted) = mpsc::channel(MAX_REPAIRS);
@@ -263,8 +266,8 @@ async fn receive(
             decompresses,
         };
         match body.relay {
-            None => run.take_from_sender(sink, &mut recv, again, claim).await,
-            Some(key) => run.take_from_anyone(sink, &mut recv, key, (needs, again), claim).await,
+            None => run.take_from_sender(sink, &mut recv, again, &mut claim).await,
+            Some(key) => run.take_from_anyone(sink, &mut recv, key, (needs, again), &mut claim).await,
         }
     };
     let (mut slot, mut last) = (Some(slot), Some(last));
@@ -290,6 +293,7 @@ async fn receive(
         Ok(ack) => {
             succeeded = true;
             registration.end(Ok(ack));
+            drop(claim);
             wire::ack(&ack)
         }
         Err(error) => {
@@ -297,16 +301,18 @@ async fn receive(
             let refusal = error.to_peer();
             recv.stop(u32::from(refusal.code.to_u16()));
             registration.end(Err(refusal.clone()));
+            drop(claim);
             shared.executor.blocking(move || policy.failed(&offer, &error)).await;
             wire::fail(&refusal)
         }
     };
     let complete = shelved.filter(|_| succeeded);
     complete.iter().for_each(|shelved| shelved.complete());
+    let lent = complete.as_ref().and_then(|_| shared.lending.try_acquire().ok());
     // An error means that the responder's stream is gone; the sender will ask for the status.
     let _ = last.map(|last| last.send(message));
     let _ = timeout(shared.options.idle_timeout, &mut responding.0).await;
-    if complete.is_some() {
+    if lent.is_some() {
         // Others may fetch it until the sender has no more use for that, which it tells by ending its stream.
         let _ = timeout(RETAIN, recv.end()).await;
     }
@@ -333,7 +339,7 @@ impl Receiving<'_> {
         sink: Box<Sink>,
         recv: &mut Inlet,
         again: mpsc::Sender<Span>,
-        mut claim: Option<Claim>,
+        claim: &mut Option<Claim>,
     ) -> Result<(Box<Sink>, Digest), TransferError> {
         let idle = self.shared.options.idle_timeout;
         let expected = Expected {
@@ -346,10 +352,11 @@ impl Receiving<'_> {
             tokio::select! {
                 biased;
                 read = read_arrivals(recv, arrivals, expected, &self.activity, idle) => read,
-                () = superseded(&mut claim) => Err(TransferError::Superseded),
+                () = superseded(claim) => Err(TransferError::Superseded),
             }
         };
-        let (stored, read) = self.pass(sink, Damage::Ask(again), read).await?;
+        let storing = self.storing(&sink, Damage::Ask(again));
+        let (stored, read) = self.pass(storing, sink, read).await?;
         self.conclude(stored, read).await
     }
 
@@ -360,7 +367,7 @@ impl Receiving<'_> {
         recv: &mut Inlet,
         key: RelayKey,
         (needs, again): (mpsc::Sender<Need>, mpsc::Sender<Span>),
-        mut claim: Option<Claim>,
+        claim: &mut Option<Claim>,
     ) -> Result<(Box<Sink>, Digest), TransferError> {
         let idle = self.shared.options.idle_timeout;
         let terms = Terms {
@@ -372,22 +379,25 @@ impl Receiving<'_> {
         let (tx, orders) = mpsc::channel(QUEUE);
         let mut gather = Gather::new(self.shared, &self.activity, self.verified, &terms, orders, needs);
         let obeying = read_orders(recv, tx, terms.block_size, &self.activity, idle);
+        let mut storing = self.storing(&sink, Damage::Stop(again));
         let gathering = async {
             loop {
                 let read = async |arrivals| {
                     tokio::select! {
                         biased;
                         run = gather.run(arrivals) => run,
-                        () = superseded(&mut claim) => Err(TransferError::Superseded),
+                        () = superseded(claim) => Err(TransferError::Superseded),
                     }
                 };
-                match self.pass(sink, Damage::Stop(again.clone()), read).await? {
-                    (Stored::Mismatch(good, error), Ok(())) => {
+                match self.pass(storing, sink, read).await? {
+                    (Stored::Mismatch(good, rest, error), Ok(())) => {
                         tracing::debug!("{error}; asking for them again");
-                        sink = good;
+                        (sink, storing) = (good, *rest);
                         gather.rewind(sink.checker.offset()).await?;
                     }
-                    (Stored::Mismatch(sink, _), Err(error)) => return Err(self.let_go(sink, 0, error).await),
+                    (Stored::Mismatch(sink, ..), Err(error)) => {
+                        return Err(self.let_go(sink, 0, error).await);
+                    }
                     (stored, read) => return self.conclude(stored, read).await,
                 }
             }
@@ -409,7 +419,7 @@ impl Receiving<'_> {
         match (stored, read) {
             // Whoever has sent everything may leave before it is acknowledged.
             (Stored::Whole(sink, digest), Ok(()) | Err(TransferError::Lost(_))) => Ok((sink, digest)),
-            (Stored::Whole(sink, _), Err(error)) | (Stored::Mismatch(sink, error), _) => {
+            (Stored::Whole(sink, _), Err(error)) | (Stored::Mismatch(sink, _, error), _) => {
                 Err(self.let_go(sink, 0, error).await)
             }
             (Stored::Cut(sink, stored), read) => {
@@ -418,21 +428,25 @@ impl Receiving<'_> {
         }
     }
 
-    /// Hands what `reading` reads to the sink until all is there, nothing more comes, or one block is not what it should be.
-    async fn pass(
-        &self,
-        sink: Box<Sink>,
-        damage: Damage,
-        reading: impl AsyncFnOnce(mpsc::Sender<Arrival>) -> Result<(), TransferError>,
-    ) -> Result<Passed, TransferError> {
-        let (arrivals, rx) = mpsc::channel(QUEUE);
-        let storing = Storing::new(
+    fn storing(&self, sink: &Sink, damage: Damage) -> Storing {
+        Storing::new(
             self.shared.executor.clone(),
             Arc::clone(&self.activity),
             Arc::clone(self.verified),
             self.shelved.cloned(),
             damage,
-        );
+            sink,
+        )
+    }
+
+    /// Hands what `reading` reads to the sink until all is there, nothing more comes, or one block is not what it should be.
+    async fn pass(
+        &self,
+        storing: Storing,
+        sink: Box<Sink>,
+        reading: impl AsyncFnOnce(mpsc::Sender<Arrival>) -> Result<(), TransferError>,
+    ) -> Result<Passed, TransferError> {
+        let (arrivals, rx) = mpsc::channel(QUEUE);
         let mut storing = AbortOnDrop(self.shared.executor.spawn(storing.run(sink, rx)));
         let idle = self.shared.options.idle_timeout;
         let read = tokio::select! {

@@ -30,6 +30,7 @@ pub struct Transfer {
 struct Service {
     shared: Arc<Shared>,
     accepting: AbortOnDrop<()>,
+    _sweeping: AbortOnDrop<()>,
 }
 
 /// Streams that have not made their offer yet, or ask a status: this many per slot.
@@ -57,8 +58,9 @@ impl Transfer {
             });
         }
         let accepting = AbortOnDrop(executor.spawn(accept_streams(Arc::clone(&shared), chunks, trees)));
+        let sweeping = AbortOnDrop(executor.spawn(Arc::clone(&shared).keep_sweeping()));
         let large = LargeFiles(Arc::clone(&shared.trees.sessions));
-        let transfer = Self { service: Arc::new(Service { shared, accepting }) };
+        let transfer = Self { service: Arc::new(Service { shared, accepting, _sweeping: sweeping }) };
         transfer.receive(tree::LARGE, large);
         Ok(transfer)
     }

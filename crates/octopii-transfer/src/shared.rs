@@ -10,6 +10,7 @@ use octopii_transport::{Endpoint, Executor};
 use octopii_vfs::Vfs;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 
 use crate::ReceivePolicy;
 use crate::budget::MemoryBudget;
@@ -71,6 +72,13 @@ impl Default for TransferOptions {
     }
 }
 
+/// How often unfinished files are looked after: eight times in the time that they are kept, between these.
+const SHORTEST_SWEEP: Duration = Duration::from_millis(200);
+const LONGEST_SWEEP: Duration = Duration::from_secs(3600);
+
+/// For each transfer that can be received at once, others may have this much handed on to them.
+const LENT_PER_SLOT: usize = 3;
+
 /// What every transfer of a service uses.
 pub(crate) struct Shared {
     pub(crate) endpoint: Endpoint,
@@ -82,6 +90,8 @@ pub(crate) struct Shared {
     /// What outlives this process, if anything does.
     pub(crate) outcomes: Option<Outcomes>,
     pub(crate) slots: Arc<Semaphore>,
+    /// For content that is handed on, or kept at hand for that. Whoever fetches slowly is in nobody else's way.
+    pub(crate) lending: Semaphore,
     /// What other receivers may fetch from here.
     pub(crate) shelf: Arc<Shelf>,
     pub(crate) phase: watch::Sender<Phase>,
@@ -121,6 +131,7 @@ impl Shared {
             claims: Arc::default(),
             outcomes,
             slots: Arc::new(Semaphore::new(options.max_incoming)),
+            lending: Semaphore::new(options.max_incoming.saturating_mul(LENT_PER_SLOT)),
             shelf: Arc::default(),
             phase: watch::Sender::new(Phase::Serving),
             policies: RwLock::default(),
@@ -148,6 +159,20 @@ impl Shared {
         }
         drop(swept);
         self.sweep(dir);
+    }
+
+    /// Sweeps the directories that were met again and again, so that what is kept goes when its time has come. Never ends.
+    pub(crate) async fn keep_sweeping(self: Arc<Self>) {
+        let period = (self.options.keep_partial / 8).clamp(SHORTEST_SWEEP, LONGEST_SWEEP);
+        loop {
+            sleep(period).await;
+            let sweeper = Arc::clone(&self);
+            let sweeping = self.executor.blocking(move || {
+                let dirs = sweeper.swept.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                dirs.iter().for_each(|dir| sweeper.sweep(dir));
+            });
+            sweeping.await;
+        }
     }
 
     /// Removes unfinished files that nobody uses and that are not to be kept. Blocks.

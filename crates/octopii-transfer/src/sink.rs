@@ -25,6 +25,9 @@ const ATTEMPTS: u32 = 3;
 /// Bytes that may wait behind a damaged block: more than are under way when it is asked for again.
 const MAX_WAITING: u64 = 64 << 20;
 
+/// The same in blocks, which may be short.
+const MAX_WAITING_BLOCKS: usize = 1 << 14;
+
 /// What is written into the page cache at once.
 const PIECE: usize = 64 << 10;
 
@@ -61,7 +64,7 @@ pub(crate) struct Sink {
     /// Vouches for what is on the disk, if the content can be resumed.
     pub(crate) journal: Option<Journal>,
     /// What an earlier transfer left.
-    pub(crate) earlier: Prefix,
+    pub(crate) earlier: Arc<Prefix>,
     pub(crate) have: Have,
     pub(crate) block_size: u32,
     /// What is acknowledged.
@@ -102,8 +105,21 @@ pub(crate) struct Store {
 
 #[derive(Debug)]
 enum Target {
-    File { temporary: TemporaryFile, name: String, replace: bool, scratch: Vec<u8>, crcs: BTreeMap<u64, u32> },
-    Memory { buffer: Vec<u8>, limit: u64, announced: Option<u64>, _reservation: Reservation },
+    File {
+        temporary: TemporaryFile,
+        name: String,
+        replace: bool,
+        scratch: Vec<u8>,
+        crcs: BTreeMap<u64, u32>,
+        /// For what has no size to reserve space for: what must stay free.
+        leave_free: Option<u64>,
+    },
+    Memory {
+        buffer: Vec<u8>,
+        limit: u64,
+        announced: Option<u64>,
+        _reservation: Reservation,
+    },
 }
 
 /// What became of an attempt to open a destination.
@@ -124,7 +140,7 @@ impl Sink {
         level: AckLevel,
     ) -> Result<Opened, TransferError> {
         let mut checker = Checker::new(PrefixHasher::default(), 0, block_size);
-        let (mut journal, mut earlier, mut have) = (None, Prefix::default(), Have::nothing());
+        let (mut journal, mut earlier, mut have) = (None, Arc::<Prefix>::default(), Have::nothing());
         let target = match to {
             Destination::File { dir, name, replace } => {
                 check_destination_name(name)?;
@@ -135,7 +151,7 @@ impl Sink {
                             return Ok(Opened::InUse);
                         };
                         let temporary;
-                        (temporary, journal, earlier) = (opened.0, Some(opened.1), opened.2);
+                        (temporary, journal, earlier) = (opened.0, Some(opened.1), Arc::new(opened.2));
                         if let Some((known, hasher)) = earlier.have(block_size) {
                             checker = Checker::new(hasher, known.bytes, block_size);
                             have = known;
@@ -146,7 +162,8 @@ impl Sink {
                 };
                 reserve_space(with, &temporary, size, have.bytes)?;
                 let (scratch, crcs) = (Vec::new(), BTreeMap::new());
-                Target::File { temporary, name: name.clone(), replace: *replace, scratch, crcs }
+                let leave_free = size.is_none().then_some(with.leave_free);
+                Target::File { temporary, name: name.clone(), replace: *replace, scratch, crcs, leave_free }
             }
             Destination::Memory { limit } => {
                 if size.is_some_and(|size| size > *limit) {
@@ -208,7 +225,8 @@ impl Sink {
             None => return false,
         };
         match synced {
-            Ok(()) => self.store.set_keep(journal.bytes() > 0),
+            Ok(()) if journal.is_worth_keeping(0) => self.store.set_keep(true),
+            Ok(()) => {}
             // What was vouched for before is as good as it was.
             Err(e) => tracing::warn!("cannot keep the latest part of an interrupted transfer: {e}"),
         }
@@ -222,6 +240,11 @@ impl Sink {
             (Some(chains), Target::File { crcs, .. }) => (chains, crcs),
             _ => return Vec::new(),
         };
+        if journal.is_full() {
+            chains.clear();
+            crcs.clear();
+            return Vec::new();
+        }
         let mut entries = Vec::new();
         let mut at = journal.bytes();
         while at + block_size <= stored
@@ -287,7 +310,7 @@ impl Checker {
             let waiting = Waiting { span, prefix: block.prefix };
             if self.damaged.is_some() {
                 self.waiting_bytes += u64::from(span.len);
-                if self.waiting_bytes > MAX_WAITING {
+                if self.waiting_bytes > MAX_WAITING || self.waiting.len() == MAX_WAITING_BLOCKS {
                     return Err(TransferError::Protocol("a damaged block is not sent again"));
                 }
                 self.waiting.push_back(waiting);
@@ -383,7 +406,14 @@ impl Store {
     pub(crate) fn write_at(&mut self, offset: u64, parts: &[Bytes]) -> Result<(), TransferError> {
         let len = parts.iter().map(Bytes::len).sum::<usize>();
         match &mut self.target {
-            Target::File { temporary, scratch, crcs, .. } => {
+            Target::File { temporary, scratch, crcs, leave_free, .. } => {
+                if let Some(leave_free) = *leave_free
+                    && temporary.free_space()? < leave_free.saturating_add(len as u64)
+                {
+                    return Err(TransferError::StorageFull(format!(
+                        "{leave_free} bytes must stay free, and more than {offset} arrived: make room there"
+                    )));
+                }
                 let content = match parts {
                     // A small file need not pay for a large buffer.
                     [only] if only.len() < ALIGNMENT => &only[..],
@@ -475,19 +505,19 @@ fn reserve_space(
     have: u64,
 ) -> Result<(), TransferError> {
     let Some(size) = size.filter(|&size| size > 0) else { return Ok(()) };
-    let dir = temporary.dir();
-    let free =
-        with.vfs.free_space(dir).map_err(|e| TransferError::store("asking the free space of", dir, e))?;
+    let free = temporary.free_space()?;
     let missing = size.saturating_sub(have);
-    // What is reserved for a file to resume is not free any more.
-    if have == 0 && missing > free.saturating_sub(with.leave_free) {
+    if missing > free.saturating_sub(with.leave_free) {
         let message = format!(
             "{size} bytes were offered, {free} are free, and {} of them must stay free: make room there",
             with.leave_free
         );
         return Err(TransferError::StorageFull(message));
     }
-    temporary.file().allocate(size).map_err(|e| TransferError::store("reserving space for", dir, e))
+    temporary
+        .file()
+        .allocate(size)
+        .map_err(|e| TransferError::store("reserving space for", temporary.dir(), e))
 }
 
 pub(crate) fn still_damaged(span: Span) -> TransferError {

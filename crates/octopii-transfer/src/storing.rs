@@ -51,8 +51,9 @@ pub(crate) enum Stored {
     Whole(Box<Sink>, Digest),
     /// Nothing more comes, and something is missing. So many bytes are stored and checked.
     Cut(Box<Sink>, u64),
-    /// The next block was not what it should be. Everything before it is stored and checked.
-    Mismatch(Box<Sink>, TransferError),
+    /// The next block was not what it should be. Everything before it is stored and checked, and storing can go on from
+    /// there.
+    Mismatch(Box<Sink>, Box<Storing>, TransferError),
 }
 
 /// Whether there is nothing more to do.
@@ -73,6 +74,7 @@ pub(crate) enum Damage {
 }
 
 /// The storing of one chunk.
+#[derive(Debug)]
 pub(crate) struct Storing {
     executor: Executor,
     activity: Arc<Activity>,
@@ -102,7 +104,16 @@ impl Storing {
         verified: Arc<AtomicU64>,
         shelved: Option<Arc<Shelved>>,
         damage: Damage,
+        sink: &Sink,
     ) -> Self {
+        let have = sink.checker.offset();
+        verified.store(have, Ordering::Relaxed);
+        let earlier = sink.store.file().filter(|_| !sink.earlier.entries.is_empty());
+        let checking_earlier = earlier.map(|temporary| {
+            let (on, activity) = (executor.clone(), Arc::clone(&activity));
+            let (file, earlier) = (FileHandle::clone(temporary.file()), Arc::clone(&sink.earlier));
+            AbortOnDrop(executor.spawn(check_earlier(on, activity, file, earlier, sink.block_size)))
+        });
         Self {
             executor,
             activity,
@@ -112,10 +123,10 @@ impl Storing {
             mismatch: None,
             shelved,
             checked: Vec::new(),
-            stored: 0,
-            synced: 0,
+            stored: have,
+            synced: have,
             syncing: None,
-            checking_earlier: None,
+            checking_earlier,
             damaged_earlier: BTreeMap::new(),
             done: None,
         }
@@ -133,7 +144,10 @@ impl Storing {
         let ended = self.store(&mut sink, &mut arrivals).await;
         match (ended, sink) {
             (Ok(End::Whole(digest)), Some(sink)) => Ok(Stored::Whole(sink, digest)),
-            (Ok(End::Mismatch(span)), Some(sink)) => Ok(Stored::Mismatch(sink, damaged(span))),
+            (Ok(End::Mismatch(span)), Some(sink)) => {
+                (self.mismatch, self.done) = (None, None);
+                Ok(Stored::Mismatch(sink, Box::new(self), damaged(span)))
+            }
             (Ok(End::Cut | End::NotYet), Some(sink)) => Ok(Stored::Cut(sink, self.stored)),
             (Err(error), sink) => {
                 executor
@@ -155,9 +169,6 @@ impl Storing {
         place: &mut Option<Box<Sink>>,
         arrivals: &mut mpsc::Receiver<Arrival>,
     ) -> Result<End, TransferError> {
-        if let Some(sink) = place.as_ref() {
-            self.begin(sink);
-        }
         let mut open = true;
         loop {
             let mut arrived = Vec::new();
@@ -170,6 +181,9 @@ impl Storing {
                 match self.end(place, open) {
                     End::NotYet => {}
                     end => {
+                        if let End::Mismatch(_) = end {
+                            self.take_repairs(place, arrivals).await?;
+                        }
                         self.finish_sync(place).await?;
                         return Ok(end);
                     }
@@ -189,6 +203,8 @@ impl Storing {
             let mut blocks = Vec::new();
             for arrival in arrived {
                 match arrival {
+                    // Behind a wrong one nothing counts.
+                    Arrival::Block(_) if self.mismatch.is_some() => {}
                     Arrival::Block(block) => blocks.push(block),
                     Arrival::Repair { offset, parts } => {
                         self.step(place, std::mem::take(&mut blocks)).await?;
@@ -200,21 +216,6 @@ impl Storing {
             }
             self.step(place, blocks).await?;
             self.sync_early(place).await?;
-        }
-    }
-
-    fn begin(&mut self, sink: &Sink) {
-        (self.stored, self.synced) = (sink.checker.offset(), sink.checker.offset());
-        self.verified.store(self.stored, Ordering::Relaxed);
-        if let Some(temporary) = sink.store.file().filter(|_| !sink.earlier.entries.is_empty()) {
-            let checking = check_earlier(
-                self.executor.clone(),
-                Arc::clone(&self.activity),
-                FileHandle::clone(temporary.file()),
-                sink.earlier.clone(),
-                sink.block_size,
-            );
-            self.checking_earlier = Some(AbortOnDrop(self.executor.spawn(checking)));
         }
     }
 
@@ -296,6 +297,21 @@ impl Storing {
         }
     }
 
+    /// What was asked for again comes once: it counts, although what it comes among does not.
+    async fn take_repairs(
+        &mut self,
+        place: &mut Option<Box<Sink>>,
+        arrivals: &mut mpsc::Receiver<Arrival>,
+    ) -> Result<(), TransferError> {
+        arrivals.close();
+        while let Some(arrival) = arrivals.recv().await {
+            if let Arrival::Repair { offset, parts } = arrival {
+                self.repair(place, offset, parts).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes a block that was asked for again. Everything checked has been written before.
     async fn repair(
         &mut self,
@@ -364,7 +380,7 @@ impl Storing {
             let failed = |e| TransferError::store("syncing", path, e);
             let synced = file.sync_data().and_then(|()| match &mut journal {
                 Some(journal) => {
-                    if !entries.is_empty() {
+                    if journal.is_worth_keeping(entries.len()) {
                         // Once this is written, a receiver that is dropped in the middle leaves something to go on from.
                         fate.keep();
                     }
@@ -406,7 +422,7 @@ async fn check_earlier(
     executor: Executor,
     activity: Arc<Activity>,
     file: FileHandle,
-    earlier: Prefix,
+    earlier: Arc<Prefix>,
     block_size: u32,
 ) -> Result<Vec<Span>, TransferError> {
     let mut damaged = Vec::new();

@@ -131,7 +131,11 @@ impl TemporaryFile {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(e) => return Err(failed(e)),
         };
-        let file = vfs.open(&path, OpenMode::ReadWrite).map_err(failed)?;
+        let file = match vfs.open(&path, OpenMode::ReadWrite) {
+            // Whoever held the lock before took the file away between the two calls.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(failed)?,
+        };
         let temporary = Self {
             vfs: Arc::clone(vfs),
             dir: dir.to_owned(),
@@ -198,6 +202,12 @@ impl TemporaryFile {
         &self.path
     }
 
+    /// Bytes that are free where it is.
+    pub(crate) fn free_space(&self) -> Result<u64, TransferError> {
+        let failed = |e| TransferError::store("asking the free space of", &self.dir, e);
+        self.vfs.free_space(&self.dir).map_err(failed)
+    }
+
     /// Gives the content its final name. If it is to be `durable`, the content is made so before, and the name after that. Returns
     /// the path it got.
     pub(crate) fn publish(
@@ -237,6 +247,13 @@ impl TemporaryFile {
         Ok(path)
     }
 
+    /// Gives back the space that was reserved and has not been written.
+    fn give_back_space(&self) {
+        if let Err(e) = give_back_space(&self.file) {
+            tracing::warn!(path = %self.path.display(), "cannot give back reserved space: {e}");
+        }
+    }
+
     /// Atomically takes the first free name of the series.
     fn place(&self, name: &str) -> Result<PathBuf, TransferError> {
         let mut n = 0;
@@ -253,8 +270,11 @@ impl TemporaryFile {
 
 impl Drop for TemporaryFile {
     fn drop(&mut self) {
-        if !self.named || self.fate.is_kept() {
+        if !self.named {
             return;
+        }
+        if self.fate.is_kept() {
+            return self.give_back_space();
         }
         if let Err(e) = self.vfs.remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), "cannot remove a temporary file: {e}");
@@ -286,30 +306,46 @@ pub(crate) fn sweep(vfs: &dyn Vfs, dir: &Path, keeping: Keeping, now: SystemTime
                 Err(e) if e.kind() == io::ErrorKind::NotFound => None,
                 Err(e) => return Err(e),
             };
-            abandoned.push((age.unwrap_or(Duration::MAX), entry.metadata.len, dir.join(name), journal));
+            abandoned.push((age.unwrap_or(Duration::MAX), dir.join(name), journal, true));
         } else if let Some(stem) = stem(name, JOURNAL_SUFFIX)
             && !entries.iter().any(|e| e.name.to_str() == Some(&format!("{stem}{TEMPORARY_SUFFIX}")))
         {
-            remove_if_there(vfs, &dir.join(name))?;
+            // A listing is no snapshot: the file may have come since.
+            let path = dir.join(format!("{stem}{TEMPORARY_SUFFIX}"));
+            abandoned.push((Duration::MAX, path, dir.join(name), false));
         }
     }
     abandoned.sort();
-    let (mut count, mut bytes) = (0, 0u64);
-    for (age, len, path, journal) in abandoned {
-        match vfs.lock(&path) {
-            Ok(_held) => {
-                count += 1;
-                bytes = bytes.saturating_add(len);
-                if age >= keeping.time || count > keeping.count || bytes > keeping.bytes {
-                    remove_if_there(vfs, &journal)?;
-                    removed += usize::from(remove_if_there(vfs, &path)?);
-                }
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+    let (mut count, mut bytes) = (0, 0);
+    for (age, path, journal, was_there) in abandoned {
+        // Locking creates what is not there any more: it is empty then, and goes again.
+        let _held = match vfs.lock(&path) {
+            Ok(lock) => lock,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
             Err(e) => return Err(e),
+        };
+        let file = match vfs.open(&path, OpenMode::ReadWrite) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        };
+        let len = file.len()?;
+        let fits = count < keeping.count && len <= keeping.bytes - bytes;
+        if len > 0 && age < keeping.time && fits {
+            count += 1;
+            bytes += len;
+            give_back_space(&file)?;
+        } else {
+            remove_if_there(vfs, &journal)?;
+            removed += usize::from(remove_if_there(vfs, &path)? && was_there);
         }
     }
     Ok(removed)
+}
+
+/// What lies behind the end of a file is what was reserved for it: setting its length to what it is takes that away.
+fn give_back_space(file: &FileHandle) -> io::Result<()> {
+    file.set_len(file.len()?)
 }
 
 fn remove_if_there(vfs: &dyn Vfs, path: &Path) -> io::Result<bool> {
@@ -419,5 +455,48 @@ mod tests {
         assert_eq!(names(dir).len(), 4);
         assert_eq!(swept(KEEPING, now + 2 * KEEPING.time), 2);
         assert!(names(dir).is_empty());
+    }
+
+    /// It would otherwise take away all that is older, and still not fit.
+    #[test]
+    fn what_does_not_fit_takes_nobody_elses_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let (dir, vfs) = (dir.path(), RealVfs::shared());
+        abandon(&vfs, dir, 1);
+        abandon(&vfs, dir, 2);
+        let large = names(dir).into_iter().filter(|name| name.ends_with(TEMPORARY_SUFFIX));
+        // Of the same moment, the first by name.
+        let latest = large.max_by_key(|name| {
+            let journal = name.replace(TEMPORARY_SUFFIX, JOURNAL_SUFFIX);
+            let modified = vfs.open(&dir.join(journal), OpenMode::Read).unwrap().modified().unwrap();
+            (modified, std::cmp::Reverse(name.clone()))
+        });
+        vfs.open(&dir.join(latest.unwrap()), OpenMode::ReadWrite).unwrap().set_len(5000).unwrap();
+        let keeping = Keeping { bytes: 4000, ..KEEPING };
+        assert_eq!(sweep(&*vfs, dir, keeping, SystemTime::now()).unwrap(), 1);
+        assert_eq!(names(dir).len(), 2, "the older one fits");
+    }
+
+    /// What is reserved beyond its end would be counted nowhere and fill the disk.
+    #[test]
+    fn what_is_kept_takes_no_more_room_than_it_has_bytes() {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let (dir, vfs) = (dir.path(), RealVfs::shared());
+        let about = About { key: ResumeKey([1; 16]), size: None, block_size: 4096 };
+        let open = || TemporaryFile::open_resumable(&vfs, dir, about).unwrap().unwrap().0;
+        let mut file = open();
+        file.file().allocate(64 << 20).unwrap();
+        file.file().write_all_at(&[1; 1000], 0).unwrap();
+        let path = file.path().to_owned();
+        let taken = || std::fs::metadata(&path).unwrap().blocks() * 512;
+        assert!(taken() >= 64 << 20, "this file system does not reserve: {}", taken());
+        file.set_keep(true);
+        drop(file);
+        assert!(taken() < 1 << 20, "{}", taken());
+        // The same for what a killed process has left.
+        vfs.open(&path, OpenMode::ReadWrite).unwrap().allocate(64 << 20).unwrap();
+        assert_eq!(sweep(&*vfs, dir, KEEPING, SystemTime::now()).unwrap(), 0);
+        assert!(taken() < 1 << 20, "{}", taken());
     }
 }

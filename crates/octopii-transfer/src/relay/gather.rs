@@ -110,6 +110,8 @@ pub(crate) struct Gather {
     vouched_to: u64,
     /// Where the next block to hand over begins.
     next: u64,
+    /// What waits to be handed over. It is not lost when that is interrupted.
+    pending: Option<Arrival>,
     feed: Option<Feed>,
     /// A block that came before it was vouched for.
     early: Option<Fed>,
@@ -152,6 +154,7 @@ impl Gather {
             vouched_from: terms.have,
             vouched_to: terms.have,
             next: terms.have,
+            pending: None,
             feed: None,
             early: None,
             end: None,
@@ -164,6 +167,13 @@ impl Gather {
     /// [`rewind`](Self::rewind) makes it usable again.
     pub(crate) async fn run(&mut self, arrivals: mpsc::Sender<Arrival>) -> Result<(), TransferError> {
         loop {
+            if self.pending.is_some() {
+                let Ok(room) = arrivals.reserve().await else { return Ok(()) };
+                if let Some(arrival) = self.pending.take() {
+                    room.send(arrival);
+                }
+                continue;
+            }
             let next = match self.end {
                 Some((size, digest)) if self.next == size && !self.complete => {
                     self.complete = true;
@@ -172,10 +182,8 @@ impl Gather {
                 }
                 _ => self.match_early().await?.map(Arrival::Block),
             };
-            if let Some(arrival) = next {
-                if arrivals.send(arrival).await.is_err() {
-                    return Ok(());
-                }
+            if next.is_some() {
+                self.pending = next;
                 continue;
             }
             let Self { feed, early, orders, .. } = self;
@@ -189,11 +197,7 @@ impl Gather {
                 biased;
                 order = orders.recv() => {
                     let order = order.ok_or(TransferError::Cancelled).flatten()?;
-                    if let Some(arrival) = self.obey(order)?
-                        && arrivals.send(arrival).await.is_err()
-                    {
-                        return Ok(());
-                    }
+                    self.pending = self.obey(order)?;
                 }
                 fed = fed => match fed {
                     Some(Ok(fed)) => self.early = Some(fed),
@@ -209,6 +213,8 @@ impl Gather {
     pub(crate) async fn rewind(&mut self, to: u64) -> Result<(), TransferError> {
         self.next = to;
         self.complete = false;
+        // What was asked for again comes once.
+        self.pending.take_if(|arrival| !matches!(arrival, Arrival::Repair { .. }));
         self.ask(FailureCode::DigestMismatch).await
     }
 

@@ -1,8 +1,10 @@
 //! Serving a stream that fetches what is on the shelf.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use octopii_transport::SendStream;
+use octopii_transport::{SendStream, StreamError};
+use tokio::time::timeout;
 
 use crate::relay::shelf::{End, Held};
 use crate::shared::Shared;
@@ -19,11 +21,20 @@ pub(crate) async fn serve(
     key: RelayKey,
     offset: u64,
 ) -> Result<(), TransferError> {
-    let Some(held) = shared.shelf.find(key).filter(|held| offset.is_multiple_of(u64::from(held.block_size)))
-    else {
-        let refusal = Refusal::new(FailureCode::Rejected, "this node does not have that content");
-        send.write_all(&wire::refuse(&refusal)).await?;
-        return Ok(send.finish()?);
+    let held = shared.shelf.find(key).filter(|held| offset.is_multiple_of(u64::from(held.block_size)));
+    let found =
+        held.ok_or((FailureCode::Rejected, "this node does not have that content")).and_then(|held| {
+            let lent =
+                shared.lending.try_acquire().map_err(|_| (FailureCode::Busy, "too many fetch from here"))?;
+            Ok((held, lent))
+        });
+    let (held, _lent) = match found {
+        Ok(found) => found,
+        Err((code, why)) => {
+            let refusal = wire::refuse(&Refusal::new(code, why));
+            within(shared.options.offer_timeout, send.write_all(&refusal)).await?;
+            return Ok(send.finish()?);
+        }
     };
     let served = copy(shared, &held, send, offset).await;
     match served {
@@ -39,6 +50,17 @@ pub(crate) async fn serve(
     }
 }
 
+/// A peer that takes nothing is not waited for.
+async fn within(
+    idle: Duration,
+    writing: impl Future<Output = Result<(), StreamError>>,
+) -> Result<(), TransferError> {
+    match timeout(idle, writing).await {
+        Ok(written) => Ok(written?),
+        Err(_) => Err(TransferError::Stalled { idle }),
+    }
+}
+
 async fn copy(
     shared: &Arc<Shared>,
     held: &Arc<Held>,
@@ -48,11 +70,9 @@ async fn copy(
     let mut state = held.watch();
     let block = u64::from(held.block_size);
     loop {
-        // An error means that the chunk was taken from the shelf: its last state says how it ended.
-        let now = match state.wait_for(|s| s.verified > offset || s.end != End::Open).await {
-            Ok(now) => *now,
-            Err(_) => *held.watch().borrow(),
-        };
+        // `held` has the other end: there is no error but one.
+        let now = state.wait_for(|s| s.verified > offset || s.end != End::Open).await;
+        let now = now.map(|now| *now).map_err(|_| TransferError::ShuttingDown)?;
         if now.verified <= offset {
             return Ok(now.end);
         }
@@ -72,8 +92,9 @@ async fn copy(
         });
         for bytes in read.await? {
             let len = bytes.len();
-            send.write_all(&content_start(offset, len)).await?;
-            send.write_chunk(bytes).await?;
+            let idle = shared.options.idle_timeout;
+            within(idle, send.write_all(&content_start(offset, len))).await?;
+            within(idle, send.write_chunk(bytes)).await?;
             offset += len as u64;
         }
     }

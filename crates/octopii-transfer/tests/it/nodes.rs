@@ -124,9 +124,17 @@ pub(crate) fn endpoint(id: u64) -> Endpoint {
 }
 
 pub(crate) fn endpoint_on(id: u64, executor: &Executor) -> Endpoint {
+    bind(id, executor, EndpointOptions::default())
+}
+
+pub(crate) fn endpoint_with(id: u64, options: EndpointOptions) -> Endpoint {
+    bind(id, &Executor::new(tokio::runtime::Handle::current()), options)
+}
+
+fn bind(id: u64, executor: &Executor, options: EndpointOptions) -> Endpoint {
     static AUTHORITY: OnceLock<ClusterAuthority> = OnceLock::new();
     let identity = AUTHORITY.get_or_init(|| ClusterAuthority::generate().unwrap()).issue(id).unwrap();
-    Endpoint::bind(executor, &identity, EndpointOptions::default()).unwrap()
+    Endpoint::bind(executor, &identity, options).unwrap()
 }
 
 /// Content that repeats at no block boundary.

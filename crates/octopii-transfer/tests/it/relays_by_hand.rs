@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use octopii_transfer::{Destination, Digest};
-use octopii_transport::{Acceptor, Endpoint, StreamKind};
-use octopii_vfs::RealVfs;
+use octopii_transfer::{Destination, Digest, TransferOptions};
+use octopii_transport::{Acceptor, Endpoint, EndpointOptions, Limits, StreamError, StreamKind};
+use octopii_vfs::{OpenMode, RealVfs, Vfs};
 
-use crate::nodes::{Node, content, endpoint, eventually, names, quick, read};
-use crate::raw::{ACCEPT, ACK, FAIL, REFUSE, Raw, done, message};
+use crate::nodes::{Node, content, endpoint, endpoint_with, eventually, impatient, names, quick, read};
+use crate::raw::{ACCEPT, ACK, AGAIN, FAIL, REFUSE, Raw, accept_body, done, message, repair};
 
 const BLOCK: u32 = 4096;
 const KEY: u128 = 0x0123_4567_89ab_cdef;
@@ -32,10 +32,15 @@ fn scene() -> Scene {
 }
 
 fn offer(id: u128, purpose: &str, size: usize) -> Vec<u8> {
+    offer_with(id, purpose, size, BLOCK, None)
+}
+
+/// Of one that can be resumed, perhaps.
+fn offer_with(id: u128, purpose: &str, size: usize, block: u32, resume: Option<[u8; 16]>) -> Vec<u8> {
     let body = [
-        &[1 | 2 | 4][..],
+        &[1 | 2 | 4 | if resume.is_some() { 8 } else { 0 }][..],
         &id.to_le_bytes(),
-        &BLOCK.to_le_bytes(),
+        &block.to_le_bytes(),
         &(size as u64).to_le_bytes(),
         &[purpose.len() as u8],
         &1u16.to_le_bytes(),
@@ -43,6 +48,7 @@ fn offer(id: u128, purpose: &str, size: usize) -> Vec<u8> {
         purpose.as_bytes(),
         b"f",
         &KEY.to_le_bytes(),
+        resume.as_ref().map_or(&[], |key| &key[..]),
     ]
     .concat();
     [&[1][..], &message(1, &body)].concat()
@@ -255,6 +261,102 @@ async fn a_chunk_in_memory_is_not_shared_and_needs_no_relay() {
     raw.write(&[block(&data, 0), block(&data, BLOCK as usize)].concat()).await;
     raw.write(&done(data.len() as u64, Digest::of(&data))).await;
     assert_eq!(raw.read().await.0, ACK);
+}
+
+/// Whoever fetches and takes nothing is given up, and does not keep others from fetching for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_that_nobody_reads_ends() {
+    let mut scene = scene();
+    let options = TransferOptions { max_incoming: 1, ..impatient() };
+    scene.node = Node::with(4, RealVfs::shared(), options);
+    scene.node.receive_into(
+        "file",
+        Destination::File { dir: scene.node.inbox(), name: "f".into(), replace: false },
+    );
+    let data = content(64 * BLOCK as usize);
+    let mut raw = scene.offered(1, "file", data.len(), true).await;
+    for offset in (0..data.len()).step_by(BLOCK as usize) {
+        raw.write(&block(&data, offset)).await;
+    }
+    raw.write(&done(data.len() as u64, Digest::of(&data))).await;
+    assert_eq!(raw.read().await.0, ACK);
+    let limits = Limits { stream_window: 64 << 10, ..Limits::default() };
+    let slow = endpoint_with(5, EndpointOptions { limits, ..EndpointOptions::default() });
+    let fetch = [&[1][..], &message(14, &[&KEY.to_le_bytes()[..], &0u64.to_le_bytes()].concat())].concat();
+    let mut fetching = Vec::new();
+    for _ in 0..2 {
+        let mut raw = Raw::open(&slow, scene.node.addr()).await;
+        raw.write(&fetch).await;
+        assert_eq!(raw.read().await.0, CONTENT);
+        fetching.push(raw);
+    }
+    // One place is taken by the chunk itself, which is kept at hand.
+    let mut third = Raw::open(&slow, scene.node.addr()).await;
+    third.write(&fetch).await;
+    third.expect_failure(REFUSE, 6).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for mut raw in fetching {
+        let mut rest = vec![0; data.len() / 2];
+        let read = raw.recv.read_exact(&mut rest).await;
+        assert!(matches!(read, Err(StreamError::Reset(12))), "{read:?}");
+    }
+    let mut again = Raw::open(&slow, scene.node.addr()).await;
+    again.write(&fetch).await;
+    assert_eq!(again.read().await.0, CONTENT);
+}
+
+/// Damage on the receiver's disk is repaired by the sender although a relay errs meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_errs_does_not_get_in_the_way_of_repairs() {
+    const BLOCK: usize = 256 << 10;
+    let mut scene = scene();
+    let data = content(24 * BLOCK);
+    let vouch = |from: usize| -> Vec<u8> {
+        let block = |i: usize| {
+            let prefix = Digest::of(&data[..(i + 1) * BLOCK]);
+            let offset = ((i * BLOCK) as u64).to_le_bytes();
+            message(11, &[&offset[..], &(BLOCK as u32).to_le_bytes(), &prefix.0].concat())
+        };
+        (from..24).flat_map(block).collect()
+    };
+    let block = |i: usize| crate::raw::data(&data[..i * BLOCK], &data[i * BLOCK..(i + 1) * BLOCK]);
+    let offer = |id| offer_with(id, "file", data.len(), BLOCK as u32, Some([9; 16]));
+    let mut raw = Raw::open(&scene.sender, scene.node.addr()).await;
+    raw.write(&offer(1)).await;
+    assert_eq!(raw.read().await.0, ACCEPT);
+    for i in 0..20 {
+        raw.write(&block(i)).await;
+    }
+    // The 21st is never supplied: everything before it is there when the receiver asks for it.
+    raw.write(&supplied_by(&scene.relay)).await;
+    let (feed, from) = scene.fetched().await;
+    assert_eq!(from, 20 * BLOCK as u64);
+    drop(feed);
+    assert_eq!(raw.read().await.0, NEED);
+    raw.connection.close("cut");
+    let inbox = scene.node.inbox();
+    let part = || names(&inbox).into_iter().find(|name| name.ends_with(".part"));
+    eventually("keeping", || part().is_some_and(|name| RealVfs.lock(&inbox.join(name)).is_ok())).await;
+    let file = RealVfs.open(&inbox.join(part().unwrap()), OpenMode::ReadWrite).unwrap();
+    file.write_all_at(b"damaged", 3 * BLOCK as u64).unwrap();
+    let mut raw = Raw::open(&scene.sender, scene.node.addr()).await;
+    raw.write(&offer(2)).await;
+    let mut accepted = accept_body(16 * BLOCK as u64, &data[..16 * BLOCK]);
+    accepted[0] = 1;
+    assert_eq!(raw.read().await, (ACCEPT, accepted));
+    let damaged = [&(3 * BLOCK as u64).to_le_bytes()[..], &(BLOCK as u32).to_le_bytes()].concat();
+    assert_eq!(raw.read().await, (AGAIN, damaged));
+    raw.write(&[vouch(16), done(data.len() as u64, Digest::of(&data)), supplied_by(&scene.relay)].concat())
+        .await;
+    let (mut feed, _) = scene.fetched().await;
+    feed.write(&message(CONTENT, &[&(16 * BLOCK as u64).to_le_bytes()[..], &vec![1; BLOCK]].concat())).await;
+    expect_need(&mut raw, 16 * BLOCK as u64, 10).await;
+    raw.write(&repair(3 * BLOCK, &data[3 * BLOCK..4 * BLOCK])).await;
+    for i in 16..24 {
+        raw.write(&block(i)).await;
+    }
+    assert_eq!(raw.read().await.0, ACK);
+    assert!(read(&inbox.join("f")) == data);
 }
 
 /// A relay under another identity than the sender named gets no chance.

@@ -154,6 +154,8 @@ async fn a_receiver_that_ends_in_the_middle_leaves_what_was_synced() {
         let journal = || names(&inbox).into_iter().find(|name| name.ends_with(".journal"));
         eventually("the first sync", || journal().is_some_and(|name| read(&inbox.join(name)).len() > 400))
             .await;
+        // What is written is vouched for a moment later, long before the second sync.
+        tokio::time::sleep(Duration::from_millis(200)).await;
         drop(transfer);
     };
     let (sent, ()) = tokio::join!(a.transfer.send(endpoint.local_addr(), &source, options), dropping);
@@ -381,4 +383,44 @@ async fn what_nobody_goes_on_with_is_removed() {
     let transfer = Transfer::start(&later, RealVfs::shared(), options).unwrap();
     transfer.receive("file", octopii_transfer::InboxPolicy::new(scene.b.inbox()));
     eventually("the cleaning", || names(&scene.b.inbox()).is_empty()).await;
+}
+
+/// What nobody could go on from is not kept, and what is kept goes in its time, although nothing else happens.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_of_no_use_any_more_goes() {
+    let sender = endpoint(1);
+    let keep_partial = Duration::from_secs(4);
+    let b = Node::with(2, RealVfs::shared(), TransferOptions { keep_partial, ..quick() });
+    b.open_inbox();
+    let asking = Node::on(sender.clone(), RealVfs::shared(), quick());
+    let data = content(6 * BLOCK);
+    for (blocks, kept) in [(1, false), (5, true)] {
+        let mut raw = Raw::open(&sender, b.addr()).await;
+        raw.write(&opening_with(
+            blocks as u128,
+            Some([7; 16]),
+            "file",
+            Some(data.len() as u64),
+            BLOCK as u32,
+        ))
+        .await;
+        assert_eq!(raw.read().await.0, ACCEPT);
+        for (i, block) in data.chunks(BLOCK).enumerate().take(blocks) {
+            raw.write(&crate::raw::data(&data[..i * BLOCK], block)).await;
+        }
+        let id = octopii_transfer::TransferId(blocks as u128);
+        let wanted = octopii_transfer::TransferStatus::Receiving { verified: (blocks * BLOCK) as u64 };
+        while asking.transfer.status(b.addr(), id).await.unwrap() != wanted {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        raw.connection.close("cut");
+        let inbox = b.inbox();
+        let gone = || names(&inbox).is_empty();
+        if kept {
+            let unlocked = |name: &String| RealVfs.lock(&inbox.join(name)).is_ok();
+            eventually("keeping", || names(&inbox).iter().any(|n| n.ends_with(".part") && unlocked(n))).await;
+            assert_eq!(names(&inbox).len(), 2);
+        }
+        eventually("cleaning up", gone).await;
+    }
 }

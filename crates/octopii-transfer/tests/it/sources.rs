@@ -6,11 +6,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use octopii_transfer::{ChunkSource, Digest, Location, Phase, ProgressStream, SendOptions, TransferError};
+use octopii_transfer::{
+    ChunkSource, Digest, Location, Phase, ProgressStream, SendOptions, TransferError, TransferOptions,
+};
+use octopii_vfs::RealVfs;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 
-use crate::nodes::{BLOCK, Node, content, eventually, names, read};
+use crate::nodes::{BLOCK, Node, content, eventually, names, quick, read};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_of_unknown_length_arrives() {
@@ -30,6 +33,37 @@ async fn a_stream_of_unknown_length_arrives() {
         let Location::File(path) = chunk.location else { panic!("into a file") };
         assert!(read(&path) == data);
     }
+}
+
+/// However little there is at a time, it is not held back until a block is full.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_trickles_arrives_too() {
+    let a = Node::new(1);
+    let idle_timeout = Duration::from_secs(2);
+    let b = Node::with(2, RealVfs::shared(), TransferOptions { idle_timeout, ..quick() });
+    b.open_inbox();
+    let (mut write, read_half) = tokio::io::duplex(100);
+    let feeding = async move {
+        for n in 0..8 {
+            write.write_all(&[n]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    let options = SendOptions { name: Some("s".into()), ..SendOptions::new("file") };
+    let (sent, ()) = tokio::join!(a.transfer.send_stream(b.addr(), read_half, options), feeding);
+    assert_eq!(sent.unwrap().digest, Digest::of(&[0, 1, 2, 3, 4, 5, 6, 7]));
+    assert_eq!(read(&b.inbox().join("s")), [0, 1, 2, 3, 4, 5, 6, 7]);
+}
+
+/// Nothing can be reserved for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_does_not_fill_the_disk() {
+    let a = Node::new(1);
+    let b = Node::with(2, RealVfs::shared(), TransferOptions { leave_free: 1 << 60, ..quick() });
+    b.open_inbox();
+    let error = a.transfer.send_stream(b.addr(), &b"abc"[..], SendOptions::new("file")).await.unwrap_err();
+    assert!(matches!(error, TransferError::StorageFull(_)), "{error}");
+    eventually("the cleaning", || names(&b.inbox()).is_empty()).await;
 }
 
 struct Broken;
