@@ -170,6 +170,9 @@ pub(crate) struct Send {
     /// Directories: tell files apart by their SHA-256 instead of by size and time
     #[arg(long)]
     pub(crate) checksum: bool,
+    /// Directories: remove at the peer what is no longer here, when all else is done; peers must allow it
+    #[arg(long)]
+    pub(crate) delete: bool,
     /// Directories: send symbolic links that stay inside, as links
     #[arg(long)]
     pub(crate) links: bool,
@@ -220,6 +223,9 @@ pub(crate) struct Recv {
     /// Directories: what happens if the name is taken
     #[arg(long, value_enum, default_value_t = Existing::Own)]
     pub(crate) existing: Existing,
+    /// Directories: let senders remove from what they have sent, with --delete, what they no longer have
+    #[arg(long)]
+    pub(crate) delete: bool,
     /// Directories: make symbolic links that stay inside
     #[arg(long)]
     pub(crate) links: bool,

@@ -39,6 +39,7 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Recv) -
             Existing::Refuse => ExistingTree::Refuse,
         })
         .links(args.links)
+        .delete(args.delete)
         .on_received(move |tree| {
             let _ = trees.blocking_send(Arrival::Tree(Box::new(tree)));
         });

@@ -34,6 +34,7 @@ pub(crate) async fn run(
         // Without an identity of its own the command is another node each time, and always on this machine.
         source: identity.is_none().then(|| format!("this machine's {}", path.display())),
         checksum: args.checksum,
+        delete: args.delete,
         links: if args.links { Links::Inside } else { Links::Skip },
         strict: args.strict,
         rate_limit: args.limit_rate,
@@ -100,9 +101,13 @@ fn line(peer: SocketAddr, report: &TreeReport) -> String {
         0 => String::new(),
         n => format!(" ({} of them sent before the connection was lost {n} times)", report.stored_before),
     };
+    let removed = match report.removed {
+        0 => String::new(),
+        n => format!(", {n} removed"),
+    };
     format!(
         "{peer}  {name}: {stored} files sent ({sent}), {unchanged} unchanged{before}, {not_done} not done, \
-         {directories} directories, in {duration:.2?}, durable"
+         {directories} directories{removed}, in {duration:.2?}, durable"
     )
 }
 
@@ -126,6 +131,7 @@ fn object(peer: SocketAddr, report: &TreeReport) -> Value {
         "stored_before": report.stored_before,
         "bytes_before": report.bytes_before,
         "directories": report.directories,
+        "removed": report.removed,
         "not_done": report.not_done,
         "undone": undone.collect::<Vec<_>>(),
         "manifest_sha256": report.manifest.to_string(),

@@ -81,6 +81,12 @@ pub trait VfsDir: Send + Sync + fmt::Debug {
     /// Removes the name of what is not a directory.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
 
+    /// Removes an empty directory. File systems that do not offer this fail with `Unsupported`.
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let _ = path;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Sets permission bits and, if given, the time of the last change, of a file or directory. File systems without them
     /// succeed without doing so.
     fn set_attributes(&self, path: &Path, mode: u32, modified: Option<Timestamp>) -> io::Result<()>;

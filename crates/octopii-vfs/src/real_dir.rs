@@ -205,6 +205,10 @@ impl VfsDir for RealDir {
         self.at(path, |dir, name| rustix::fs::unlinkat(dir, name, AtFlags::empty()))
     }
 
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.at(path, |dir, name| rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR))
+    }
+
     fn set_attributes(&self, path: &Path, mode: u32, modified: Option<Timestamp>) -> io::Result<()> {
         if path.as_os_str().is_empty() {
             return set_attributes_of(self.fd.as_fd(), mode, modified);

@@ -59,7 +59,7 @@ async fn accept(
     connection: &Connection,
     open: Open,
 ) -> Result<(Accepted, OwnedSemaphorePermit), Refusal> {
-    let Open { id, source, checksum, purpose, name, meta } = open;
+    let Open { id, source, checksum, delete, purpose, name, meta } = open;
     let Some(policy) = shared.trees.policy(&purpose) else {
         return Err(Refusal::new(FailureCode::UnknownPurpose, "nothing here takes trees of this purpose"));
     };
@@ -75,6 +75,10 @@ async fn accept(
     let mut to = shared.executor.blocking(move || asked.accept(&question)).await?;
     // Set-id and sticky bits never come from outside.
     to.mode_mask &= 0o777;
+    if delete && !to.delete {
+        let message = "nothing is removed here: send it without that, or have the receiver allow it";
+        return Err(Refusal::new(FailureCode::Rejected, message));
+    }
     // A sender comes back before its lost connection is noticed here.
     let patience = if shared.trees.sessions.supersede(peer.node_id, id) { ENDING } else { LOCKED };
     let root = open_root(shared, &to, source, patience).await.map_err(|e| {
@@ -83,7 +87,10 @@ async fn accept(
     })?;
     let awaited = Arc::new(Awaited::default());
     let (vfs, leave_free) = (Arc::clone(&shared.resources.vfs), shared.resources.leave_free);
-    let checker = Checker::new(&root, to, Arc::clone(&awaited), vfs, leave_free);
+    let asked = Arc::clone(&awaited);
+    let checking =
+        move || Checker::new(&root, to, asked, vfs, leave_free, delete).map(|checker| (root, checker));
+    let (root, checker) = shared.executor.blocking(checking).await.map_err(|e| e.to_peer())?;
     let (arrived, arrivals) = mpsc::unbounded_channel();
     let session = Session {
         awaited: Arc::clone(&awaited),

@@ -1,12 +1,14 @@
 //! The receiver's view of a manifest: every entry is checked against the rules and against the disk.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::iter::Peekable;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::vec;
 
 use octopii_vfs::{EntryKind, Timestamp, Vfs};
 
@@ -14,10 +16,12 @@ use super::commit::Closing;
 use super::name::{check_entry_name, stays_inside};
 use super::outcome::{EntryFailure, EntryOutcome, NotDone};
 use super::policy::TreeDestination;
+use super::removal::Extras;
 use super::root::Root;
 use super::walk::{MAX_DEPTH, MAX_DIRECTORY_PATH, hash};
 use super::wire::{Entry, SMALL, Verdict};
 use crate::framing::Malformed;
+use crate::name::TEMPORARY_PREFIX;
 use crate::{Digest, TransferError};
 
 /// Longest path beneath the destination in bytes: the kernel takes 4,095.
@@ -74,6 +78,24 @@ struct Level {
     /// The latest name in it.
     last: Vec<u8>,
     state: State,
+    /// What is in it at the receiver and was not told of yet, if that is to be removed.
+    present: Option<Peekable<vec::IntoIter<OsString>>>,
+}
+
+impl Level {
+    /// Collects the names before `told`, or all that are left: the source does not have them.
+    fn pass(&mut self, told: Option<&[u8]>, extras: &mut Extras) -> Result<(), TransferError> {
+        let Some(present) = &mut self.present else { return Ok(()) };
+        while let Some(name) = present.next_if(|name| told.is_none_or(|told| name.as_bytes() < told)) {
+            if !name.as_bytes().starts_with(TEMPORARY_PREFIX.as_bytes()) {
+                extras.add(self.path.join(name))?;
+            }
+        }
+        if let Some(told) = told {
+            present.next_if(|name| name.as_bytes() == told);
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +137,8 @@ pub(crate) struct Checker {
     awaited: Arc<Awaited>,
     leave_free: u64,
     vfs: Arc<dyn Vfs>,
+    delete: bool,
+    pub(crate) extras: Extras,
 }
 
 impl Checker {
@@ -124,10 +148,20 @@ impl Checker {
         awaited: Arc<Awaited>,
         vfs: Arc<dyn Vfs>,
         leave_free: u64,
-    ) -> Self {
+        delete: bool,
+    ) -> Result<Self, TransferError> {
         let state = if root.fresh { State::Fresh } else { State::Existing };
-        let levels = vec![Level { path: root.path.clone(), last: Vec::new(), state }];
-        Self { to, levels, next: 0, wanted_bytes: 0, awaited, leave_free, vfs }
+        let present = match state {
+            State::Existing if delete => {
+                let names = root.base.names(&root.path);
+                Some(names.map_err(|e| TransferError::store("listing", &root.base_path, e))?)
+            }
+            _ => None,
+        };
+        let present = present.map(|names| names.into_iter().peekable());
+        let levels = vec![Level { path: root.path.clone(), last: Vec::new(), state, present }];
+        let extras = Extras::default();
+        Ok(Self { to, levels, next: 0, wanted_bytes: 0, awaited, leave_free, vfs, delete, extras })
     }
 
     /// Entries told so far.
@@ -164,7 +198,8 @@ impl Checker {
         };
         let name = match &entry {
             Entry::End { mode, modified } => {
-                let level = self.levels.pop().ok_or(Malformed("more ends than directories"))?;
+                let mut level = self.levels.pop().ok_or(Malformed("more ends than directories"))?;
+                level.pass(None, &mut self.extras)?;
                 if level.state == State::Refused {
                     return Ok(Verdict::Noted);
                 }
@@ -183,6 +218,7 @@ impl Checker {
             return Err(Malformed("names in a directory are not in order").into());
         }
         level.last.clone_from(name);
+        level.pass(Some(name), &mut self.extras)?;
         let path = level.path.join(OsStr::from_bytes(&name.clone()));
         let (parent, is_directory) = (level.state, matches!(entry, Entry::Directory { .. }));
         // A sender leaves such a directory out. Refused ones are remembered too: nothing else bounds how many and how long.
@@ -211,7 +247,12 @@ impl Checker {
             Ok(verdict) => Ok(verdict),
             Err(why) => {
                 if is_directory {
-                    self.levels.push(Level { path: path.clone(), last: Vec::new(), state: State::Refused });
+                    self.levels.push(Level {
+                        path: path.clone(),
+                        last: Vec::new(),
+                        state: State::Refused,
+                        present: None,
+                    });
                 }
                 checked.settled.push((self.shown(root, &path), EntryOutcome::NotDone(why.clone())));
                 Ok(Verdict::Refused(why))
@@ -259,7 +300,13 @@ impl Checker {
             }
             Err(e) => return Err(failed("creating the directory")(e)),
         };
-        self.levels.push(Level { path: path.to_owned(), last: Vec::new(), state });
+        let present = match state {
+            State::Existing if self.delete => {
+                Some(root.base.names(path).map_err(failed("listing it"))?.into_iter().peekable())
+            }
+            _ => None,
+        };
+        self.levels.push(Level { path: path.to_owned(), last: Vec::new(), state, present });
         Ok(Verdict::Noted)
     }
 

@@ -80,6 +80,14 @@ pub fn decode_tree_message(bytes: &[u8], checksum: bool) {
                 assert!(!refusal.message.contains(char::is_control));
             }
         }
+        Tag::Removed => {
+            if let Ok(outcomes) = wire::decode_removed(body) {
+                let again = wire::removed(&outcomes);
+                let decoded = again.iter().map(|message| wire::decode_removed(&message[HEADER_LEN..]));
+                let decoded = decoded.collect::<Result<Vec<_>, _>>().map(|parts| parts.concat());
+                assert_eq!(decoded.ok(), Some(outcomes));
+            }
+        }
         Tag::Alive => {}
     }
 }

@@ -5,7 +5,7 @@
 //! sides know of every path what became of it. A tree that is sent again costs only what has changed, so an interrupted one
 //! is continued by sending it again. `docs/formats/tree.md` describes the bytes.
 //!
-//! What is *not* here: removing at the receiver what the source no longer has, owners, extended attributes, hard links.
+//! What is *not* here: owners, extended attributes, hard links.
 
 mod accept;
 mod check;
@@ -19,6 +19,7 @@ mod options;
 mod outcome;
 mod policy;
 mod receive;
+mod removal;
 mod root;
 mod send;
 mod sending;

@@ -36,6 +36,10 @@ pub struct TreeOptions {
     /// Tells files apart by their SHA-256 instead of by size and time of the last change. Reads every file of the tree on
     /// both sides, even those that are unchanged. Default: no.
     pub checksum: bool,
+    /// Removes at the receiver, in the tree's directory, what the source no longer has: last of all, and only if everything else
+    /// was done. Links are removed, never followed. The receiver's policy must allow it
+    /// ([`TreeDestination::delete`](crate::TreeDestination::delete)), or the tree is refused. Default: no.
+    pub delete: bool,
     /// What happens to symbolic links. Default: left out and reported.
     pub links: Links,
     /// Fails at the first entry that cannot be read, instead of reporting it and going on. Default: no.
@@ -67,6 +71,7 @@ impl TreeOptions {
             meta: Bytes::new(),
             source: None,
             checksum: false,
+            delete: false,
             links: Links::Skip,
             strict: false,
             progress: None,
@@ -103,6 +108,7 @@ impl fmt::Debug for TreeOptions {
             .field("name", &self.name)
             .field("source", &self.source)
             .field("checksum", &self.checksum)
+            .field("delete", &self.delete)
             .field("links", &self.links)
             .field("strict", &self.strict)
             .field("rate_limit", &self.rate_limit)

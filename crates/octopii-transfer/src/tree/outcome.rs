@@ -122,6 +122,8 @@ pub enum EntryOutcome {
     },
     /// The receiver had it: same size and time, or same digest if that was asked for.
     Unchanged,
+    /// The source does not have it any more, and the receiver does not now.
+    Removed,
     /// It was not done.
     NotDone(NotDone),
 }
@@ -166,7 +168,10 @@ pub struct TreeReport {
     pub bytes_before: u64,
     /// Directories, the tree's own included.
     pub directories: u64,
-    /// Entries that were not done, on either side.
+    /// Files, links and directories that were removed because the source no longer has them; see
+    /// [`TreeOptions::delete`](crate::TreeOptions::delete).
+    pub removed: u64,
+    /// Entries that were not done, on either side, and what could not be removed.
     pub not_done: u64,
     /// The first of them.
     pub undone: Vec<UndoneEntry>,
@@ -245,6 +250,7 @@ impl Ledger {
                 self.tally.stored_bytes += bytes;
             }
             EntryOutcome::Unchanged => self.tally.unchanged += 1,
+            EntryOutcome::Removed => self.tally.removed += 1,
             EntryOutcome::NotDone(why) => {
                 self.tally.not_done += 1;
                 let bytes = path.as_os_str().len() + why.message.len();
@@ -266,7 +272,7 @@ impl Ledger {
         duration: Duration,
         earlier: Earlier,
     ) -> TreeReport {
-        let Tally { stored, stored_bytes, unchanged, directories, not_done } = self.tally;
+        let Tally { stored, stored_bytes, unchanged, directories, not_done, removed } = self.tally;
         let mut undone = self.undone;
         undone.sort_by(|a, b| a.path.cmp(&b.path));
         TreeReport {
@@ -280,6 +286,7 @@ impl Ledger {
             stored_before: earlier.stored,
             bytes_before: earlier.bytes,
             directories,
+            removed,
             not_done,
             undone,
             manifest,

@@ -77,6 +77,9 @@ pub struct TreeDestination {
     pub mode_mask: u32,
     /// Whether symbolic links that cannot lead out of the tree are made. Default no.
     pub links: bool,
+    /// Whether a sender may have removed what is in the tree's directory and not in the source any more, whoever put it there.
+    /// Default no.
+    pub delete: bool,
 }
 
 impl TreeDestination {
@@ -89,6 +92,7 @@ impl TreeDestination {
             limits: TreeLimits::default(),
             mode_mask: 0o777,
             links: false,
+            delete: false,
         }
     }
 }
@@ -169,6 +173,13 @@ impl TreeInbox {
     #[must_use]
     pub fn links(mut self, links: bool) -> Self {
         self.destination.links = links;
+        self
+    }
+
+    /// Lets senders have removed what their source no longer has.
+    #[must_use]
+    pub fn delete(mut self, delete: bool) -> Self {
+        self.destination.delete = delete;
         self
     }
 

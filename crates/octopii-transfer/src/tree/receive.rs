@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,8 +18,9 @@ use tokio::time::{Instant, sleep, timeout};
 use super::check::{Awaited, Checked, Checker, Task, Wanted};
 use super::commit::{self, Closing, Settled, Staged};
 use super::link::{Message, enqueue, read_messages, write_messages};
-use super::outcome::{Earlier, EntryFailure, Ledger, NotDone};
+use super::outcome::{Earlier, EntryFailure, EntryOutcome, Ledger, NotDone};
 use super::policy::{ReceivedTree, TreeOffer, TreePolicy};
+use super::removal::Removal;
 use super::root::Root;
 use super::sessions::{Arrival, Registered};
 use super::wire::{self, Entry, Packed, RECORDS, Tag, Verdict, WINDOW};
@@ -32,6 +34,9 @@ const COMMIT_BYTES: u64 = 64 << 20;
 
 /// What is written is committed when nothing has arrived for this long.
 const COMMIT_IDLE: Duration = Duration::from_millis(100);
+
+/// Things that are removed in one step on a blocking thread.
+const REMOVED_AT_ONCE: usize = 1024;
 
 /// Messages between network and disk.
 const QUEUE: usize = 2;
@@ -288,8 +293,47 @@ impl Receiving<'_> {
         Ok(())
     }
 
+    /// Removes what the source does not have, if that is wanted, and tells of each.
+    async fn remove(&self) -> Result<(), TransferError> {
+        let (mut removal, base_path) = {
+            let mut work = lock(&self.work);
+            let extras = std::mem::take(&mut work.checker.extras);
+            // Something may be missing because it could not be told or taken: then nothing goes.
+            if extras.is_empty() || work.ledger.tally.not_done > 0 {
+                return Ok(());
+            }
+            (Removal::new(Arc::clone(&work.root.base), extras), work.root.base_path.clone())
+        };
+        loop {
+            let step = move |work: &mut Work| {
+                let outcomes = removal.step(REMOVED_AT_ONCE);
+                (work.settle_removed(outcomes), removal)
+            };
+            let (outcomes, rest) = self.with_disk(step).await;
+            removal = rest;
+            if outcomes.is_empty() {
+                break;
+            }
+            self.tell_removed(&outcomes).await?;
+        }
+        let finish = move |work: &mut Work| {
+            let outcomes = removal.finish().map_err(|e| TransferError::store("syncing", base_path, e))?;
+            Ok::<_, TransferError>(work.settle_removed(outcomes))
+        };
+        let outcomes = self.with_disk(finish).await?;
+        self.tell_removed(&outcomes).await
+    }
+
+    async fn tell_removed(&self, outcomes: &[(PathBuf, EntryOutcome)]) -> Result<(), TransferError> {
+        for message in wire::removed(outcomes) {
+            enqueue(self.out, message).await?;
+        }
+        Ok(())
+    }
+
     /// Everything is settled: remembers that, tells the policy, and gives back the last word.
     async fn end(&self, manifest: Digest) -> Result<Bytes, TransferError> {
+        self.remove().await?;
         let duration = self.started.elapsed();
         self.with_disk(move |work| {
             let Work { root, offer, policy, ledger, .. } = work;
@@ -378,6 +422,18 @@ impl Work {
         self.staged_bytes += size;
         self.staged.push(Staged { entry, at, path, bytes: size, attributes: Some((mode, modified)) });
         None
+    }
+
+    /// Writes down what was removed and what could not be, with their paths from the tree's directory.
+    fn settle_removed(&mut self, mut outcomes: Vec<(PathBuf, EntryOutcome)>) -> Vec<(PathBuf, EntryOutcome)> {
+        for (path, outcome) in &mut outcomes {
+            if let Ok(within) = path.strip_prefix(&self.root.path) {
+                *path = within.to_owned();
+            }
+            self.policy.entry(&self.offer, path, outcome);
+            self.ledger.settle(path, outcome);
+        }
+        outcomes
     }
 
     /// Writes down what became of entries, with their paths from the tree's directory.

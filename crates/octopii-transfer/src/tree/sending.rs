@@ -208,6 +208,7 @@ impl Sending {
             id: self.id,
             source: source.finalize().into(),
             checksum: self.options.checksum,
+            delete: self.options.delete,
             purpose: self.options.purpose.clone(),
             name,
             meta: self.options.meta.clone(),
@@ -326,6 +327,11 @@ impl Sending {
                 Tag::Results => {
                     let outcomes = wire::decode_results(&body)?;
                     self.lock().results(outcomes)?
+                }
+                Tag::Removed if self.options.delete => {
+                    let outcomes = wire::decode_removed(&body)?;
+                    self.lock().removed(&outcomes)?;
+                    outcomes
                 }
                 Tag::Done => {
                     let (tally, manifest) = wire::decode_done(&body)?;

@@ -5,7 +5,10 @@
 
 mod entry;
 
+use std::ffi::OsString;
 use std::ops::RangeInclusive;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 
 use bytes::Bytes;
 
@@ -35,9 +38,12 @@ const MAX_PURPOSE: usize = crate::wire::MAX_PURPOSE;
 const MAX_META: usize = crate::wire::MAX_META;
 const MAX_NOT_DONE: usize = 2 + 1 + MAX_REASON;
 const OPEN_FIXED: usize = 1 + 16 + 32 + 1 + 1 + 4;
-const DONE_LEN: usize = 5 * 8 + 32;
+const DONE_LEN: usize = 6 * 8 + 32;
+/// Longest path of something removed, in bytes.
+const MAX_REMOVED: usize = 4096;
 
 const FLAG_CHECKSUM: u8 = 1;
+const FLAG_DELETE: u8 = 2;
 
 /// The kinds of message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +59,7 @@ pub(crate) enum Tag {
     Done = 9,
     Fail = 10,
     Alive = 11,
+    Removed = 12,
 }
 
 /// What precedes every body.
@@ -71,6 +78,8 @@ pub(crate) struct Open {
     pub(crate) source: [u8; 32],
     /// Every file's digest is told with its entry.
     pub(crate) checksum: bool,
+    /// What the manifest does not name is removed.
+    pub(crate) delete: bool,
     pub(crate) purpose: String,
     pub(crate) name: Vec<u8>,
     pub(crate) meta: Bytes,
@@ -113,6 +122,7 @@ pub(crate) struct Tally {
     pub(crate) unchanged: u64,
     pub(crate) directories: u64,
     pub(crate) not_done: u64,
+    pub(crate) removed: u64,
 }
 
 impl Header {
@@ -129,6 +139,7 @@ impl Header {
             9 => (Tag::Done, DONE_LEN..=DONE_LEN),
             10 => (Tag::Fail, 4..=4 + MAX_MESSAGE),
             11 => (Tag::Alive, 0..=0),
+            12 => (Tag::Removed, 2..=2 + PAGE_BYTES + 2 + MAX_REMOVED + 1 + MAX_NOT_DONE),
             _ => return Err(Malformed("unknown message tag in a tree")),
         };
         Ok(Self { tag, len: body_len(bytes, limit)? })
@@ -142,7 +153,8 @@ fn message(tag: Tag, body: impl FnOnce(&mut Vec<u8>)) -> Bytes {
 /// The version and the opening message. The caller has checked the lengths of purpose, name and meta.
 pub(crate) fn opening(open: &Open) -> Bytes {
     let opening = message(Tag::Open, |out| {
-        out.push(if open.checksum { FLAG_CHECKSUM } else { 0 });
+        let checksum = if open.checksum { FLAG_CHECKSUM } else { 0 };
+        out.push(checksum | if open.delete { FLAG_DELETE } else { 0 });
         out.extend_from_slice(&open.id.0.to_le_bytes());
         out.extend_from_slice(&open.source);
         out.push(open.purpose.len() as u8);
@@ -250,12 +262,49 @@ pub(crate) fn end(entries: u64, manifest: Digest) -> Bytes {
 
 pub(crate) fn done(tally: &Tally, manifest: Digest) -> Bytes {
     message(Tag::Done, |out| {
-        let Tally { stored, stored_bytes, unchanged, directories, not_done } = *tally;
-        for n in [stored, stored_bytes, unchanged, directories, not_done] {
+        let Tally { stored, stored_bytes, unchanged, directories, not_done, removed } = *tally;
+        for n in [stored, stored_bytes, unchanged, directories, not_done, removed] {
             out.extend_from_slice(&n.to_le_bytes());
         }
         out.extend_from_slice(&manifest.0);
     })
+}
+
+/// Messages on what was removed, or was not although it should have been; paths are from the tree's directory.
+pub(crate) fn removed(outcomes: &[(PathBuf, EntryOutcome)]) -> Vec<Bytes> {
+    let mut messages = Vec::new();
+    let (mut body, mut count) = (Vec::new(), 0u16);
+    for (path, outcome) in outcomes {
+        let path = path.as_os_str().as_bytes();
+        // The kernel takes no longer ones.
+        let path = &path[..path.len().min(MAX_REMOVED)];
+        body.extend_from_slice(&(path.len() as u16).to_le_bytes());
+        body.extend_from_slice(path);
+        match outcome {
+            EntryOutcome::NotDone(why) => {
+                body.push(1);
+                put_not_done(&mut body, why);
+            }
+            _ => body.push(0),
+        }
+        count += 1;
+        if body.len() >= PAGE_BYTES || usize::from(count) == RECORDS {
+            messages.push(finish_removed(&mut body, &mut count));
+        }
+    }
+    if count > 0 {
+        messages.push(finish_removed(&mut body, &mut count));
+    }
+    messages
+}
+
+fn finish_removed(body: &mut Vec<u8>, count: &mut u16) -> Bytes {
+    let message = message(Tag::Removed, |out| {
+        out.extend_from_slice(&count.to_le_bytes());
+        out.append(body);
+    });
+    *count = 0;
+    message
 }
 
 pub(crate) fn alive() -> Bytes {
@@ -277,7 +326,7 @@ fn put_not_done(out: &mut Vec<u8>, why: &NotDone) {
 pub(crate) fn decode_open(body: &[u8]) -> Result<Open, Malformed> {
     let mut r = Reader(body);
     let flags = r.u8()?;
-    if flags & !FLAG_CHECKSUM != 0 {
+    if flags & !(FLAG_CHECKSUM | FLAG_DELETE) != 0 {
         return Err(Malformed("reserved flags are set in the opening"));
     }
     let id = TransferId(u128::from_le_bytes(r.array()?));
@@ -291,7 +340,8 @@ pub(crate) fn decode_open(body: &[u8]) -> Result<Open, Malformed> {
     let name = r.take(name)?.to_vec();
     let meta = Bytes::copy_from_slice(r.take(meta)?);
     r.end()?;
-    Ok(Open { id, source, checksum: flags & FLAG_CHECKSUM != 0, purpose, name, meta })
+    let (checksum, delete) = (flags & FLAG_CHECKSUM != 0, flags & FLAG_DELETE != 0);
+    Ok(Open { id, source, checksum, delete, purpose, name, meta })
 }
 
 pub(crate) fn decode_ready(body: &[u8]) -> Result<Vec<u8>, Malformed> {
@@ -389,6 +439,27 @@ pub(crate) fn decode_end(body: &[u8]) -> Result<(u64, Digest), Malformed> {
     Ok(out)
 }
 
+pub(crate) fn decode_removed(body: &[u8]) -> Result<Vec<(PathBuf, EntryOutcome)>, Malformed> {
+    let mut r = Reader(body);
+    let count = r.records()?;
+    let mut outcomes = Vec::with_capacity(count.min(body.len() / 3));
+    for _ in 0..count {
+        let len = usize::from(r.u16()?);
+        if len == 0 || len > MAX_REMOVED {
+            return Err(Malformed("a path has 1 to 4,096 bytes"));
+        }
+        let path = PathBuf::from(OsString::from_vec(r.take(len)?.to_vec()));
+        let outcome = match r.u8()? {
+            0 => EntryOutcome::Removed,
+            1 => EntryOutcome::NotDone(r.not_done()?),
+            _ => return Err(Malformed("unknown outcome of a removal")),
+        };
+        outcomes.push((path, outcome));
+    }
+    r.end()?;
+    Ok(outcomes)
+}
+
 pub(crate) fn decode_done(body: &[u8]) -> Result<(Tally, Digest), Malformed> {
     let mut r = Reader(body);
     let tally = Tally {
@@ -397,6 +468,7 @@ pub(crate) fn decode_done(body: &[u8]) -> Result<(Tally, Digest), Malformed> {
         unchanged: r.u64()?,
         directories: r.u64()?,
         not_done: r.u64()?,
+        removed: r.u64()?,
     };
     let manifest = Digest(r.array()?);
     r.end()?;

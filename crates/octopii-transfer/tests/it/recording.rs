@@ -25,6 +25,8 @@ pub(crate) enum Op {
     TreeRename,
     /// Likewise.
     TreeSync,
+    /// Likewise, of directories.
+    TreeRemove,
     /// Not an operation: put into the record by tests.
     Received,
     /// Likewise.

@@ -158,6 +158,15 @@ impl State {
         Ok(settled)
     }
 
+    /// Last of all.
+    pub(super) fn removed(&mut self, outcomes: &[(PathBuf, EntryOutcome)]) -> Result<(), TransferError> {
+        if self.manifest.is_none() || !self.unsettled.is_empty() {
+            return Err(TransferError::Protocol("something was removed before all was settled"));
+        }
+        outcomes.iter().for_each(|(path, outcome)| self.ledger.settle(path, outcome));
+        Ok(())
+    }
+
     fn settle(&mut self, entry: u64, outcome: EntryOutcome) -> Option<(PathBuf, EntryOutcome)> {
         let Unsettled { path, what, .. } = self.unsettled.remove(&entry)?;
         if let What::File { size, .. } = what {

@@ -123,7 +123,8 @@ impl Hand {
                 continue;
             }
             assert_eq!(tag, DONE, "{}", String::from_utf8_lossy(&body));
-            assert_eq!(body[40..], Digest::of(&self.manifest).0);
+            assert_eq!(body[40..48], [0; 8], "nothing was to be removed");
+            assert_eq!(body[48..], Digest::of(&self.manifest).0);
             return std::array::from_fn(|n| u64::from_le_bytes(body[n * 8..n * 8 + 8].try_into().unwrap()));
         }
     }

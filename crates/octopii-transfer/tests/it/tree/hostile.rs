@@ -130,7 +130,7 @@ async fn what_is_not_the_protocol_ends_the_tree() {
         message(4, &[1, 0, 1, 200, b'x']),
         message(6, &[255, 255]),
         message(7, &[0, 0]),
-        message(9, &[0; 72]),
+        message(9, &[0; 80]),
         message(8, &[0; 40]),
     ];
     raw.push([&[6][..], &u32::MAX.to_le_bytes()].concat());
@@ -376,10 +376,10 @@ async fn a_receiver_that_makes_things_up_is_found_out() {
     put(&a.tree(), "f", b"abc");
     let done = |counts: [u64; 5]| {
         let counts: Vec<u8> = counts.iter().flat_map(|n| n.to_le_bytes()).collect();
-        message(9, &[&counts[..], &[0; 32]].concat())
+        message(9, &[&counts[..], &[0; 8 + 32]].concat())
     };
     // The tree has two entries: the file, and the root's end.
-    let answers: [Vec<u8>; 13] = [
+    let answers: [Vec<u8>; 14] = [
         verdicts(1, &[2, 2]),
         verdicts(0, &[2, 2, 2]),
         verdicts(0, &[0, 2]),
@@ -393,6 +393,8 @@ async fn a_receiver_that_makes_things_up_is_found_out() {
         done([1, 3, 0, 1, 0]),
         [verdicts(0, &[2, 2]), results(&[0, 1]), done([1, 3, 0, 1, 0])].concat(),
         message(FAIL, &[7, 0, 200, 0]),
+        // Nothing was to be removed.
+        message(12, &[&[1, 0, 1, 0][..], b"f", &[0]].concat()),
     ];
     for answer in answers {
         let b = endpoint(2);

@@ -4,6 +4,7 @@ mod hand;
 mod hostile;
 mod many;
 pub(crate) mod recording;
+mod removal;
 mod retry;
 mod roundtrip;
 mod safety;

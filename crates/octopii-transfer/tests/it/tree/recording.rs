@@ -48,6 +48,10 @@ impl VfsDir for RecordingDir {
         self.0.remove_file(path)
     }
 
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.1.run(Op::TreeRemove, || self.0.remove_dir(path))
+    }
+
     fn set_attributes(&self, path: &Path, mode: u32, modified: Option<Timestamp>) -> io::Result<()> {
         self.0.set_attributes(path, mode, modified)
     }

@@ -98,7 +98,7 @@ async fn a_large_file_that_changed_since_the_walk_is_reported() {
         // What the sender said is told back; the root is there.
         hand.write(&message(7, &[&[1, 0][..], &0u64.to_le_bytes(), &[1, 7, 0, 0]].concat())).await;
         hand.write(&results(&[1])).await;
-        let counts: Vec<u8> = [0u64, 0, 0, 1, 1].iter().flat_map(|n| n.to_le_bytes()).collect();
+        let counts: Vec<u8> = [0u64, 0, 0, 1, 1, 0].iter().flat_map(|n| n.to_le_bytes()).collect();
         hand.write(&message(9, &[counts, manifest.unwrap()].concat())).await;
         hand
     };

@@ -1,0 +1,146 @@
+//! Removing at the receiver what the source no longer has.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::vec;
+
+use octopii_vfs::{Attributes, DirHandle, EntryKind};
+
+use super::check::failed;
+use super::outcome::{EntryOutcome, NotDone};
+use crate::{FailureCode, Refusal, TransferError};
+
+/// What is remembered of names to remove, in bytes.
+const MAX_BYTES: usize = 64 << 20;
+/// What a path costs beside its length.
+const PATH_COST: usize = 48;
+
+/// What is in the tree's directory and not in the manifest, beneath the base; of a directory its own path only.
+#[derive(Debug, Default)]
+pub(crate) struct Extras {
+    paths: Vec<PathBuf>,
+    bytes: usize,
+}
+
+impl Extras {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.paths.is_empty()
+    }
+
+    pub(crate) fn add(&mut self, path: PathBuf) -> Result<(), TransferError> {
+        self.bytes += path.as_os_str().len() + PATH_COST;
+        if self.bytes > MAX_BYTES {
+            let message = "there is more to remove than can be remembered; remove some of it at the receiver";
+            return Err(TransferError::Unacceptable(Refusal::new(FailureCode::TooLarge, message)));
+        }
+        self.paths.push(path);
+        Ok(())
+    }
+}
+
+/// A removal under way. Nothing is followed: every path is resolved beneath the base without links. All calls block.
+#[derive(Debug)]
+pub(crate) struct Removal {
+    base: DirHandle,
+    todo: vec::IntoIter<PathBuf>,
+    /// Directories that are being emptied, and what is still in them.
+    emptying: Vec<(PathBuf, vec::IntoIter<OsString>)>,
+    /// What directories of the tree must have again when things have been removed from them.
+    parents: BTreeMap<PathBuf, Attributes>,
+}
+
+impl Removal {
+    pub(crate) fn new(base: DirHandle, extras: Extras) -> Self {
+        let todo = extras.paths.into_iter();
+        Self { base, todo, emptying: Vec::new(), parents: BTreeMap::new() }
+    }
+
+    /// Removes up to `most` things and tells what came of each; nothing means that all is done.
+    pub(crate) fn step(&mut self, most: usize) -> Vec<(PathBuf, EntryOutcome)> {
+        let mut outcomes = Vec::new();
+        while outcomes.len() < most {
+            let Some(outcome) = self.next() else { break };
+            outcomes.push(outcome);
+        }
+        outcomes
+    }
+
+    fn next(&mut self) -> Option<(PathBuf, EntryOutcome)> {
+        loop {
+            let (path, removed) = match self.emptying.last_mut() {
+                Some((dir, names)) => match names.next() {
+                    Some(name) => {
+                        let path = dir.join(name);
+                        let removed = self.begin(&path);
+                        (path, removed)
+                    }
+                    None => {
+                        let (dir, _) = self.emptying.pop()?;
+                        let removed = self.base.remove_dir(&dir).map(|()| true);
+                        (dir, removed)
+                    }
+                },
+                None => {
+                    let path = self.todo.next()?;
+                    let removed = self.open_parent(&path).and_then(|()| self.begin(&path));
+                    (path, removed)
+                }
+            };
+            match removed {
+                Ok(true) => return Some((path, EntryOutcome::Removed)),
+                Ok(false) => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Some((path, EntryOutcome::NotDone(not_removed(e)))),
+            }
+        }
+    }
+
+    /// Removes what is no directory; begins to empty one, which says `false`.
+    fn begin(&mut self, path: &Path) -> io::Result<bool> {
+        let found = self.base.attributes(path)?;
+        if found.kind != EntryKind::Directory {
+            return self.base.remove_file(path).map(|()| true);
+        }
+        self.open_up(path, &found)?;
+        let names = self.base.names(path)?.into_iter();
+        self.emptying.push((path.to_owned(), names));
+        Ok(false)
+    }
+
+    /// Remembers what the directory above is like before it changes.
+    fn open_parent(&mut self, path: &Path) -> io::Result<()> {
+        let parent = path.parent().unwrap_or(Path::new(""));
+        if !self.parents.contains_key(parent) {
+            let found = self.base.attributes(parent)?;
+            self.open_up(parent, &found)?;
+            self.parents.insert(parent.to_owned(), found);
+        }
+        Ok(())
+    }
+
+    fn open_up(&self, dir: &Path, found: &Attributes) -> io::Result<()> {
+        match found.mode & 0o700 {
+            0o700 => Ok(()),
+            _ => self.base.set_attributes(dir, (found.mode | 0o700) & 0o777, None),
+        }
+    }
+
+    /// Gives directories their modes and times back, and makes all of it durable. Tells which could not be given theirs.
+    pub(crate) fn finish(self) -> io::Result<Vec<(PathBuf, EntryOutcome)>> {
+        let mut outcomes = Vec::new();
+        for (path, found) in self.parents {
+            if let Err(e) = self.base.set_attributes(&path, found.mode & 0o777, Some(found.modified)) {
+                let why = failed("setting mode and time")(e);
+                outcomes.push((path, EntryOutcome::NotDone(why)));
+            }
+        }
+        self.base.sync_file_system()?;
+        Ok(outcomes)
+    }
+}
+
+fn not_removed(error: io::Error) -> NotDone {
+    failed("removing what the source no longer has")(error)
+}

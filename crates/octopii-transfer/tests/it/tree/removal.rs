@@ -1,0 +1,121 @@
+//! Removing what the source no longer has.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::symlink;
+use std::sync::{Arc, Mutex};
+
+use octopii_transfer::{EntryFailure, EntryOutcome, FailureCode, TransferError, TreeOptions, TreeReport};
+
+use super::{chmod, counts, picture, put, undone};
+use crate::nodes::{Node, names, quick};
+use crate::recording::{Op, RecordingVfs};
+
+/// Sends with removal; also which paths were told of as removed.
+async fn send(a: &Node, b: &Node) -> Result<(TreeReport, BTreeSet<String>), TransferError> {
+    let removed = Arc::new(Mutex::new(BTreeSet::new()));
+    let telling = Arc::clone(&removed);
+    let options = TreeOptions {
+        delete: true,
+        on_entry: Some(Arc::new(move |path, outcome| {
+            if *outcome == EntryOutcome::Removed {
+                assert!(telling.lock().unwrap().insert(path.to_str().unwrap().to_owned()), "told twice");
+            }
+        })),
+        ..TreeOptions::new("tree")
+    };
+    let report = a.transfer.send_tree(b.addr(), a.tree(), options).await?;
+    let removed = removed.lock().unwrap().clone();
+    assert_eq!(report.removed, removed.len() as u64);
+    Ok((report, removed))
+}
+
+fn nodes() -> (Node, Node) {
+    let (a, b) = (Node::new(1), Node::new(2));
+    b.open_trees(|inbox| inbox.delete(true));
+    for path in ["a", "b", "d/1", "d/2", "gone/x/1", "gone/x/2", "gone/y", "keep/z"] {
+        put(&a.tree(), path, path.as_bytes());
+    }
+    (a, b)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_source_no_longer_has_is_removed_and_nothing_else() {
+    let (a, b) = nodes();
+    send(&a, &b).await.unwrap();
+    put(b.dir.path(), "outside/precious", b"precious");
+    put(&b.inbox(), "another/f", b"");
+    // Links that lead out are removed as such, also where they are in something that goes.
+    let tree = b.inbox().join("tree");
+    symlink(b.dir.path().join("outside"), tree.join("link")).unwrap();
+    symlink(b.dir.path().join("outside"), tree.join("gone/link")).unwrap();
+    // The receiver's user has put something there, and let nobody write.
+    put(&tree, "d/theirs", b"");
+    put(&tree, "\u{1}odd", b"");
+    chmod(&tree.join("gone/x"), 0o500);
+    chmod(&tree.join("d"), 0o500);
+    fs::remove_dir_all(a.tree().join("gone")).unwrap();
+    for path in ["b", "d/2"] {
+        fs::remove_file(a.tree().join(path)).unwrap();
+    }
+    put(&a.tree(), "new", b"new");
+    let (report, removed) = send(&a, &b).await.unwrap();
+    assert_eq!((counts(&report), report.undone), ((1, 3, 3, 0), vec![]));
+    let gone = ["gone", "gone/link", "gone/x", "gone/x/1", "gone/x/2", "gone/y"];
+    let others = ["\u{1}odd", "b", "d/2", "d/theirs", "link"];
+    let expected = gone.into_iter().chain(others).map(str::to_owned).collect();
+    assert_eq!(removed, expected);
+    // Times and modes of the directories, too.
+    assert_eq!(picture(&tree), picture(&a.tree()));
+    assert_eq!(names(&b.inbox()), [".octopii-trees", "another", "tree"]);
+    assert_eq!(fs::read(b.dir.path().join("outside/precious")).unwrap(), b"precious");
+    let (report, _) = send(&a, &b).await.unwrap();
+    assert_eq!((counts(&report), report.removed), ((0, 4, 3, 0), 0));
+}
+
+/// What could not be told or taken may be what seems to be missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_removed_unless_all_else_was_done_and_both_want_it() {
+    let (a, b) = nodes();
+    send(&a, &b).await.unwrap();
+    let before = picture(&b.inbox().join("tree"));
+    fs::remove_file(a.tree().join("b")).unwrap();
+    symlink("a", a.tree().join("link")).unwrap();
+    let (report, removed) = send(&a, &b).await.unwrap();
+    assert_eq!(undone(&report), [("link".to_owned(), EntryFailure::Link)]);
+    assert!(removed.is_empty() && b.inbox().join("tree/b").exists());
+    fs::remove_file(a.tree().join("link")).unwrap();
+
+    let plain = a.send_tree(&b).await.unwrap();
+    assert_eq!((plain.removed, plain.not_done), (0, 0));
+    b.open_trees(|inbox| inbox);
+    let error = send(&a, &b).await.unwrap_err();
+    let is_refused =
+        matches!(&error, TransferError::Refused { refusal, .. } if refusal.code == FailureCode::Rejected);
+    assert!(is_refused, "{error}");
+    let now = picture(&b.inbox().join("tree"));
+    assert_eq!(now.keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_removed_is_reported() {
+    let vfs = RecordingVfs::default();
+    let (a, b) = (Node::new(1), Node::with(2, vfs.shared(), quick()));
+    b.open_trees(|inbox| inbox.delete(true));
+    put(&a.tree(), "d/f", b"");
+    put(&a.tree(), "e/f", b"");
+    send(&a, &b).await.unwrap();
+    fs::remove_dir_all(a.tree().join("d")).unwrap();
+    fs::remove_dir_all(a.tree().join("e")).unwrap();
+    vfs.fail(Op::TreeRemove, 0, 1, ErrorKind::PermissionDenied);
+    let (report, removed) = send(&a, &b).await.unwrap();
+    assert_eq!(undone(&report), [("d".to_owned(), EntryFailure::Io)]);
+    assert_eq!(removed, ["d/f", "e", "e/f"].map(str::to_owned).into());
+    // Removed, then durable, and only then the tree is complete.
+    let record = vfs.record();
+    let removing = record.iter().rposition(|op| *op == Op::TreeRemove).unwrap();
+    assert_eq!(record.get(removing + 1), Some(&Op::TreeSync), "{record:?}");
+    let (report, removed) = send(&a, &b).await.unwrap();
+    assert_eq!((report.not_done, removed), (0, ["d".to_owned()].into()));
+}
