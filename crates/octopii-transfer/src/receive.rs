@@ -29,7 +29,7 @@ use crate::wire::relay::{Need, RelayKey};
 use crate::wire::{self, Acceptance, AckLevel, Acknowledgement, OfferBody, Span, Tag};
 use crate::{
     Destination, Digest, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refusal, TransferError,
-    TransferId, relay,
+    TransferId, relay, tree,
 };
 
 /// Blocks between network and disk. With those in the steps of checking and writing and the one that is arriving, a transfer
@@ -145,7 +145,12 @@ async fn accept(
             claim => claim,
         },
     };
-    let Ok(slot) = Arc::clone(&shared.slots).try_acquire_owned() else {
+    let slots = match offer.purpose.as_str() {
+        // A tree must not take the place that its own files need.
+        tree::LARGE => shared.trees.sessions.places(&offer).ok_or_else(tree::not_asked_for)?,
+        _ => Arc::clone(&shared.slots),
+    };
+    let Ok(slot) = slots.try_acquire_owned() else {
         let message =
             format!("{} transfers are being received; try again later", shared.options.max_incoming);
         return Err(Refusal::new(FailureCode::Busy, message));

@@ -25,8 +25,8 @@ use crate::tree::Trees;
 /// Options of [`Transfer::start`](crate::Transfer::start).
 #[derive(Debug, Clone)]
 pub struct TransferOptions {
-    /// Chunks received at once; further offers are refused as busy. Each costs up to 13 MiB beside the transport's
-    /// windows. Default 32.
+    /// Chunks and trees received at once; further offers are refused as busy. Each chunk costs up to 13 MiB beside the
+    /// transport's windows; up to two large files of each tree are received beside it, as chunks of its own. Default 32.
     pub max_incoming: usize,
     /// Bytes of all chunks being received into memory together. Default 256 MiB. A chunk handed to its policy no longer
     /// counts.

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use octopii_transport::{Connection, Incoming};
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::check::{Awaited, Checker};
@@ -15,7 +15,7 @@ use super::link::{finish, read_opening};
 use super::policy::{TreeDestination, TreeOffer};
 use super::receive::{Accepted, Work, receive};
 use super::root::Root;
-use super::sessions::Session;
+use super::sessions::{LARGE_AT_ONCE, Session};
 use super::wire::{self, Open};
 use crate::shared::Shared;
 use crate::{FailureCode, Refusal, TransferError};
@@ -97,6 +97,7 @@ async fn accept(
         dir: root.staging_dir(),
         arrived,
         superseded: Notify::new(),
+        places: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
     };
     let session = shared.trees.sessions.register(peer.node_id, id, session);
     let session =

@@ -45,7 +45,7 @@ pub use outcome::{
 };
 pub use policy::{ExistingTree, ReceivedTree, TreeDestination, TreeInbox, TreeLimits, TreeOffer, TreePolicy};
 pub(crate) use send::send;
-pub(crate) use sessions::{LARGE, LargeFiles, Sessions};
+pub(crate) use sessions::{LARGE, LargeFiles, Sessions, not_asked_for};
 
 /// What a service knows of trees.
 #[derive(Default)]

@@ -28,7 +28,7 @@ use super::link::{Message, enqueue, read_message, read_messages, write_messages}
 use super::many::Seat;
 use super::options::TreeOptions;
 use super::outcome::{Ledger, NotDone};
-use super::sessions::{LARGE, large_meta};
+use super::sessions::{LARGE, LARGE_AT_ONCE, large_meta};
 use super::source::Source;
 use super::walk::{Step, Walk, nanoseconds};
 use super::wire::{self, Open, PAGE_BYTES, PAGE_ENTRIES, SMALL, Tag, WINDOW};
@@ -40,9 +40,6 @@ use crate::{Digest, FailureCode, Refusal, SendOptions, TransferError, TransferId
 
 /// Messages between the walk, the packer and the network.
 const QUEUE: usize = 2;
-
-/// Large files of one tree that travel at the same time.
-const LARGE_AT_ONCE: usize = 2;
 
 /// Who gets it.
 #[derive(Debug, Clone)]

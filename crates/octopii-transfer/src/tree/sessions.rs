@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use octopii_transport::NodeId;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use super::check::{Awaited, Wanted, is_small};
 use super::root::large_name;
@@ -17,6 +17,9 @@ use crate::{
 
 /// The purpose of the chunks that are large files of trees.
 pub(crate) const LARGE: &str = "octopii.tree";
+
+/// Large files of one tree that travel at the same time.
+pub(crate) const LARGE_AT_ONCE: usize = 2;
 
 const META_LEN: usize = 16 + 8;
 
@@ -43,6 +46,8 @@ pub(crate) struct Session {
     pub(crate) arrived: mpsc::UnboundedSender<Arrival>,
     /// Its sender has begun the tree again.
     pub(crate) superseded: Notify,
+    /// For its large files: they are a part of what the tree has a place for.
+    pub(crate) places: Arc<Semaphore>,
 }
 
 /// A large file that lies, verified and durable, under its hidden name.
@@ -106,6 +111,11 @@ impl Sessions {
         found.is_some()
     }
 
+    /// The places for the files of the tree that an offer is about, if there is such a tree.
+    pub(crate) fn places(&self, offer: &Offer) -> Option<Arc<Semaphore>> {
+        self.find(offer).map(|(session, _)| Arc::clone(&session.places))
+    }
+
     /// The session and the entry that an offer is about.
     fn find(&self, offer: &Offer) -> Option<(Arc<Session>, u64)> {
         let (id, entry) = parse(&offer.meta)?;
@@ -120,15 +130,19 @@ impl Drop for Registered {
     }
 }
 
+/// The answer to a large file that no tree has asked for.
+pub(crate) fn not_asked_for() -> Refusal {
+    Refusal::new(FailureCode::Rejected, "this file was not asked for")
+}
+
 /// Takes the large files of trees under way, and nothing else.
 #[derive(Debug)]
 pub(crate) struct LargeFiles(pub(crate) Arc<Sessions>);
 
 impl ReceivePolicy for LargeFiles {
     fn accept(&self, offer: &Offer) -> Result<Destination, Refusal> {
-        let unknown = || Refusal::new(FailureCode::Rejected, "this file was not asked for");
-        let (session, entry) = self.0.find(offer).ok_or_else(unknown)?;
-        let wanted = session.awaited.get(entry).ok_or_else(unknown)?;
+        let (session, entry) = self.0.find(offer).ok_or_else(not_asked_for)?;
+        let wanted = session.awaited.get(entry).ok_or_else(not_asked_for)?;
         if is_small(wanted.size) || offer.size != Some(wanted.size) {
             return Err(Refusal::new(FailureCode::SizeMismatch, "the file is not as long as was announced"));
         }

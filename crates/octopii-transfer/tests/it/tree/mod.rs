@@ -2,6 +2,7 @@
 
 mod hand;
 mod hostile;
+mod kept;
 mod many;
 pub(crate) mod recording;
 mod removal;
