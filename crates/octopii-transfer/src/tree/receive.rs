@@ -405,7 +405,8 @@ impl Work {
 
     fn stage(&mut self, pack: Vec<Packed>) -> Result<Vec<Settled>, TransferError> {
         let before = self.staged.len();
-        let settled = commit::stage(&mut self.root, &self.awaited, pack, &mut self.staged)?;
+        let told = self.checker.next();
+        let settled = commit::stage(&mut self.root, &self.awaited, told, pack, &mut self.staged)?;
         self.staged_bytes += self.staged[before..].iter().map(|file| file.bytes).sum::<u64>();
         Ok(settled)
     }

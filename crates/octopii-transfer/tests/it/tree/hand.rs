@@ -130,6 +130,11 @@ impl Hand {
     }
 }
 
+/// A record of a pack: the file will not come.
+pub(crate) fn given_up(entry: u64) -> Vec<u8> {
+    [&entry.to_le_bytes()[..], &[1, 5, 0, 0]].concat()
+}
+
 fn told(rest: &mut &[u8], with_reason: u8) -> Told {
     let kind = rest[0];
     *rest = &rest[1..];

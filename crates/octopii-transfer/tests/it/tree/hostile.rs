@@ -110,7 +110,9 @@ async fn what_is_not_the_protocol_ends_the_tree() {
         hand.expect_fail(7).await;
     }
     let short = b"abc";
-    let packs: [&[Vec<u8>]; 4] = [
+    let packs: [&[Vec<u8>]; 6] = [
+        &[hand::given_up(2)],
+        &[hand::given_up(u64::MAX)],
         &[content(1, short)],
         &[content(2, short)],
         &[content(0, short), content(0, short)],
@@ -337,7 +339,8 @@ async fn large_files_come_only_if_they_were_asked_for() {
     }
     send(7, 0, size).await.unwrap();
     assert!(send(7, 0, size).await.is_err(), "it came already");
-    hand.pack(&[content(1, b"small")]).await;
+    // Its sender has not heard of that, and gives it up.
+    hand.pack(&[hand::given_up(0), content(1, b"small")]).await;
     hand.finish_manifest().await;
     assert_eq!(hand.expect_done().await, [2, size + 5, 0, 1, 0]);
     assert_eq!(fs::read(b.inbox().join("tree/large")).unwrap(), vec![1; size as usize]);
