@@ -1,7 +1,7 @@
 //! The transfer service of a node: how it starts, what it does, how it ends.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -125,7 +125,8 @@ impl Transfer {
             let sweeper = Arc::clone(&shared);
             let sweeping = move || {
                 let (vfs, opening) = (&sweeper.resources.vfs, &sweeper.trees.opening);
-                policy.directories().iter().for_each(|dir| tree::sweep(vfs, dir, opening));
+                let large = |dir: &Path| sweeper.sweep(dir);
+                policy.directories().iter().for_each(|dir| tree::sweep(vfs, dir, opening, &large));
             };
             shared.executor.blocking(sweeping).await;
         });

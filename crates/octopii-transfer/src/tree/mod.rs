@@ -66,10 +66,10 @@ impl Trees {
     }
 }
 
-/// Removes what a crashed process has left of trees in `dir`. Blocks.
-pub(crate) fn sweep(vfs: &Arc<dyn Vfs>, dir: &Path, opening: &Mutex<()>) {
-    match root::sweep(vfs, dir, opening) {
-        Ok(_) => {}
+/// Removes what a crashed process has left of trees in `dir`; `large` does that for large files that were cut off. Blocks.
+pub(crate) fn sweep(vfs: &Arc<dyn Vfs>, dir: &Path, opening: &Mutex<()>, large: &dyn Fn(&Path)) {
+    match root::sweep(vfs, dir, opening, large) {
+        Ok(()) => {}
         // File systems without directory handles receive no trees.
         Err(e) if e.kind() == std::io::ErrorKind::Unsupported => {}
         Err(e) => tracing::warn!(dir = %dir.display(), "cannot clean up unfinished trees: {e}"),

@@ -335,9 +335,12 @@ impl Receiving<'_> {
     async fn end(&self, manifest: Digest) -> Result<Bytes, TransferError> {
         self.remove().await?;
         let duration = self.started.elapsed();
+        let service = Arc::clone(self.shared);
         self.with_disk(move |work| {
             let Work { root, offer, policy, ledger, .. } = work;
             root.complete().map_err(|e| TransferError::store("remembering", &root.base_path, e))?;
+            // Large files of earlier attempts, if they are too old or too many.
+            service.sweep(&root.staging_dir());
             let tally = ledger.tally;
             let report = std::mem::take(ledger).report(
                 offer.id,

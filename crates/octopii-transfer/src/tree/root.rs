@@ -222,34 +222,43 @@ enum Tried {
     Ours(Box<Root>),
 }
 
-/// Removes what dead transfers have left in `dir`, and what is remembered of trees that are gone. Returns how many trees
-/// were looked at. Blocks.
-pub(crate) fn sweep(vfs: &Arc<dyn Vfs>, dir: &Path, opening: &Mutex<()>) -> io::Result<usize> {
+/// Removes what dead transfers have left in `dir`; `large` is called with each directory in which there may be large files
+/// that were cut off. Whose trees there are stays remembered. Blocks.
+pub(crate) fn sweep(
+    vfs: &Arc<dyn Vfs>,
+    dir: &Path,
+    opening: &Mutex<()>,
+    large: &dyn Fn(&Path),
+) -> io::Result<()> {
     let base = match vfs.open_dir(dir) {
         Ok(base) => base,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
     };
     let names = match base.names(Path::new(HIDDEN)) {
         Ok(names) => names,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
     };
-    let mut swept = 0;
     for name in names {
         let hidden = Path::new(HIDDEN).join(name);
         // A tree that arrives now must not find its lock taken.
         let _held = opening.lock().unwrap_or_else(PoisonError::into_inner);
-        let lock = match vfs.lock(&dir.join(hidden.join(LOCK))) {
-            Ok(lock) => lock,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(e) => return Err(e),
-        };
-        clear(&base, &hidden, |name| !name.starts_with(b"s") && !name.starts_with(b"l"))?;
-        drop(lock);
-        swept += 1;
+        let at = dir.join(&hidden);
+        let swept = vfs.lock(&at.join(LOCK)).and_then(|lock| {
+            clear(&base, &hidden, |name| !name.starts_with(b"s") && !name.starts_with(b"l"))?;
+            large(&at);
+            drop(lock);
+            Ok(())
+        });
+        match swept {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            // Whatever it is, the others are looked at.
+            Err(e) => tracing::warn!(dir = %at.display(), "cannot clean up what is left of a tree: {e}"),
+        }
     }
-    Ok(swept)
+    Ok(())
 }
 
 fn clear(base: &DirHandle, hidden: &Path, keep: impl Fn(&[u8]) -> bool) -> io::Result<()> {

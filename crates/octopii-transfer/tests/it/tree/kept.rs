@@ -1,9 +1,37 @@
-//! Places for trees.
+//! What is kept beside trees: whose they are, and what of them was cut off.
+
+use std::fs;
+use std::path::PathBuf;
 
 use octopii_transfer::TransferOptions;
 
 use super::{counts, put};
-use crate::nodes::{Node, quick};
+use crate::nodes::{Node, eventually, names, quick};
+
+fn hidden(b: &Node) -> PathBuf {
+    fs::read_dir(b.inbox().join(".octopii-trees")).unwrap().next().unwrap().unwrap().path()
+}
+
+const PART: &str = ".octopii-00000000000000000000000000000007.part";
+
+/// that is in the way of nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_files_that_nobody_goes_on_with_are_removed() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    b.open_trees(|inbox| inbox);
+    put(&a.tree(), "f", b"x");
+    a.send_tree(&b).await.unwrap();
+    let hidden = hidden(&b);
+    // Its journal tells how old it is; without one it is of no use. At the end of a tree, …
+    fs::write(hidden.join(PART), "half").unwrap();
+    assert_eq!(counts(&a.send_tree(&b).await.unwrap()), (0, 1, 1, 0));
+    assert_eq!(names(&hidden), ["lock", "owner"]);
+    // … and at the start.
+    fs::write(hidden.join(PART), "half").unwrap();
+    fs::write(b.inbox().join(".octopii-trees/0"), "a file among the directories").unwrap();
+    b.open_trees(|inbox| inbox);
+    eventually("the cleaning", || names(&hidden) == ["lock", "owner"]).await;
+}
 
 /// A tree has a place for its own large files, however few there are.
 #[tokio::test(flavor = "multi_thread")]
