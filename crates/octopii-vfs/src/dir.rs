@@ -60,6 +60,12 @@ pub trait VfsDir: Send + Sync + fmt::Debug {
     /// What a name stands for, without following it.
     fn attributes(&self, path: &Path) -> io::Result<Attributes>;
 
+    /// When what has a name was created; nobody can set that. `None` on file systems that do not tell.
+    fn born(&self, path: &Path) -> io::Result<Option<Timestamp>> {
+        let _ = path;
+        Ok(None)
+    }
+
     /// The names in a directory, sorted by their bytes, without `.` and `..`.
     fn names(&self, path: &Path) -> io::Result<Vec<OsString>>;
 

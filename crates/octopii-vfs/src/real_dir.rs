@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, RawMode, RenameFlags, ResolveFlags, Stat, Timespec, Timestamps,
+    AtFlags, Dir, FileType, Mode, OFlags, RawMode, RenameFlags, ResolveFlags, Stat, StatxFlags, Timespec,
+    Timestamps,
 };
 use rustix::io::Errno;
 
@@ -133,6 +134,25 @@ impl VfsDir for RealDir {
         self.at(path, |dir, name| {
             Ok(attributes_of(&rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?))
         })
+    }
+
+    fn born(&self, path: &Path) -> io::Result<Option<Timestamp>> {
+        let asked = |dir: BorrowedFd<'_>, name: &OsStr, flags| {
+            match rustix::fs::statx(dir, name, flags, StatxFlags::BTIME) {
+                Ok(stat) if stat.stx_mask & StatxFlags::BTIME.bits() == 0 => Ok(None),
+                Ok(stat) => Ok(Some(Timestamp {
+                    seconds: stat.stx_btime.tv_sec,
+                    nanoseconds: stat.stx_btime.tv_nsec,
+                })),
+                // Old kernels and some sandboxes lack the call.
+                Err(Errno::NOSYS | Errno::PERM) => Ok(None),
+                Err(e) => Err(e),
+            }
+        };
+        if path.as_os_str().is_empty() {
+            return Ok(asked(self.fd.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH)?);
+        }
+        self.at(path, |dir, name| asked(dir, name, AtFlags::SYMLINK_NOFOLLOW))
     }
 
     fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use octopii_vfs::{
-    Attributes, DirHandle, EntryKind, LockGuard, Vfs, create_dir_all_durable, read_file, write_file_durable,
+    Attributes, DirHandle, EntryKind, LockGuard, Timestamp, Vfs, create_dir_all_durable, read_file,
+    write_file_durable,
 };
 
 use super::name::check_entry_name;
@@ -21,7 +22,7 @@ const LOCK: &str = "lock";
 /// In each of them: which directory it is about, and which source made that.
 const OWNER: &str = "owner";
 const OWNER_VERSION: u8 = 1;
-const OWNER_LEN: usize = 1 + 1 + 8 + 32;
+const OWNER_LEN: usize = 1 + 1 + 8 + 12 + 32;
 
 /// Longest name for a tree in bytes: a taken name needs room for its ` (n)`.
 const MAX_ROOT_NAME: usize = 240;
@@ -31,8 +32,11 @@ const MAX_NUMBER: u32 = 999;
 /// What is remembered of a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Owner {
-    /// The inode of its directory: one of the same name that somebody else has made is another.
+    /// The inode of its directory: one of the same name that somebody else has made is another, …
     inode: u64,
+    /// … unless it was given the number of the one that was removed: then this differs. The default where file systems do not
+    /// tell it.
+    born: Timestamp,
     source: [u8; 32],
     complete: bool,
 }
@@ -132,7 +136,9 @@ impl Root {
         let found = present(base, path).map_err(|e| store("looking at", e))?;
         let owner = read_owner(&**vfs, &to.dir.join(&hidden));
         if let Some(found) = found {
-            let ours = owner.filter(|owner| owner.inode == found.id.1 && owner.source == source);
+            let born = born(base, path).map_err(|e| store("looking at", e))?;
+            let ours = owner
+                .filter(|owner| owner.inode == found.id.1 && owner.born == born && owner.source == source);
             match (to.existing, ours) {
                 (ExistingTree::Update, _) | (ExistingTree::UpdateOwn, Some(_)) => {}
                 (_, Some(owner)) if !owner.complete => {}
@@ -152,7 +158,8 @@ impl Root {
             base.create_dir(path).map_err(|e| store("creating", e))?;
         }
         let inode = base.attributes(path).map_err(|e| store("looking at", e))?.id.1;
-        let owner = Owner { inode, source, complete: false };
+        let born = born(base, path).map_err(|e| store("looking at", e))?;
+        let owner = Owner { inode, born, source, complete: false };
         let root = Self {
             base: Arc::clone(base),
             base_path: to.dir.clone(),
@@ -198,9 +205,11 @@ impl Root {
     }
 
     fn remember(&self) -> io::Result<()> {
-        let Owner { inode, source, complete } = self.owner;
+        let Owner { inode, born, source, complete } = self.owner;
         let mut out = vec![OWNER_VERSION, u8::from(complete)];
         out.extend_from_slice(&inode.to_le_bytes());
+        out.extend_from_slice(&born.seconds.to_le_bytes());
+        out.extend_from_slice(&born.nanoseconds.to_le_bytes());
         out.extend_from_slice(&source);
         let dir = self.base_path.join(&self.hidden);
         write_file_durable(&*self.vfs, &dir.join(OWNER), &out)?;
@@ -280,12 +289,18 @@ fn read_owner(vfs: &dyn Vfs, hidden: &Path) -> Option<Owner> {
     let bytes = read_file(vfs, &hidden.join(OWNER), OWNER_LEN as u64).ok()?;
     let (version, rest) = bytes.split_first()?;
     let (complete, rest) = rest.split_first()?;
-    let (inode, source) = rest.split_first_chunk()?;
+    let (inode, rest) = rest.split_first_chunk()?;
+    let (seconds, rest) = rest.split_first_chunk()?;
+    let (nanoseconds, source) = rest.split_first_chunk()?;
     if *version != OWNER_VERSION || *complete > 1 {
         return None;
     }
     Some(Owner {
         inode: u64::from_le_bytes(*inode),
+        born: Timestamp {
+            seconds: i64::from_le_bytes(*seconds),
+            nanoseconds: u32::from_le_bytes(*nanoseconds),
+        },
         source: source.try_into().ok()?,
         complete: *complete == 1,
     })
@@ -311,6 +326,10 @@ fn present(base: &DirHandle, path: &Path) -> io::Result<Option<Attributes>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+fn born(base: &DirHandle, path: &Path) -> io::Result<Timestamp> {
+    Ok(base.born(path)?.unwrap_or_default())
 }
 
 fn make_dir(base: &DirHandle, path: &Path) -> io::Result<()> {

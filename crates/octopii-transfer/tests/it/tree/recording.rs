@@ -20,6 +20,10 @@ impl VfsDir for RecordingDir {
         self.0.attributes(path)
     }
 
+    fn born(&self, path: &Path) -> io::Result<Option<Timestamp>> {
+        self.0.born(path)
+    }
+
     fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {
         self.0.names(path)
     }
