@@ -165,6 +165,8 @@ impl Receiving<'_> {
                 && self.open.is_empty()
                 && self.unclosed.is_empty()
             {
+                // Still watched: a sender that does not hear what is removed is given up.
+                self.remove().await?;
                 return Ok(manifest);
             }
             let (full, has_work, nothing_awaited) = {
@@ -333,7 +335,6 @@ impl Receiving<'_> {
 
     /// Everything is settled: remembers that, tells the policy, and gives back the last word.
     async fn end(&self, manifest: Digest) -> Result<Bytes, TransferError> {
-        self.remove().await?;
         let duration = self.started.elapsed();
         let service = Arc::clone(self.shared);
         self.with_disk(move |work| {

@@ -40,7 +40,8 @@ impl Extras {
     }
 }
 
-/// A removal under way. Nothing is followed: every path is resolved beneath the base without links. All calls block.
+/// A removal under way. Nothing is followed: every path is resolved beneath the base without links. Given up before its end,
+/// it leaves modes and times of directories as they are: the next time that the tree is sent, they are set again. All calls block.
 #[derive(Debug)]
 pub(crate) struct Removal {
     base: DirHandle,
