@@ -38,6 +38,14 @@ strace-faults: (_needs "strace" "strace")
 shuttle schedules="2000":
     OCTOPII_SCHEDULES={{schedules}} RUSTFLAGS="--cfg shuttle" cargo test --release --target-dir target/shuttle -p octopii-wal --lib interleavings
 
+# Kill senders, receivers and relays at random points of a file of 1 GiB: `just kills 20`
+kills times="20" mib="1024":
+    OCTOPII_KILLS={{times}} OCTOPII_KILL_MIB={{mib}} cargo test --release -p octopii-cli --test it -- --nocapture --test-threads 1 killed::after
+
+# See by its system calls what a receiver has done before it acknowledges
+transfer-syscalls: (_needs "strace" "strace")
+    cargo test -p octopii-cli --test it -- --ignored --nocapture --test-threads 1 syscalls::
+
 # Fuzz a target for so many seconds
 fuzz target="wal" seconds="600":
     fuzz/run {{target}} {{seconds}}

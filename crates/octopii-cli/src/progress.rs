@@ -12,8 +12,28 @@ use crate::output::Output;
 /// One bar per peer; none where nobody watches.
 pub(crate) struct Bars {
     bars: BTreeMap<SocketAddr, ProgressBar>,
-    /// What each peer had from before.
-    resumed: Arc<Mutex<BTreeMap<SocketAddr, u64>>>,
+    tallies: Arc<Mutex<BTreeMap<SocketAddr, Tally>>>,
+}
+
+/// What was spared and what was not, for one peer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Tally {
+    /// Bytes that it had when the transfer began.
+    pub(crate) resumed: u64,
+    /// Bytes that went to it before and had to go again after a lost connection.
+    pub(crate) resent: u64,
+    /// How far the latest attempt is.
+    sent: u64,
+}
+
+impl Tally {
+    fn note(&mut self, resumed: u64, sent: u64) {
+        // Falling back is how an attempt begins.
+        if sent < self.sent {
+            self.resent += self.sent.saturating_sub(resumed);
+        }
+        self.sent = sent;
+    }
 }
 
 impl Bars {
@@ -40,12 +60,12 @@ impl Bars {
                 (*peer, bar)
             })
             .collect();
-        Self { bars, resumed: Arc::default() }
+        Self { bars, tallies: Arc::default() }
     }
 
     /// What a transfer reports to. The bar shows what the receiver has verified.
     pub(crate) fn callback(&self) -> ProgressFn {
-        let (bars, resumed) = (self.bars.clone(), Arc::clone(&self.resumed));
+        let (bars, tallies) = (self.bars.clone(), Arc::clone(&self.tallies));
         Arc::new(move |progress| {
             if let Some(bar) = bars.get(&progress.peer) {
                 bar.set_position(progress.verified);
@@ -55,17 +75,18 @@ impl Bars {
                     _ => "",
                 });
             }
-            let mut resumed = resumed.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut tallies = tallies.lock().unwrap_or_else(PoisonError::into_inner);
             // What was sent before a reconnect is not from before this command.
             if progress.phase != Phase::Connecting {
-                resumed.entry(progress.peer).or_insert(progress.resumed);
+                let first = || Tally { resumed: progress.resumed, ..Tally::default() };
+                tallies.entry(progress.peer).or_insert_with(first).note(progress.resumed, progress.sent);
             }
         })
     }
 
-    /// Bytes that this peer had when the transfer began.
-    pub(crate) fn resumed(&self, peer: SocketAddr) -> u64 {
-        self.resumed.lock().unwrap_or_else(PoisonError::into_inner).get(&peer).copied().unwrap_or(0)
+    /// Nothing of a peer that was never sent to.
+    pub(crate) fn tally(&self, peer: SocketAddr) -> Tally {
+        self.tallies.lock().unwrap_or_else(PoisonError::into_inner).get(&peer).copied().unwrap_or_default()
     }
 
     /// Leaves the bars as they are: whoever did not get everything must not look as if they had.

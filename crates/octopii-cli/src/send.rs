@@ -17,7 +17,7 @@ use crate::cluster;
 use crate::exit::Failure;
 use crate::identity::{passing_node, required};
 use crate::output::{Output, bytes};
-use crate::progress::Bars;
+use crate::progress::{Bars, Tally};
 use crate::send_tree;
 use crate::stop::stop_signal;
 
@@ -190,7 +190,7 @@ async fn send_chunk(
     };
     bars.finish();
     for result in &results {
-        report(output, result, bars.resumed(result.peer), &path, several);
+        report(output, result, bars.tally(result.peer), &path, several);
     }
     let digest = results.iter().find_map(|result| result.digest);
     Sent { path, digest, failure: fell_short(&results, args.quorum.map(usize::from)) }
@@ -229,7 +229,8 @@ async fn send_stdin(node: &OctopiiNode, peer: SocketAddr, options: SendOptions) 
     }
 }
 
-fn report(output: Output, result: &TransferResult, resumed: u64, path: &str, several: bool) {
+fn report(output: Output, result: &TransferResult, tally: Tally, path: &str, several: bool) {
+    let Tally { resumed, resent, .. } = tally;
     let error = result.error.as_ref().map(ToString::to_string);
     let digest = result.digest.map(|digest| digest.to_string());
     let level = result.level.map(|level| level.to_string());
@@ -261,6 +262,7 @@ fn report(output: Output, result: &TransferResult, resumed: u64, path: &str, sev
             "success": result.success,
             "bytes": result.bytes_transferred,
             "resumed": resumed,
+            "resent": resent,
             "travelled": result.travelled,
             "sha256": digest,
             "level": level,

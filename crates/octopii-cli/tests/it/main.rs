@@ -13,6 +13,7 @@ mod killed;
 mod mistakes;
 mod shipping;
 mod strangers;
+mod syscalls;
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, UdpSocket};
