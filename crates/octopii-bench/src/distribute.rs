@@ -4,7 +4,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use octopii_bench::Outcome;
@@ -12,6 +13,8 @@ use octopii_bench::report::median;
 use octopii_transfer::{ChunkSource, InboxPolicy, SendOptions, Transfer, TransferOptions};
 use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Executor, Identity};
 use octopii_wal::vfs::RealVfs;
+
+use crate::memory;
 
 /// A sender or a receiver, in a process of its own.
 #[derive(Debug, Clone, clap::Args)]
@@ -53,13 +56,21 @@ impl Role {
     }
 
     async fn send(&self, endpoint: &Endpoint, transfer: &Transfer, file: &Path) -> Outcome<()> {
+        let called = Instant::now();
         for &peer in &self.peers {
             endpoint.connect(peer).await?;
         }
         let begun = Instant::now();
-        let results = transfer
-            .send_to_all(&ChunkSource::File(file.to_owned()), self.peers.clone(), SendOptions::new("bench"))
-            .await;
+        let first = Arc::new(OnceLock::new());
+        let seen = Arc::clone(&first);
+        let progress: octopii_transfer::ProgressFn = Arc::new(move |progress| {
+            if progress.sent > 0 {
+                seen.get_or_init(Instant::now);
+            }
+        });
+        let options = SendOptions { progress: Some(progress), ..SendOptions::new("bench") };
+        let results =
+            transfer.send_to_all(&ChunkSource::File(file.to_owned()), self.peers.clone(), options).await;
         let seconds = begun.elapsed().as_secs_f64();
         let mut uploaded = 0;
         for (&peer, result) in self.peers.iter().zip(results) {
@@ -68,8 +79,37 @@ impl Role {
             }
             uploaded += endpoint.connect(peer).await?.stats().bytes_sent;
         }
-        println!("{seconds} {uploaded}");
+        let first = first.get().ok_or("nothing was sent")?.duration_since(called).as_secs_f64();
+        println!("{seconds} {uploaded} {first} {}", memory::peak_kib("self")?);
         Ok(())
+    }
+}
+
+/// What a sender tells.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    pub(crate) seconds: f64,
+    /// Bytes of UDP payload.
+    pub(crate) uploaded: f64,
+    /// Seconds from before connecting until content was handed to the network.
+    pub(crate) first_byte: f64,
+    /// Resident memory at most.
+    pub(crate) peak_kib: u64,
+}
+
+impl Sent {
+    pub(crate) fn of(output: Output) -> Outcome<Self> {
+        let told = String::from_utf8(output.stdout)?;
+        let fields: Vec<&str> = told.split_whitespace().collect();
+        let [seconds, uploaded, first_byte, peak_kib] = fields[..] else {
+            return Err(format!("sending failed: {}", String::from_utf8_lossy(&output.stderr)).into());
+        };
+        Ok(Self {
+            seconds: seconds.parse()?,
+            uploaded: uploaded.parse()?,
+            first_byte: first_byte.parse()?,
+            peak_kib: peak_kib.parse()?,
+        })
     }
 }
 
@@ -166,7 +206,28 @@ fn run(command: &[&str]) -> Outcome<()> {
 }
 
 /// A receiving process; ended when dropped.
-struct Receiving(Child, BufReader<ChildStdout>);
+pub(crate) struct Receiving(Child);
+
+impl Receiving {
+    /// Receives into `dir`. `command` is this program with an identity and an address.
+    pub(crate) fn start(mut command: Command, dir: &Path) -> Outcome<Self> {
+        command.arg("--receive-in").arg(dir);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let out = child.stdout.take();
+        let receiving = Self(child);
+        let mut line = String::new();
+        BufReader::new(out.ok_or("no output")?).read_line(&mut line)?;
+        if line.trim() != "ready" {
+            return Err("a receiver did not start".into());
+        }
+        Ok(receiving)
+    }
+
+    /// Its resident memory, at most.
+    pub(crate) fn peak_kib(&self) -> Outcome<u64> {
+        memory::peak_kib(&self.0.id().to_string())
+    }
+}
 
 impl Drop for Receiving {
     fn drop(&mut self) {
@@ -195,17 +256,7 @@ pub(crate) fn measure(dir: &Path, rounds: usize, mib: usize, peers: usize, mbit:
     for i in 1..=peers {
         let mut command = links.command(i)?;
         command.arg("--identity").arg(identity(i)?);
-        command.arg("--receive-in").arg(inboxes.path().join(i.to_string()));
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let out = BufReader::new(child.stdout.take().ok_or("no output")?);
-        receiving.push(Receiving(child, out));
-    }
-    for Receiving(_, out) in &mut receiving {
-        let mut line = String::new();
-        out.read_line(&mut line)?;
-        if line.trim() != "ready" {
-            return Err("a receiver did not start".into());
-        }
+        receiving.push(Receiving::start(command, &inboxes.path().join(i.to_string()))?);
     }
     let file = dir.join("source.bin");
     let content: Vec<u8> = (0..mib << 20).map(|i| (i ^ (i >> 9)) as u8).collect();
@@ -217,13 +268,8 @@ pub(crate) fn measure(dir: &Path, rounds: usize, mib: usize, peers: usize, mbit:
         (1..=to).for_each(|i| {
             command.arg("--peers").arg(Links::address(i).to_string());
         });
-        let output = command.output()?;
-        let told = String::from_utf8(output.stdout)?;
-        let numbers: Vec<f64> = told.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-        let [seconds, uploaded] = numbers[..] else {
-            return Err(format!("sending failed: {}", String::from_utf8_lossy(&output.stderr)).into());
-        };
-        Ok((seconds, uploaded / (mib << 20) as f64))
+        let sent = Sent::of(command.output()?)?;
+        Ok((sent.seconds, sent.uploaded / (mib << 20) as f64))
     };
     let counts: Vec<usize> = [1, 2, 4, 8, 16].into_iter().filter(|&n| n < peers).chain([peers]).collect();
     let mut taken = vec![Vec::new(); counts.len()];

@@ -2,8 +2,12 @@
 //! and its neighbours change from minute to minute, ratios less so.
 #![expect(clippy::disallowed_methods, reason = "measures real time on real files")]
 
+mod beside;
 mod cpu;
 mod distribute;
+mod large;
+mod limited;
+mod memory;
 mod propose;
 mod raw_quic;
 mod rpc;
@@ -20,7 +24,7 @@ use octopii_bench::Outcome;
 #[derive(Debug, Parser)]
 struct Args {
     /// What to measure
-    #[arg(value_enum, default_values_t = [Layer::Wal, Layer::Rpc, Layer::Transfer, Layer::Trees, Layer::Propose])]
+    #[arg(value_enum, default_values_t = [Layer::Wal, Layer::Rpc, Layer::Transfer, Layer::Beside, Layer::Trees, Layer::Propose])]
     layers: Vec<Layer>,
     /// Rounds per figure; the median is told
     #[arg(long, default_value_t = 5)]
@@ -28,7 +32,7 @@ struct Args {
     /// Size of a transfer in MiB
     #[arg(long, default_value_t = 1024)]
     mib: usize,
-    /// Size of the log whose opening is measured in GiB; it takes as much disk
+    /// Size of the log whose opening is measured, and of the large file, in GiB; it takes as much disk
     #[arg(long, default_value_t = 1)]
     gib: u64,
     /// Entries of 100 B, in millions, of the log whose memory is measured
@@ -37,6 +41,9 @@ struct Args {
     /// Receivers of a distribution
     #[arg(long, default_value_t = 16)]
     receivers: usize,
+    /// KiB that one stream may have under way, where calls are measured beside a transfer; the default of the library
+    #[arg(long)]
+    window: Option<u32>,
     /// Mbit/s of each receiver's link, and of the sender's
     #[arg(long, default_value_t = 100)]
     mbit: u32,
@@ -60,6 +67,12 @@ enum Layer {
     Transfer,
     Trees,
     Propose,
+    /// Calls and heartbeats beside a transfer
+    Beside,
+    /// How well a rate limit is kept to; not among the defaults
+    Limited,
+    /// A file of `--gib` from process to process; not among the defaults
+    Large,
     /// Needs root; not among the defaults
     Distribute,
 }
@@ -84,6 +97,9 @@ fn main() -> Outcome<()> {
             }
             Layer::Rpc => rpc::measure(rounds, time)?,
             Layer::Transfer => transfer::measure(dir, rounds, args.mib)?,
+            Layer::Beside => beside::measure(dir, rounds, args.mib, time, args.window)?,
+            Layer::Limited => limited::measure(dir, rounds, time)?,
+            Layer::Large => large::measure(dir, args.gib)?,
             Layer::Trees => trees::measure(dir, rounds)?,
             Layer::Propose => propose::measure(dir, rounds, time)?,
             Layer::Distribute => distribute::measure(dir, rounds, args.mib, args.receivers, args.mbit)?,

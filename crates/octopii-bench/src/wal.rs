@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::memory;
 use octopii_bench::logs::{self, Appends, Topics};
 use octopii_bench::report::{compare, head};
 use octopii_bench::{Outcome, raw_file};
@@ -179,14 +180,8 @@ fn memory(dir: &Path, sizes: Sizes) -> Outcome<()> {
 
 /// Prints KiB of memory before opening the log in `dir`, after it, and at most.
 pub(crate) fn tell_memory_of(dir: &Path) -> Outcome<()> {
-    let before = status("VmRSS:")?;
+    let before = memory::kib("self")?;
     let _open = logs::open(dir)?;
-    println!("{before} {} {}", status("VmRSS:")?, status("VmHWM:")?);
+    println!("{before} {} {}", memory::kib("self")?, memory::peak_kib("self")?);
     Ok(())
-}
-
-fn status(field: &str) -> Outcome<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).ok_or("no such field")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
