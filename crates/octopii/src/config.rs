@@ -278,6 +278,8 @@ struct File {
 struct LimitsFile {
     handshakes: Option<usize>,
     handshake_timeout: Option<String>,
+    incoming_buffer: Option<u64>,
+    incoming_buffer_total: Option<u64>,
     joins: Option<usize>,
     connections: Option<usize>,
     connections_per_peer: Option<usize>,
@@ -292,6 +294,10 @@ struct LimitsFile {
 impl LimitsFile {
     fn apply(self, limits: &mut Limits) -> Result<(), String> {
         const MOST: usize = 1_000_000;
+        /// Peers answer over a network.
+        const LEAST_TIMEOUT: Duration = Duration::from_millis(100);
+        /// A first packet.
+        const LEAST_BUFFER: u64 = 1200;
         for (name, value, field) in [
             ("handshakes", self.handshakes, &mut limits.handshakes),
             ("joins", self.joins, &mut limits.joins),
@@ -310,6 +316,9 @@ impl LimitsFile {
         ] {
             let Some(text) = text else { continue };
             *field = parse_duration(&text).ok_or_else(|| not_a_duration(name, &text))?;
+            if *field < LEAST_TIMEOUT {
+                return Err(format!("{name}: at least 100ms, or nobody gets in"));
+            }
         }
         if self.streams_per_connection == Some(0) {
             return Err("streams_per_connection: at least 1, or nobody can ask for anything".to_owned());
@@ -325,6 +334,15 @@ impl LimitsFile {
         set(&mut limits.stream_window, self.stream_window);
         set(&mut limits.connection_window, self.connection_window);
         set(&mut limits.send_window, self.send_window);
+        for (name, value, field) in [
+            ("incoming_buffer", self.incoming_buffer, &mut limits.incoming_buffer),
+            ("incoming_buffer_total", self.incoming_buffer_total, &mut limits.incoming_buffer_total),
+        ] {
+            if value.is_some_and(|value| value < LEAST_BUFFER) {
+                return Err(format!("{name}: at least {LEAST_BUFFER} bytes"));
+            }
+            set(field, value);
+        }
         Ok(())
     }
 }
@@ -445,6 +463,48 @@ mod tests {
         assert_eq!(config.bind.port(), 6001);
     }
 
+    /// As docs/RPC_AND_TRANSPORT.md says: each of them, under the same name. A new field does not compile without its line here.
+    #[test]
+    fn every_limit_can_be_set() {
+        let Limits {
+            handshakes: _,
+            handshake_timeout: _,
+            incoming_buffer: _,
+            incoming_buffer_total: _,
+            joins: _,
+            connections: _,
+            connections_per_peer: _,
+            streams_per_connection: _,
+            stream_header_timeout: _,
+            accept_queue: _,
+            stream_window: _,
+            connection_window: _,
+            send_window: _,
+        } = Limits::default();
+        let text = "[limits]\nhandshakes = 11\nhandshake_timeout = \"12s\"\nincoming_buffer = 20001\n\
+            incoming_buffer_total = 20002\njoins = 13\nconnections = 14\nconnections_per_peer = 15\n\
+            streams_per_connection = 16\nstream_header_timeout = \"17s\"\naccept_queue = 18\nstream_window = 20003\n\
+            connection_window = 20004\nsend_window = 20005\n";
+        let mut config = Config::default();
+        config.apply_toml(text, "octopii.toml").expect("valid");
+        let set = Limits {
+            handshakes: 11,
+            handshake_timeout: Duration::from_secs(12),
+            incoming_buffer: 20_001,
+            incoming_buffer_total: 20_002,
+            joins: 13,
+            connections: 14,
+            connections_per_peer: 15,
+            streams_per_connection: 16,
+            stream_header_timeout: Duration::from_secs(17),
+            accept_queue: 18,
+            stream_window: 20_003,
+            connection_window: 20_004,
+            send_window: 20_005,
+        };
+        assert_eq!(config.limits, set);
+    }
+
     #[test]
     fn mistakes_are_named() {
         for (text, told) in [
@@ -458,6 +518,9 @@ mod tests {
             ("[limits]\nstream_window = 5", "limits.stream_window"),
             ("[limits]\nhandshake_timeout = \"soon\"", "soon"),
             ("[limits]\nconections = 5", "conections"),
+            ("[limits]\nhandshake_timeout = \"0ms\"", "limits.handshake_timeout"),
+            ("[limits]\nstream_header_timeout = \"99ms\"", "limits.stream_header_timeout"),
+            ("[limits]\nincoming_buffer = 0", "limits.incoming_buffer"),
             ("[raft]\nspeed = 1", "speed"),
             (
                 "[external_identity]\ncertificate = \"c\"\nkey = \"k\"\nroots = \"r\"\ncluster = \"prod\"\nnames = [\"node\"]",
