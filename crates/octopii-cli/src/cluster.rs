@@ -279,20 +279,9 @@ fn exists(path: &Path) -> Failure {
     ))
 }
 
-/// A new file of mode 0600; an existing one is never replaced, and half of one is never left.
 fn write_secret(path: &Path, text: &str) -> Result<(), Failure> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let failed = |e| Failure::failed(format!("{}: {e}", path.display()));
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(
-        |e| match e.kind() {
-            std::io::ErrorKind::AlreadyExists => exists(path),
-            _ => failed(e),
-        },
-    )?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(|e| {
-        // If it cannot be removed either, the first error says why.
-        let _ = std::fs::remove_file(path);
-        failed(e)
+    octopii::write_secret(&RealVfs, path, text).map_err(|e| match e.kind() {
+        std::io::ErrorKind::AlreadyExists => exists(path),
+        _ => Failure::failed(format!("{}: {e}", path.display())),
     })
 }

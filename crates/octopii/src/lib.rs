@@ -55,6 +55,7 @@ mod peer;
 mod revocation;
 mod rotation;
 mod runtime;
+mod secret;
 mod service;
 
 pub use client::{Client, bind_for};
@@ -93,6 +94,7 @@ pub use peer::Peer;
 pub use revocation::{RevokeRequest, RevokedSummary};
 pub use rotation::RotateError;
 pub use runtime::{OctopiiRuntime, RuntimeOptions};
+pub use secret::write_secret;
 pub use service::{ECHO, Member, MembershipChange, NodeStatus};
 
 /// The write-ahead log by itself.
