@@ -169,7 +169,7 @@ fn tell(output: Output, method: &MethodInfo) {
         line.push_str(doc);
     }
     output.result(
-        crate::exit::visible(&line),
+        line,
         &json!({
             "name": method.name,
             "signature": method.signature,

@@ -86,11 +86,6 @@ fn one_line(message: impl fmt::Display) -> String {
     line
 }
 
-/// Several lines of somebody else's, without what drives a terminal.
-pub(crate) fn visible(text: &str) -> String {
-    text.lines().map(one_line).collect::<Vec<_>>().join("\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

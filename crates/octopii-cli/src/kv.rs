@@ -19,7 +19,7 @@ async fn ask(client: &Client, output: Output, command: KvCommand) -> Result<(), 
     match command {
         KvCommand::Get { key } => {
             let value = client.get(key.as_bytes()).await?.ok_or_else(|| Failure::no_such_key(&key))?;
-            output.result(String::from_utf8_lossy(&value), &entry(&key, "value", Some(&value)));
+            output.text(&String::from_utf8_lossy(&value), &entry(&key, "value", Some(&value)));
         }
         KvCommand::Put { key, value } => {
             let previous = client.put(key.as_bytes(), value.as_bytes()).await?;

@@ -27,9 +27,18 @@ impl Output {
         !self.json && io::stderr().is_terminal()
     }
 
-    /// A result: one line for people, one object for programs.
+    /// A result: a line for people, one object for programs. Neither drives a terminal, whatever a peer has put into it.
     pub(crate) fn result(self, line: impl Display, value: &Value) {
-        if self.json { print(plain(&value.to_string())) } else { print(line) }
+        print(self.rendered(line, value));
+    }
+
+    fn rendered(self, line: impl Display, value: &Value) -> String {
+        if self.json { plain(&value.to_string()) } else { visible(&line.to_string()) }
+    }
+
+    /// A text that is itself the result: as it is where it is kept or read by programs, but not on a terminal.
+    pub(crate) fn text(self, text: &str, value: &Value) {
+        if self.json || io::stdout().is_terminal() { self.result(text, value) } else { print(text) }
     }
 
     /// A result that is JSON for everybody: one line for programs, indented for people.
@@ -40,7 +49,7 @@ impl Output {
     /// A line for people only.
     pub(crate) fn line(self, line: impl Display) {
         if !self.json {
-            print(line);
+            print(visible(&line.to_string()));
         }
     }
 
@@ -89,6 +98,15 @@ fn print(line: impl Display) {
     }
 }
 
+/// A text whose control characters are shown, not obeyed. It keeps its lines.
+fn visible(text: &str) -> String {
+    let mut visible = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' { visible.extend(c.escape_default()) } else { visible.push(c) }
+    }
+    visible
+}
+
 /// JSON in which nothing drives a terminal. Its writer escapes the controls that JSON asks for, but neither DEL nor those beyond,
 /// of which one (CSI) begins commands; they can stand in strings only, where the escape means the same.
 fn plain(json: &str) -> String {
@@ -128,6 +146,18 @@ pub(crate) fn bytes(n: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_that_is_printed_drives_the_terminal() {
+        let told = "a\u{1b}]0;x\u{7}\u{9b}2J\u{7f}\r\u{8}\u{85}\u{0}ä\nb";
+        for json in [false, true] {
+            let shown = Output::new(json).rendered(format_args!("role {told:<20}"), &json!({ "role": told }));
+            assert!(shown.chars().all(|c| !c.is_control() || c == '\n'), "{shown:?}");
+            assert!(shown.contains('ä'), "{shown}");
+            assert_eq!(shown.lines().count(), if json { 1 } else { 2 });
+        }
+        assert_eq!(visible("\u{9b}2J\u{7f}\t\n\n"), "\\u{9b}2J\\u{7f}\\t\n\n");
+    }
 
     #[test]
     fn what_a_peer_answers_cannot_drive_the_terminal() {
