@@ -179,7 +179,9 @@ impl Inner {
         let request = Renewal::new(key, &peer)?;
         // Who issues has nobody to ask, whatever address it is known by.
         if let Some(own) = &self.issuer {
-            return Ok(own.renew(&peer, &request)?);
+            let certified = own.renew(&peer, &request)?;
+            tracing::info!(node_id = peer.node_id, certificate = %certified.hash(), "this node's own certificate is renewed");
+            return Ok(certified);
         }
         let addr = issuer.ok_or(RotateError::NoIssuer)?;
         let unreadable = |e: CodecError| RotateError::NotIssued(e.into());
