@@ -31,6 +31,10 @@ impl Activity {
         Busy(Arc::clone(self))
     }
 
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) > 0
+    }
+
     /// Returns once nothing has moved for `idle`. Cheaper than a timer per read: one wake-up per quarter of `idle`.
     pub(crate) async fn stalled(&self, idle: Duration) {
         let mut quiet = 0;
@@ -38,8 +42,7 @@ impl Activity {
         while quiet < STEPS {
             tokio::time::sleep(idle / STEPS).await;
             let now = self.count.load(Ordering::Relaxed);
-            let is_busy = self.busy.load(Ordering::Relaxed) > 0;
-            quiet = if now == seen && !is_busy { quiet + 1 } else { 0 };
+            quiet = if now == seen && !self.is_busy() { quiet + 1 } else { 0 };
             seen = now;
         }
     }

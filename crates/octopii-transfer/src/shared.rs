@@ -34,7 +34,8 @@ pub struct TransferOptions {
     /// Offers that would leave less than this free on the destination's file system are refused, so that transfers
     /// never starve the log beside them. Default 64 MiB.
     pub leave_free: u64,
-    /// A sender from which nothing arrives for this long is given up. Default 30 s.
+    /// A sender from which nothing arrives for this long is given up; that of a tree also if it only gives signs of life, and
+    /// nothing is done, for ten times as long. Default 30 s.
     pub idle_timeout: Duration,
     /// A new stream must make its offer within this. Default 5 s.
     pub offer_timeout: Duration,

@@ -363,7 +363,9 @@ impl Checker {
         }
         let same = found.len == wanted.size
             && match wanted.digest {
-                Some(digest) => hash(&root.base, &wanted.path, wanted.size).is_ok_and(|own| own == digest),
+                Some(digest) => {
+                    hash(&root.base, &wanted.path, wanted.size, &|| {}).is_ok_and(|own| own == digest)
+                }
                 None => found.modified == wanted.modified,
             };
         if same && (found.mode != wanted.mode || found.modified != wanted.modified) {

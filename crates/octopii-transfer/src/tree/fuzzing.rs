@@ -88,7 +88,11 @@ pub fn decode_tree_message(bytes: &[u8], checksum: bool) {
                 assert_eq!(decoded.ok(), Some(outcomes));
             }
         }
-        Tag::Alive => {}
+        Tag::Alive => {
+            if let Ok(works) = wire::decode_alive(body) {
+                assert_eq!(&wire::alive(works)[..], message);
+            }
+        }
     }
 }
 

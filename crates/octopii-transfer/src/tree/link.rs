@@ -8,8 +8,8 @@ use octopii_transport::{RecvStream, SendStream, StreamError};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::pulse::Pulse;
 use super::wire::{self, Header, Open, Tag};
-use crate::activity::Activity;
 use crate::framing::HEADER_LEN;
 use crate::{FailureCode, Refusal, TransferError};
 
@@ -43,20 +43,20 @@ pub(crate) async fn read_opening(recv: &mut RecvStream) -> Result<Open, Transfer
 
 /// Reads one message; its length has been checked against the limit of its tag. Not cancel-safe.
 pub(crate) async fn read_message(recv: &mut RecvStream) -> Result<Message, TransferError> {
-    read_ticking(recv, &Activity::default()).await
+    read_ticking(recv, &Pulse::default()).await
 }
 
-async fn read_ticking(recv: &mut RecvStream, activity: &Activity) -> Result<Message, TransferError> {
+async fn read_ticking(recv: &mut RecvStream, pulse: &Pulse) -> Result<Message, TransferError> {
     let mut header = [0; HEADER_LEN];
     recv.read_exact(&mut header).await?;
     let Header { tag, len } = Header::decode(header)?;
     let mut body = BytesMut::with_capacity(len.min(BODY_STEP));
     while body.len() < len {
         let part = recv.read_chunk(len - body.len()).await?.ok_or(StreamError::UnexpectedEnd)?;
-        activity.tick();
+        pulse.heard(tag != Tag::Alive);
         body.extend_from_slice(&part);
     }
-    activity.tick();
+    pulse.heard(tag != Tag::Alive || wire::decode_alive(&body)?);
     Ok(Message { tag, body: body.freeze() })
 }
 
@@ -64,14 +64,14 @@ async fn read_ticking(recv: &mut RecvStream, activity: &Activity) -> Result<Mess
 pub(crate) async fn read_messages(
     recv: &mut RecvStream,
     messages: mpsc::Sender<Message>,
-    activity: &Arc<Activity>,
+    pulse: &Pulse,
 ) -> TransferError {
     loop {
-        match read_ticking(recv, activity).await {
+        match read_ticking(recv, pulse).await {
             Ok(message) if message.tag == Tag::Alive => {}
             Ok(message) => {
                 // It waits for this side's disk: that is no silence of the other side.
-                let waiting = activity.busy();
+                let waiting = pulse.deaf();
                 let sent = messages.send(message).await;
                 drop(waiting);
                 if sent.is_err() {
@@ -90,12 +90,14 @@ pub(crate) async fn read_messages(
 pub(crate) async fn write_messages(
     mut send: SendStream,
     mut queue: mpsc::Receiver<Bytes>,
+    pulse: Arc<Pulse>,
 ) -> Result<(), StreamError> {
+    let mut since = 0;
     loop {
         match timeout(ALIVE, queue.recv()).await {
             Ok(Some(message)) => send.write_chunk(message).await?,
             Ok(None) => return finish(&mut send).await,
-            Err(_) => send.write_chunk(wire::alive()).await?,
+            Err(_) => send.write_chunk(wire::alive(pulse.has_worked(&mut since))).await?,
         }
     }
 }

@@ -18,6 +18,7 @@ mod name;
 mod options;
 mod outcome;
 mod policy;
+mod pulse;
 mod receive;
 mod removal;
 mod root;

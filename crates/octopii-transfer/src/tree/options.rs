@@ -52,7 +52,8 @@ pub struct TreeOptions {
     pub rate_limit: Option<NonZeroU64>,
     /// For the whole tree, from connecting to the last acknowledgement. Default: no limit but the idle one.
     pub timeout: Option<Duration>,
-    /// The tree is given up when nothing moves for this long. Default 30 s.
+    /// The tree is given up when nothing is heard of the receiver for this long, or when it only gives signs of life and nothing is
+    /// done, on either side, for ten times as long. Default 30 s.
     pub idle_timeout: Duration,
     /// How often in a row a tree that was cut off is begun again without anything new having arrived, after a jittered pause
     /// that grows from 0.1 s to 5 s, within `timeout`. What is there already is not sent again, but told of as unchanged;

@@ -20,11 +20,11 @@ use super::commit::{self, Closing, Settled, Staged};
 use super::link::{Message, enqueue, read_messages, write_messages};
 use super::outcome::{Earlier, EntryFailure, EntryOutcome, Ledger, NotDone};
 use super::policy::{ReceivedTree, TreeOffer, TreePolicy};
+use super::pulse::Pulse;
 use super::removal::Removal;
 use super::root::Root;
 use super::sessions::{Arrival, Registered};
 use super::wire::{self, Entry, Packed, RECORDS, Tag, Verdict, WINDOW};
-use crate::activity::Activity;
 use crate::shared::{AbortOnDrop, Shared};
 use crate::{Digest, TransferError};
 
@@ -72,9 +72,9 @@ pub(super) async fn receive(
     mut recv: RecvStream,
 ) {
     let (out, queued) = mpsc::channel(QUEUE);
-    let activity = Arc::new(Activity::default());
+    let pulse = Arc::new(Pulse::default());
     let idle = shared.options.idle_timeout;
-    let mut writing = AbortOnDrop(shared.executor.spawn(write_messages(send, queued)));
+    let mut writing = AbortOnDrop(shared.executor.spawn(write_messages(send, queued, Arc::clone(&pulse))));
     let (messages, incoming) = mpsc::channel(QUEUE);
     let Accepted { work, checksum, arrivals, session } = accepted;
     let ready = wire::ready(work.root.path.as_os_str().as_bytes());
@@ -83,6 +83,7 @@ pub(super) async fn receive(
         shared,
         work: Arc::clone(&work),
         out: &out,
+        pulse: Arc::clone(&pulse),
         checksum,
         started: Instant::now(),
         manifest: Sha256::new(),
@@ -94,8 +95,8 @@ pub(super) async fn receive(
     let outcome = tokio::select! {
         biased;
         outcome = receiving.run(ready, incoming, arrivals) => outcome,
-        error = read_messages(&mut recv, messages, &activity) => Err(error),
-        () = activity.stalled(idle) => Err(TransferError::Stalled { idle }),
+        error = read_messages(&mut recv, messages, &pulse) => Err(error),
+        error = pulse.stalled(idle) => Err(error),
         () = session.superseded() => Err(TransferError::Superseded),
     };
     // Once it has begun nothing else ends the tree: the policy hears of one end, whatever the sender does meanwhile.
@@ -139,6 +140,7 @@ struct Receiving<'a> {
     shared: &'a Arc<Shared>,
     work: Arc<Mutex<Work>>,
     out: &'a mpsc::Sender<Bytes>,
+    pulse: Arc<Pulse>,
     checksum: bool,
     started: Instant,
     manifest: Sha256,
@@ -268,6 +270,7 @@ impl Receiving<'_> {
         let (base, base_path) = (Arc::clone(&work.root.base), work.root.base_path.clone());
         // A disk may take longer than anyone waits for it. What it renames then must still be this tree's.
         let locked = work.root.lock();
+        let working = self.pulse.working();
         let executor = self.shared.executor.clone();
         self.committing = Some(AbortOnDrop(self.shared.executor.spawn(async move {
             let committing = executor.blocking(move || {
@@ -275,7 +278,9 @@ impl Receiving<'_> {
                 drop(locked);
                 settled
             });
-            committing.await
+            let settled = committing.await;
+            drop(working);
+            settled
         })));
     }
 
@@ -359,7 +364,10 @@ impl Receiving<'_> {
 
     async fn with_disk<T: Send + 'static>(&self, f: impl FnOnce(&mut Work) -> T + Send + 'static) -> T {
         let work = Arc::clone(&self.work);
-        self.shared.executor.blocking(move || f(&mut lock(&work))).await
+        let working = self.pulse.working();
+        let done = self.shared.executor.blocking(move || f(&mut lock(&work))).await;
+        drop(working);
+        done
     }
 }
 

@@ -28,11 +28,11 @@ use super::link::{Message, enqueue, read_message, read_messages, write_messages}
 use super::many::Seat;
 use super::options::TreeOptions;
 use super::outcome::{Ledger, NotDone};
+use super::pulse::Pulse;
 use super::sessions::{LARGE, LARGE_AT_ONCE, large_meta};
 use super::source::Source;
 use super::walk::{Step, Walk, nanoseconds};
 use super::wire::{self, Open, PAGE_BYTES, PAGE_ENTRIES, SMALL, Tag, WINDOW};
-use crate::activity::Activity;
 use crate::pace::Pace;
 use crate::shared::{AbortOnDrop, Shared};
 use crate::source::Beneath;
@@ -60,7 +60,7 @@ pub(super) struct Sending {
     state: Mutex<State>,
     /// The state has changed.
     changed: Notify,
-    activity: Arc<Activity>,
+    pulse: Arc<Pulse>,
     connected: AtomicBool,
     /// Bytes of large files that the receiver has verified.
     verified: Arc<AtomicU64>,
@@ -86,7 +86,7 @@ impl Sending {
             options,
             state: Mutex::default(),
             changed: Notify::new(),
-            activity: Arc::default(),
+            pulse: Arc::default(),
             connected: AtomicBool::new(false),
             verified: Arc::default(),
             settled,
@@ -117,7 +117,7 @@ impl Sending {
         tokio::select! {
             biased;
             result = self.talk(send, recv, walk) => result,
-            () = self.activity.stalled(idle) => Err(TransferError::Stalled { idle }),
+            error = self.pulse.stalled(idle) => Err(error),
         }
     }
 
@@ -146,7 +146,8 @@ impl Sending {
             _ => return Err(TransferError::Protocol("a tree is taken or refused, nothing else")),
         };
         let (out, queued) = mpsc::channel(QUEUE);
-        let mut writing = AbortOnDrop(self.shared.executor.spawn(write_messages(send, queued)));
+        let mut writing =
+            AbortOnDrop(self.shared.executor.spawn(write_messages(send, queued, Arc::clone(&self.pulse))));
         let (messages, incoming) = mpsc::channel(QUEUE);
         let listening = self.listen(incoming);
         tokio::pin!(listening);
@@ -155,7 +156,7 @@ impl Sending {
             tokio::try_join!(self.tell(walk, pages), self.serve(packs))?;
             Ok::<_, TransferError>(())
         };
-        let reading = read_messages(&mut recv, messages, &self.activity);
+        let reading = read_messages(&mut recv, messages, &self.pulse);
         tokio::pin!(reading, working);
         let (mut lost, mut worked) = (None, false);
         let digest = loop {
@@ -227,10 +228,11 @@ impl Sending {
                 }
                 changed.await;
             }
+            let pulse = Arc::clone(&self.pulse);
             let (rest, steps, body) = self
                 .shared
                 .executor
-                .blocking(move || next_page(&mut walk).map(|(steps, body)| (walk, steps, body)))
+                .blocking(move || next_page(&mut walk, &pulse).map(|(steps, body)| (walk, steps, body)))
                 .await?;
             walk = rest;
             if steps.is_empty() {
@@ -266,9 +268,12 @@ impl Sending {
                 false => self.lock().take_jobs(portion),
             };
             if !small.is_empty() {
+                // What is sent at a limited rate is not late.
+                let working = self.pulse.working();
                 pace.take(small.iter().map(|job| job.size as usize).sum()).await;
                 let root = Arc::clone(&self.source.root);
                 let pack = self.shared.executor.blocking(move || pack(&root, &small)).await;
+                drop(working);
                 enqueue(&out, pack).await?;
                 continue;
             }
@@ -276,11 +281,13 @@ impl Sending {
                 // Fails only if it is closed, which it never is.
                 if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
                     let sending = self.send_large(job);
+                    // Its chunk has an idle time of its own.
+                    let working = self.pulse.working();
                     let handle = self.shared.executor.handle();
                     large.spawn_on(
                         async move {
                             let outcome = sending.await;
-                            drop(place);
+                            drop((place, working));
                             outcome
                         },
                         handle,
@@ -296,7 +303,7 @@ impl Sending {
                 biased;
                 Some(ended) = large.join_next(), if !large.is_empty() => {
                     let (entry, outcome) = ended.map_err(|_| TransferError::ShuttingDown)?;
-                    self.activity.tick();
+                    self.pulse.work();
                     match outcome {
                         // The success itself is told by the receiver.
                         Ok(resumed) => self.lock().ledger.resumed_bytes += resumed,
@@ -398,10 +405,10 @@ impl Sending {
 }
 
 /// Entries for one page with their encoding; none at the end. Blocks.
-fn next_page(walk: &mut Walk) -> Result<(Vec<Step>, Vec<u8>), TransferError> {
+fn next_page(walk: &mut Walk, pulse: &Pulse) -> Result<(Vec<Step>, Vec<u8>), TransferError> {
     let (mut steps, mut body) = (Vec::new(), Vec::new());
     while steps.len() < PAGE_ENTRIES && body.len() < PAGE_BYTES {
-        let Some(step) = walk.next()? else { break };
+        let Some(step) = walk.next(&|| pulse.work())? else { break };
         wire::put_entry(&mut body, &step.entry);
         steps.push(step);
     }

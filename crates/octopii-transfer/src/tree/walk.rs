@@ -70,8 +70,8 @@ impl Walk {
         Ok(Self { root, levels: vec![level], path, links, checksum, strict })
     }
 
-    /// The next line, or `None` behind the root's end.
-    pub(crate) fn next(&mut self) -> Result<Option<Step>, TransferError> {
+    /// The next line, or `None` behind the root's end. Calls `advance` now and then as long as it gets on.
+    pub(crate) fn next(&mut self, advance: &dyn Fn()) -> Result<Option<Step>, TransferError> {
         loop {
             let Some(level) = self.levels.last_mut() else { return Ok(None) };
             let Some(name) = level.names.next() else {
@@ -86,7 +86,8 @@ impl Walk {
                 return Ok(Some(step));
             };
             let path = self.path.join(&name);
-            match self.entry(&path, name) {
+            advance();
+            match self.entry(&path, name, advance) {
                 Ok(entry) => return Ok(Some(Step { entry, path, left_out: None })),
                 Err(Failed::Vanished) => {}
                 Err(Failed::Unreadable(_, error)) if self.strict.is_some() => {
@@ -102,7 +103,7 @@ impl Walk {
         }
     }
 
-    fn entry(&mut self, path: &Path, name: OsString) -> Result<Entry, Failed> {
+    fn entry(&mut self, path: &Path, name: OsString, advance: &dyn Fn()) -> Result<Entry, Failed> {
         let name = name.into_vec();
         if let Err(why) = check_entry_name(&name) {
             return Err(Failed::LeftOut(name, NotDone::new(EntryFailure::BadName, why)));
@@ -111,7 +112,9 @@ impl Walk {
         match attributes.kind {
             EntryKind::File => {
                 let digest = match self.checksum {
-                    true => Some(hash(&self.root, path, attributes.len).map_err(|e| failed(&name, e))?),
+                    true => {
+                        Some(hash(&self.root, path, attributes.len, advance).map_err(|e| failed(&name, e))?)
+                    }
                     false => None,
                 };
                 Ok(Entry::File {
@@ -179,8 +182,8 @@ fn permissions(mode: u32) -> u16 {
     (mode & 0o777) as u16
 }
 
-/// The digest of a file that should have `len` bytes.
-pub(crate) fn hash(root: &DirHandle, path: &Path, len: u64) -> io::Result<Digest> {
+/// The digest of a file that should have `len` bytes. Calls `advance` as it gets on.
+pub(crate) fn hash(root: &DirHandle, path: &Path, len: u64, advance: &dyn Fn()) -> io::Result<Digest> {
     let file = root.open(path, OpenMode::Read)?;
     let mut hasher = PrefixHasher::default();
     let mut buffer = vec![0; HASH_STEP.min(len as usize + 1)];
@@ -190,6 +193,7 @@ pub(crate) fn hash(root: &DirHandle, path: &Path, len: u64) -> io::Result<Digest
             0 => return Ok(hasher.prefix()),
             n => {
                 hasher.update(&buffer[..n]);
+                advance();
                 at += n as u64;
             }
         }

@@ -138,7 +138,7 @@ impl Header {
             8 => (Tag::End, 40..=40),
             9 => (Tag::Done, DONE_LEN..=DONE_LEN),
             10 => (Tag::Fail, 4..=4 + MAX_MESSAGE),
-            11 => (Tag::Alive, 0..=0),
+            11 => (Tag::Alive, 1..=1),
             12 => (Tag::Removed, 2..=2 + PAGE_BYTES + 2 + MAX_REMOVED + 1 + MAX_NOT_DONE),
             _ => return Err(Malformed("unknown message tag in a tree")),
         };
@@ -307,8 +307,9 @@ fn finish_removed(body: &mut Vec<u8>, count: &mut u16) -> Bytes {
     message
 }
 
-pub(crate) fn alive() -> Bytes {
-    message(Tag::Alive, |_| {})
+/// `works`: whether anything was done since the last message.
+pub(crate) fn alive(works: bool) -> Bytes {
+    message(Tag::Alive, |out| out.push(u8::from(works)))
 }
 
 fn put_name(out: &mut Vec<u8>, name: &[u8]) {
@@ -473,6 +474,14 @@ pub(crate) fn decode_done(body: &[u8]) -> Result<(Tally, Digest), Malformed> {
     let manifest = Digest(r.array()?);
     r.end()?;
     Ok((tally, manifest))
+}
+
+pub(crate) fn decode_alive(body: &[u8]) -> Result<bool, Malformed> {
+    match body {
+        [0] => Ok(false),
+        [1] => Ok(true),
+        _ => Err(Malformed("a sign of life says whether anything is done, or not")),
+    }
 }
 
 impl Reader<'_> {

@@ -60,6 +60,24 @@ impl Hand {
         self.raw.read_but(ALIVE).await
     }
 
+    /// Whether the other side says of itself that it does anything, when it says that next.
+    pub(crate) async fn works(&mut self) -> bool {
+        loop {
+            if let (ALIVE, body) = self.raw.read_but(0).await {
+                assert!(body == [0] || body == [1], "{body:?}");
+                return body == [1];
+            }
+        }
+    }
+
+    /// Says again and again that it is there, and does nothing.
+    pub(crate) async fn idle(&mut self) {
+        loop {
+            self.write(&message(ALIVE, &[0])).await;
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
     /// Tells one page.
     pub(crate) async fn tell(&mut self, entries: &[Vec<u8>]) {
         let body = entries.concat();

@@ -14,7 +14,8 @@ use octopii_transfer::{
 
 use super::hand::{Hand, READY, content, directory, end, file, opening};
 use super::{counts, picture, put, undone};
-use crate::nodes::{Node, content as bytes, eventually, impatient, names, quick};
+use crate::nodes::{Node, content as bytes, endpoint, eventually, impatient, names, quick};
+use crate::raw::message;
 use crate::recording::{Op, RecordingVfs};
 
 /// Notes when a file is settled at the receiver.
@@ -226,6 +227,62 @@ impl TreePolicy for Slow {
     fn failed(&self, _: &TreeOffer, _: &TransferError) {
         let _ = self.entered.lock().unwrap().send("failed");
     }
+}
+
+/// Signs of life from peers that do nothing do not keep a tree for ever, on neither side.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_only_lives_is_given_up() {
+    let idle = Duration::from_millis(200);
+    let options = TransferOptions { idle_timeout: idle, ..quick() };
+    let (a, b) = (Node::new(1), Node::with(2, octopii_vfs::RealVfs::shared(), options));
+    let (failed, failures) = std::sync::mpsc::channel();
+    let (_leave, leaving) = std::sync::mpsc::channel();
+    let policy = Slow { dir: b.inbox(), entered: Mutex::new(failed), leaving: Mutex::new(leaving) };
+    b.transfer.receive_trees("tree", policy);
+    let mut hand = Hand::open(&a, &b).await;
+    tokio::select! {
+        () = hand.idle() => {}
+        () = eventually("the end", || failures.try_recv() == Ok("failed")) => {}
+    }
+    hand.expect_fail(13).await;
+
+    let c = endpoint(3);
+    let mut acceptor = c.acceptor(octopii_transport::StreamKind::Tree).unwrap();
+    put(&a.tree(), "f", b"x");
+    let options = TreeOptions { idle_timeout: idle, ..TreeOptions::new("tree") };
+    let idling = async {
+        let mut hand = Hand::accept(&mut acceptor).await;
+        hand.read().await;
+        hand.write(&message(READY, b"\x04tree")).await;
+        hand.idle().await;
+    };
+    let sending = a.transfer.send_tree(c.local_addr(), a.tree(), options);
+    let sent = tokio::time::timeout(Duration::from_secs(20), async {
+        tokio::select! {
+            sent = sending => sent,
+            () = idling => unreachable!("it idles for ever"),
+        }
+    });
+    let error = sent.await.expect("an end").unwrap_err();
+    assert!(matches!(error, TransferError::Stalled { .. }), "{error}");
+}
+
+/// A slow disk is no idleness, and the sender hears of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_says_whether_it_works() {
+    let vfs = RecordingVfs::default();
+    let (a, b) = (Node::new(1), Node::with(2, vfs.shared(), quick()));
+    b.open_trees(|inbox| inbox);
+    let mut hand = Hand::open(&a, &b).await;
+    hand.page(&[file(b"f", 3), end()]).await;
+    vfs.hang(Op::TreeSync);
+    hand.pack(&[content(0, b"abc")]).await;
+    eventually("the sync", || vfs.hangs()).await;
+    // The first may have been said before, or be about the page.
+    hand.works().await;
+    assert!(hand.works().await);
+    vfs.release();
+    while hand.works().await {}
 }
 
 /// While this side's disk is slow nothing is read of what the sender says: that is not its silence.
