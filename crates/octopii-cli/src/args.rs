@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
-use octopii::{CertificateHash, NodeId, PeerRole};
+use octopii::{Address, CertificateHash, NodeId, PeerRole};
 
 /// Ship files, run a replicated key-value store, look after a cluster.
 #[derive(Debug, Parser)]
@@ -136,9 +136,9 @@ pub(crate) struct Send {
     #[arg(long)]
     pub(crate) to_all: bool,
     /// With --to-all: nodes to ask for the members
-    #[arg(long = "node", value_name = "ADDR", value_parser = parse_address, env = "OCTOPII_NODES", value_delimiter = ',',
+    #[arg(long = "node", value_name = "ADDR", value_parser = parse_peer, env = "OCTOPII_NODES", value_delimiter = ',',
           default_values_t = [local(0), local(1), local(2)])]
-    pub(crate) nodes: Vec<SocketAddr>,
+    pub(crate) nodes: Vec<Address>,
     /// Files: enough is when so many peers have it; those that are slower are cut off, and go on when it is sent again
     #[arg(long, value_name = "N")]
     pub(crate) quorum: Option<NonZeroUsize>,
@@ -256,9 +256,9 @@ pub(crate) struct IdentityArgs {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Target {
     /// Nodes to ask, in turn until one answers
-    #[arg(long = "node", value_name = "ADDR", value_parser = parse_address, env = "OCTOPII_NODES", value_delimiter = ',', global = true,
+    #[arg(long = "node", value_name = "ADDR", value_parser = parse_peer, env = "OCTOPII_NODES", value_delimiter = ',', global = true,
           default_values_t = [local(0), local(1), local(2)])]
-    pub(crate) nodes: Vec<SocketAddr>,
+    pub(crate) nodes: Vec<Address>,
     /// Give up after this long
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "10s", global = true)]
     pub(crate) timeout: Duration,
@@ -267,8 +267,8 @@ pub(crate) struct Target {
     pub(crate) identity: Option<PathBuf>,
 }
 
-fn local(offset: u16) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT + offset))
+fn local(offset: u16) -> Address {
+    SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT + offset)).into()
 }
 
 #[derive(Debug, ClapArgs)]
@@ -291,9 +291,9 @@ pub(crate) enum KvCommand {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Call {
-    /// The peer to call, such as 127.0.0.1:4701
-    #[arg(value_name = "PEER", value_parser = parse_address)]
-    pub(crate) peer: SocketAddr,
+    /// The peer to call, such as 127.0.0.1:4701 or node1.example.com:4701
+    #[arg(value_name = "PEER", value_parser = parse_peer)]
+    pub(crate) peer: Address,
     /// The method to call, such as bank.balance; with --list, the beginning of its name. Without it the methods are listed
     pub(crate) method: Option<String>,
     /// The request in JSON: null for no argument, an array for several. A method that streams requests reads them from
@@ -472,6 +472,10 @@ fn parse_member(text: &str) -> Result<(NodeId, SocketAddr), String> {
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("{text:?} is not an IP address and a port, such as 127.0.0.1:4701"))
+}
+
+fn parse_peer(text: &str) -> Result<Address, String> {
+    text.parse().map_err(|e: octopii::NotAnAddress| e.to_string())
 }
 
 fn parse_rate(text: &str) -> Result<NonZeroU64, String> {

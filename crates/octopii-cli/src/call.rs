@@ -16,9 +16,9 @@ use crate::identity;
 use crate::output::Output;
 
 pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Call) -> Result<(), Failure> {
-    identity::required(&[args.peer], args.identity.identity.as_deref())?;
+    identity::required(std::slice::from_ref(&args.peer), args.identity.identity.as_deref())?;
     let identity = identity::load(args.identity.identity.as_deref(), None)?;
-    let client = Client::new(runtime, &identity, vec![args.peer], args.timeout).map_err(Failure::failed)?;
+    let client = Client::new(runtime, &identity, [&args.peer], args.timeout).map_err(Failure::failed)?;
     let outcome = call(client.rpc(), *output, &args).await;
     client.close().await;
     outcome
@@ -26,7 +26,7 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Call) -
 
 async fn call(rpc: &RpcClient, output: Output, args: &Call) -> Result<(), Failure> {
     let begun = Instant::now();
-    let listed: Result<Vec<MethodInfo>, Status> = rpc.call(args.peer, METHODS, &(), args.timeout).await;
+    let listed: Result<Vec<MethodInfo>, Status> = rpc.call(&args.peer, METHODS, &(), args.timeout).await;
     let methods = listed.map_err(|status| {
         // Asking what there is changes nothing, so nothing is unknown when the answer does not come.
         if status.code.is_outcome_unknown() { Failure::unreachable(status.message) } else { status.into() }
@@ -71,20 +71,20 @@ async fn perform(
     let request = || parse(args.request.as_deref().unwrap_or("null"));
     match (method.streams_requests, method.streams_responses) {
         (false, false) => {
-            let answer: Value = rpc.call(args.peer, name, &request()?, options).await?;
+            let answer: Value = rpc.call(&args.peer, name, &request()?, options).await?;
             output.value(&answer);
         }
         (false, true) => {
-            let responses = rpc.server_stream(args.peer, name, &request()?, options).await?;
+            let responses = rpc.server_stream(&args.peer, name, &request()?, options).await?;
             print(output, responses).await?;
         }
         (true, false) => {
             let (sender, response) =
-                rpc.client_stream::<Value, Value>(args.peer, name, options).await?.split();
+                rpc.client_stream::<Value, Value>(&args.peer, name, options).await?.split();
             converse(output, args, sender, response).await?;
         }
         (true, true) => {
-            let (sender, responses) = rpc.bidirectional::<Value, Value>(args.peer, name, options).await?;
+            let (sender, responses) = rpc.bidirectional::<Value, Value>(&args.peer, name, options).await?;
             converse(output, args, sender, responses).await?;
         }
     }

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use octopii::{
-    Client, ClusterAuthority, MembershipChange, NodeId, NodeStatus, OctopiiRuntime, PeerRole, RealVfs,
-    RevokeRequest, Revoked, Status,
+    Address, Client, ClusterAuthority, MembershipChange, NodeId, NodeStatus, OctopiiRuntime, PeerRole,
+    RealVfs, RevokeRequest, Revoked, Status,
 };
 use serde_json::json;
 
@@ -79,7 +79,7 @@ async fn status(runtime: &OctopiiRuntime, output: Output, target: Target) -> Res
             ),
             Err(e) => output.result(
                 format_args!("{:<8} {:<21} unreachable", "?", addr.to_string()),
-                &json!({ "addr": addr, "error": e.message }),
+                &json!({ "addr": addr.to_string(), "error": e.message }),
             ),
         }
     }
@@ -116,25 +116,33 @@ pub(crate) async fn members(
 }
 
 /// Asks the nodes given and every member that they tell of.
-async fn ask_everyone(client: &Client) -> BTreeMap<SocketAddr, Result<NodeStatus, Status>> {
+async fn ask_everyone(client: &Client) -> BTreeMap<Address, Result<NodeStatus, Status>> {
     let mut told = BTreeMap::new();
-    let mut waiting: BTreeSet<SocketAddr> = client.nodes().iter().copied().collect();
+    let mut waiting: BTreeSet<Address> = client.nodes().iter().cloned().collect();
     while !waiting.is_empty() {
         let asked: Vec<_> = std::mem::take(&mut waiting).into_iter().collect();
         let mut asking = tokio::task::JoinSet::new();
         for addr in asked {
             let client = client.clone();
-            asking.spawn(async move { (addr, client.status_of(addr).await) });
+            asking.spawn(async move {
+                let told = client.status_of(&addr).await;
+                (addr, told)
+            });
         }
         while let Some(answer) = asking.join_next().await {
             let Ok((addr, answer)) = answer else { continue };
             if let Ok(status) = &answer {
-                waiting.extend(status.members.iter().map(|member| member.addr));
+                waiting.extend(status.members.iter().map(|member| member.addr.into()));
             }
             told.insert(addr, answer);
         }
         waiting.retain(|addr| !told.contains_key(addr));
     }
+    // Who was asked by name and by address is one node.
+    let id = |told: &Result<NodeStatus, Status>| told.as_ref().ok().map(|status| status.node_id);
+    let by_address: BTreeSet<_> =
+        told.iter().filter(|(addr, _)| addr.ip().is_some()).filter_map(|(_, told)| id(told)).collect();
+    told.retain(|addr, told| addr.ip().is_some() || id(told).is_none_or(|id| !by_address.contains(&id)));
     told
 }
 
@@ -236,10 +244,10 @@ async fn rotate(
     let client = client(runtime, target)?;
     let mut failed = None;
     for node in client.nodes() {
-        match client.rotate_identity_of(*node, issuer).await {
+        match client.rotate_identity_of(node, issuer).await {
             Ok(hash) => output.result(
                 format_args!("{node} has a new key; its certificate is {hash}"),
-                &json!({ "addr": node, "certificate": hash }),
+                &json!({ "addr": node.to_string(), "certificate": hash }),
             ),
             Err(status) => {
                 output.line(format_args!("{node} keeps its key: {}", status.message));

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use octopii::{
-    Config, DataDirError, Identity, IdentitySource, NodeId, OctopiiNode, OctopiiRuntime, PeerRole, RealVfs,
-    TransferOptions,
+    Address, Config, DataDirError, Identity, IdentitySource, NodeId, OctopiiNode, OctopiiRuntime, PeerRole,
+    RealVfs, TransferOptions,
 };
 
 use crate::exit::Failure;
@@ -23,9 +23,12 @@ pub(crate) fn load(file: Option<&Path>, authority_dir: Option<&Path>) -> Result<
 }
 
 /// Refuses to speak with another machine without an identity that its authority has issued.
-pub(crate) fn required(addresses: &[SocketAddr], identity: Option<&Path>) -> Result<(), Failure> {
-    match addresses.iter().find(|addr| !addr.ip().is_loopback()) {
-        Some(addr) if identity.is_none() => Err(Failure::failed(DataDirError::NoIdentity(*addr))),
+pub(crate) fn required<A: Clone + Into<Address>>(
+    addresses: &[A],
+    identity: Option<&Path>,
+) -> Result<(), Failure> {
+    match addresses.iter().cloned().map(Into::into).find(|addr| !addr.is_loopback()) {
+        Some(addr) if identity.is_none() => Err(Failure::failed(DataDirError::NoIdentity(addr))),
         _ => Ok(()),
     }
 }

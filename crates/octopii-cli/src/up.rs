@@ -22,7 +22,7 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Up) -> 
         .map_err(|e| Failure::failed(format!("{}: {e}", args.dir.display())))?;
     let members = (1u16..=3).map(|n| (n.into(), ([127, 0, 0, 1], args.base_port + n - 1).into())).collect();
     let cluster = LocalCluster { dir: args.dir, members, authority_dir: None };
-    let nodes = cluster.members.values().copied().collect();
+    let nodes = cluster.members.values().copied();
     let client = Client::new(runtime, &identity::load(None, None)?, nodes, Duration::from_secs(5))
         .map_err(Failure::failed)?;
     let mut processes = Vec::new();

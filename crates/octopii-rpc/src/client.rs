@@ -6,13 +6,14 @@ mod retry;
 mod stream;
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
-use octopii_transport::{Connection, Endpoint, Executor, RecvStream, SendStream, StreamError, StreamKind};
+use octopii_transport::{
+    Address, Connection, Endpoint, Executor, RecvStream, SendStream, StreamError, StreamKind,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -68,7 +69,7 @@ impl Client {
     /// handler.
     pub async fn call<Req, Resp>(
         &self,
-        addr: SocketAddr,
+        addr: impl Into<Address>,
         method: &str,
         request: &Req,
         options: impl Into<CallOptions>,
@@ -87,18 +88,18 @@ impl Client {
     /// Calls `method` at `addr` with raw bytes. Errors, retries and cancellation as [`call`](Self::call).
     pub async fn call_raw(
         &self,
-        addr: SocketAddr,
+        addr: impl Into<Address>,
         method: &str,
         request: Bytes,
         options: impl Into<CallOptions>,
     ) -> Result<Bytes, Status> {
-        let begun = self.begin(options.into());
+        let (addr, begun) = (addr.into(), self.begin(options.into()));
         let progress = Progress::default();
         let call = async {
             let mut attempt = 0;
             loop {
                 let outcome = async {
-                    let connection = self.connect(addr).await?;
+                    let connection = self.connect(&addr).await?;
                     progress.may_be_sent();
                     self.exchange(&connection, method, &request, &begun).await
                 };
@@ -164,7 +165,7 @@ impl Client {
         self.endpoint.executor().timeout(begun.limit, call).await.unwrap_or_else(|| Err(late()))
     }
 
-    async fn connect(&self, addr: SocketAddr) -> Result<Connection, Status> {
+    async fn connect(&self, addr: &Address) -> Result<Connection, Status> {
         self.endpoint.connect(addr).await.map_err(|e| Status::new(Code::Unavailable, e.to_string()))
     }
 

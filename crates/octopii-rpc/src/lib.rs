@@ -40,7 +40,7 @@ pub use context::{Cancellation, Context};
 pub use message::{Message, Messenger, MessengerOptions};
 pub use metadata::{MAX_METADATA_BYTES, MAX_METADATA_ENTRIES, Metadata, MetadataError, ResponseMetadata};
 pub use middleware::{Call, Channel, HandlerService};
-pub use octopii_transport::StreamKind;
+pub use octopii_transport::{Address, StreamKind};
 pub use reflection::{METHODS, MethodInfo};
 pub use router::Router;
 pub use server::{Server, ServerOptions};

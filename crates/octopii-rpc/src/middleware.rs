@@ -1,12 +1,12 @@
 //! `tower::Service` in and out: handlers behind layers, a peer as a service.
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context as TaskContext, Poll};
 
 use bytes::Bytes;
+use octopii_transport::Address;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -80,7 +80,7 @@ where
 #[derive(Debug, Clone)]
 pub struct Channel {
     client: Client,
-    addr: SocketAddr,
+    addr: Address,
 }
 
 /// A unary call for a [`Channel`].
@@ -96,8 +96,8 @@ pub struct Call {
 
 impl Client {
     /// The peer at `addr` as a `tower::Service`.
-    pub fn channel(&self, addr: SocketAddr) -> Channel {
-        Channel { client: self.clone(), addr }
+    pub fn channel(&self, addr: impl Into<Address>) -> Channel {
+        Channel { client: self.clone(), addr: addr.into() }
     }
 }
 

@@ -148,7 +148,7 @@ macro_rules! service {
             #[derive(Debug, Clone)]
             pub struct Client {
                 rpc: $crate::Client,
-                addr: ::std::net::SocketAddr,
+                addr: $crate::Address,
                 options: $crate::CallOptions,
             }
 
@@ -156,16 +156,16 @@ macro_rules! service {
                 /// Calls it at `addr`, each call with these options; a `Duration` will do.
                 pub fn new(
                     rpc: &$crate::Client,
-                    addr: ::std::net::SocketAddr,
+                    addr: impl Into<$crate::Address>,
                     options: impl Into<$crate::CallOptions>,
                 ) -> Self {
-                    Self { rpc: rpc.clone(), addr, options: options.into() }
+                    Self { rpc: rpc.clone(), addr: addr.into(), options: options.into() }
                 }
 
                 /// The same with other options.
                 #[must_use]
                 pub fn with_options(&self, options: impl Into<$crate::CallOptions>) -> Self {
-                    Self::new(&self.rpc, self.addr, options)
+                    Self::new(&self.rpc, &self.addr, options)
                 }
 
                 $($crate::service! { @call $kind $idempotent ($($doc),*) $name $method $arguments $response })*
@@ -269,7 +269,7 @@ macro_rules! service {
         $(#[doc = $doc])*
         pub async fn $method(&self $(, $argument: $request)*) -> Result<$response, $crate::Status> {
             let method = concat!($name, ".", stringify!($method));
-            self.rpc.call(self.addr, method, &($($argument),*), self.options($idempotent)).await
+            self.rpc.call(&self.addr, method, &($($argument),*), self.options($idempotent)).await
         }
     };
     (@call server_stream $idempotent:ident ($($doc:expr),*) $name:literal $method:ident
@@ -280,7 +280,7 @@ macro_rules! service {
             &self $(, $argument: $request)*
         ) -> Result<$crate::Responses<$response>, $crate::Status> {
             let method = concat!($name, ".", stringify!($method));
-            self.rpc.server_stream(self.addr, method, &($($argument),*), self.options($idempotent)).await
+            self.rpc.server_stream(&self.addr, method, &($($argument),*), self.options($idempotent)).await
         }
     };
     (@call client_stream $idempotent:ident ($($doc:expr),*) $name:literal $method:ident
@@ -289,7 +289,7 @@ macro_rules! service {
         $(#[doc = $doc])*
         pub async fn $method(&self) -> Result<$crate::Upload<$request, $response>, $crate::Status> {
             let method = concat!($name, ".", stringify!($method));
-            self.rpc.client_stream(self.addr, method, self.options($idempotent)).await
+            self.rpc.client_stream(&self.addr, method, self.options($idempotent)).await
         }
     };
     (@call bidirectional $idempotent:ident ($($doc:expr),*) $name:literal $method:ident
@@ -300,7 +300,7 @@ macro_rules! service {
             &self,
         ) -> Result<($crate::Sender<$request>, $crate::Responses<$response>), $crate::Status> {
             let method = concat!($name, ".", stringify!($method));
-            self.rpc.bidirectional(self.addr, method, self.options($idempotent)).await
+            self.rpc.bidirectional(&self.addr, method, self.options($idempotent)).await
         }
     };
 }

@@ -17,9 +17,9 @@ use crate::pool::Pool;
 use crate::revocation::{self, Authorities, RevocationList};
 use crate::socket::{self, Adapted, canonical};
 use crate::{
-    Acceptor, AcceptorTaken, BindError, ClusterId, Congestion, ConnectError, Connection, EndpointOptions,
-    Executor, Identity, IdentityError, KeepRevocations, Limits, NodeId, PeerStats, Revocation, RevokeError,
-    StreamKind, stats, tls,
+    Acceptor, AcceptorTaken, Address, BindError, ClusterId, Congestion, ConnectError, Connection,
+    EndpointOptions, Executor, Identity, IdentityError, KeepRevocations, Limits, NodeId, PeerStats,
+    Revocation, RevokeError, StreamKind, stats, tls,
 };
 
 /// A bound UDP port with an identity: accepts peers, dials peers, keeps connections.
@@ -143,8 +143,12 @@ impl Endpoint {
 
     /// A live, verified connection to whoever listens at `addr`: an existing one, or a new dial, however many callers
     /// ask at once. After a failure the next dial waits for a short, jittered backoff. Cancel-safe.
-    pub async fn connect(&self, addr: SocketAddr) -> Result<Connection, ConnectError> {
-        let addr = canonical(addr);
+    ///
+    /// A host name gives an existing connection to where it was found last, or its addresses as they are now: looked up for each
+    /// new connection, both families in turn, the next one tried when the one before has not answered for 250 ms.
+    pub async fn connect(&self, address: impl Into<Address>) -> Result<Connection, ConnectError> {
+        let address = address.into();
+        let Some(addr) = address.ip().map(canonical) else { return self.connect_host(address).await };
         if let Some(connection) = self.shared.pool.live(addr) {
             return Ok(connection);
         }
@@ -153,11 +157,9 @@ impl Endpoint {
         self.shared.executor.run(connect).await.unwrap_or(Err(ConnectError::EndpointClosed))
     }
 
-    /// As [`connect`](Self::connect), to `HOST:PORT`: an existing connection, or the name's addresses as they are now, looked up for
-    /// each new connection; both families, the next one tried when the one before has not answered for 250 ms. Cancel-safe.
-    pub async fn connect_host(&self, host: &str) -> Result<Connection, ConnectError> {
-        let (shared, host) = (Arc::clone(&self.shared), host.to_owned());
-        let connect = async move { names::connect(&shared, &host).await };
+    async fn connect_host(&self, address: Address) -> Result<Connection, ConnectError> {
+        let shared = Arc::clone(&self.shared);
+        let connect = async move { names::connect(&shared, &address.to_string()).await };
         self.shared.executor.run(connect).await.unwrap_or(Err(ConnectError::EndpointClosed))
     }
 
@@ -244,6 +246,11 @@ impl Endpoint {
     /// Every revocation in force here.
     pub fn revocations(&self) -> Vec<Revocation> {
         self.shared.members.revoked()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// Where this endpoint's tasks run.

@@ -16,6 +16,7 @@
 
 mod accept;
 mod activity;
+mod address;
 mod connection;
 mod credentials;
 mod endpoint;
@@ -36,6 +37,7 @@ mod stream;
 mod tls;
 
 pub use accept::{Acceptor, Incoming};
+pub use address::{Address, NotAnAddress};
 pub use connection::{Connection, ConnectionStats};
 pub use endpoint::Endpoint;
 pub use error::{

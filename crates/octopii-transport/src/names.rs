@@ -36,8 +36,21 @@ pub(crate) async fn connect(shared: &Arc<Shared>, host: &str) -> Result<Connecti
     if let Some(connection) = addresses.iter().find_map(|addr| shared.pool.live(*addr)) {
         return Ok(connection);
     }
-    let mut last =
-        ConnectError::UnknownHost { host: host.to_owned(), reason: "it has no address".to_owned() };
+    if addresses.is_empty() {
+        let reason = "it has no address".to_owned();
+        return Err(ConnectError::UnknownHost { host: host.to_owned(), reason });
+    }
+    let (addr, connection) = first_of(shared, addresses).await?;
+    shared.names.found(host, addr);
+    Ok(connection)
+}
+
+/// A connection to the first of some addresses that answers, and which it was; otherwise why the last one did not.
+async fn first_of(
+    shared: &Arc<Shared>,
+    addresses: Vec<SocketAddr>,
+) -> Result<(SocketAddr, Connection), ConnectError> {
+    let mut last = ConnectError::EndpointClosed;
     let (mut dials, mut waiting) = (JoinSet::new(), addresses.into_iter());
     let mut next = waiting.next();
     while next.is_some() || !dials.is_empty() {
@@ -47,10 +60,7 @@ pub(crate) async fn connect(shared: &Arc<Shared>, host: &str) -> Result<Connecti
             dials.spawn_on(async move { (addr, Pool::connect(&own, addr).await) }, shared.executor.handle());
         }
         match timeout(NEXT_AFTER, dials.join_next()).await {
-            Ok(Some(Ok((addr, Ok(connection))))) => {
-                shared.names.found(host, addr);
-                return Ok(connection);
-            }
+            Ok(Some(Ok((addr, Ok(connection))))) => return Ok((addr, connection)),
             Ok(Some(Ok((_, Err(e))))) => {
                 last = e;
                 next = waiting.next();
@@ -119,6 +129,25 @@ impl Names {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The first address is silent, the second of a family that cannot be dialled from here, at the third sits a stranger.
+    #[tokio::test]
+    async fn addresses_are_tried_until_one_answers() {
+        use crate::{ClusterAuthority, Endpoint, EndpointOptions, Executor};
+        let executor = Executor::new(tokio::runtime::Handle::current());
+        let (ours, theirs) = (ClusterAuthority::generate().unwrap(), ClusterAuthority::generate().unwrap());
+        let on = |authority: &ClusterAuthority, node| {
+            Endpoint::bind(&executor, &authority.issue(node).unwrap(), EndpointOptions::default()).unwrap()
+        };
+        let (a, b, stranger) = (on(&ours, 1), on(&ours, 2), on(&theirs, 2));
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let wrong = vec![silent.local_addr().unwrap(), "[::1]:4701".parse().unwrap(), stranger.local_addr()];
+        let all = [wrong.clone(), vec![b.local_addr()]].concat();
+        let (addr, connection) = first_of(a.shared(), all).await.unwrap();
+        assert_eq!((addr, connection.peer().node_id), (b.local_addr(), 2));
+        let error = first_of(a.shared(), wrong).await.unwrap_err();
+        assert!(!matches!(error, ConnectError::EndpointClosed), "{error}");
+    }
 
     #[test]
     fn families_take_turns_and_there_is_an_end() {

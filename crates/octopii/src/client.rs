@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use octopii_raft::{KvCommand, KvQuery, KvResponse};
 use octopii_rpc::{Bincode, Client as RpcClient, Code, Codec, Status, StreamKind};
-use octopii_transport::{BindError, Endpoint, EndpointOptions, Identity, JoinToken};
+use octopii_transport::{Address, BindError, Endpoint, EndpointOptions, Identity, JoinToken};
 
 use crate::OctopiiRuntime;
 use crate::issuing::{CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN, TokenRequest, TokenSummary};
@@ -21,7 +21,7 @@ use crate::service::{MEMBER, MembershipChange, NodeStatus, PROPOSE, QUERY, STATU
 pub struct Client {
     endpoint: Endpoint,
     rpc: RpcClient,
-    nodes: Vec<SocketAddr>,
+    nodes: Vec<Address>,
     timeout: Duration,
 }
 
@@ -30,9 +30,10 @@ impl Client {
     pub fn new(
         runtime: &OctopiiRuntime,
         identity: &Identity,
-        nodes: Vec<SocketAddr>,
+        nodes: impl IntoIterator<Item = impl Into<Address>>,
         timeout: Duration,
     ) -> Result<Self, BindError> {
+        let nodes: Vec<Address> = nodes.into_iter().map(Into::into).collect();
         let endpoint = Endpoint::bind(
             runtime.executor(),
             identity,
@@ -74,19 +75,20 @@ impl Client {
     }
 
     /// As [`query`](Self::query), of this node alone: it answers from its own state, up to date.
-    pub async fn query_at(&self, node: SocketAddr, query: Bytes) -> Result<Bytes, Status> {
-        let end = self.endpoint.executor().now() + self.timeout;
-        let connecting = member_at(&self.endpoint, node);
+    pub async fn query_at(&self, node: impl Into<Address>, query: Bytes) -> Result<Bytes, Status> {
+        let node = node.into();
+        let end = self.endpoint.executor().deadline(self.timeout);
+        let connecting = member_at(&self.endpoint, &node);
         let connection = match self.endpoint.executor().timeout(self.timeout, connecting).await {
             Some(connected) => connected?,
-            None => return Err(no_answer(node)),
+            None => return Err(no_answer(&node)),
         };
         let left = end.saturating_duration_since(self.endpoint.executor().now());
         self.rpc.call_on(&connection, QUERY, query, left).await
     }
 
     /// What one node knows of itself and its cluster.
-    pub async fn status_of(&self, node: SocketAddr) -> Result<NodeStatus, Status> {
+    pub async fn status_of(&self, node: impl Into<Address>) -> Result<NodeStatus, Status> {
         self.rpc.call(node, STATUS, &(), self.timeout).await
     }
 
@@ -131,7 +133,7 @@ impl Client {
     /// certificate's hash.
     pub async fn rotate_identity_of(
         &self,
-        node: SocketAddr,
+        node: impl Into<Address>,
         issuer: Option<SocketAddr>,
     ) -> Result<String, Status> {
         self.rpc.call(node, ROTATE, &issuer, self.timeout).await
@@ -143,7 +145,7 @@ impl Client {
     }
 
     /// The nodes this client asks, in order.
-    pub fn nodes(&self) -> &[SocketAddr] {
+    pub fn nodes(&self) -> &[Address] {
         &self.nodes
     }
 
@@ -178,7 +180,7 @@ impl Client {
             let left = end.saturating_duration_since(executor.now());
             // The first nodes must leave time for the others, unless they are known to have taken the request.
             let turns = u32::try_from(self.nodes.len() - i).unwrap_or(u32::MAX);
-            let connected = executor.timeout(left / turns, member_at(&self.endpoint, *node)).await;
+            let connected = executor.timeout(left / turns, member_at(&self.endpoint, node)).await;
             let connection = match connected {
                 Some(Ok(connection)) => connection,
                 Some(Err(status)) => {
@@ -186,7 +188,7 @@ impl Client {
                     continue;
                 }
                 None => {
-                    last = no_answer(*node);
+                    last = no_answer(node);
                     continue;
                 }
             };
@@ -219,19 +221,28 @@ enum Repeat {
 }
 
 /// An address to bind for who only dials these: any free port, on loopback if all of them are there.
-pub fn bind_for(addresses: &[SocketAddr]) -> SocketAddr {
-    let ip: IpAddr =
-        match (addresses.iter().any(SocketAddr::is_ipv6), addresses.iter().all(|a| a.ip().is_loopback())) {
-            (false, true) => Ipv4Addr::LOCALHOST.into(),
-            (false, false) => Ipv4Addr::UNSPECIFIED.into(),
-            (true, true) if addresses.iter().all(SocketAddr::is_ipv6) => Ipv6Addr::LOCALHOST.into(),
-            // Reaches both families.
-            (true, _) => Ipv6Addr::UNSPECIFIED.into(),
-        };
+pub fn bind_for<A: Clone + Into<Address>>(addresses: &[A]) -> SocketAddr {
+    let addresses: Vec<Address> = addresses.iter().cloned().map(Into::into).collect();
+    let every = |is: fn(SocketAddr) -> bool| addresses.iter().all(|a| a.ip().is_some_and(is));
+    let ip: IpAddr = if every(|a| a.is_ipv4() && a.ip().is_loopback()) {
+        Ipv4Addr::LOCALHOST.into()
+    } else if every(|a| a.is_ipv6() && a.ip().is_loopback()) {
+        Ipv6Addr::LOCALHOST.into()
+    } else if every(|a| a.is_ipv4()) || !has_ipv6() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        // Reaches both families; which of them a name has is known when it is dialled.
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     SocketAddr::new(ip, 0)
 }
 
-fn no_answer(node: SocketAddr) -> Status {
+/// Whether this machine knows IPv6 at all.
+fn has_ipv6() -> bool {
+    std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok()
+}
+
+fn no_answer(node: &Address) -> Status {
     Status::new(Code::Unavailable, format!("no answer from {node}: is a node running there?"))
 }
 

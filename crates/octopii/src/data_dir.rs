@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use octopii_transport::{ClusterAuthority, Identity, IdentityError, NodeId, PeerRole};
+use octopii_transport::{Address, ClusterAuthority, Identity, IdentityError, NodeId, PeerRole};
 use octopii_vfs::{LockGuard, Vfs, create_dir_all_durable, read_file, write_file_durable};
 use serde::{Deserialize, Serialize};
 
@@ -65,7 +65,7 @@ pub enum DataDirError {
          `octopii token create` (--join), or make an authority with `octopii cluster init` and an identity with \
          `octopii cluster issue` (--identity)"
     )]
-    NoIdentity(std::net::SocketAddr),
+    NoIdentity(Address),
     /// An identity or authority cannot be used.
     #[error("{}: {source}", path.display())]
     Identity {
@@ -286,7 +286,7 @@ fn find_identity(
     }
     let authority = match &config.authority {
         Some(path) => authority_at(vfs, path)?,
-        None if !config.bind.ip().is_loopback() => return Err(DataDirError::NoIdentity(config.bind)),
+        None if !config.bind.ip().is_loopback() => return Err(DataDirError::NoIdentity(config.bind.into())),
         None => local_authority(vfs, &authority_dir.unwrap_or_else(state_dir))?,
     };
     // A short random number: ids are typed and read by people.

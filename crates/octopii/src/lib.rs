@@ -84,9 +84,9 @@ pub use octopii_transfer::{
     UndoneEntry, shown_path,
 };
 pub use octopii_transport::{
-    BindError, CertificateHash, ClusterAuthority, ClusterId, ConnectError, DatagramSocket, Executor, Health,
-    Identity, IdentityError, JoinError, JoinRefusal, JoinToken, Limits, NameRules, NodeId, PeerIdentity,
-    PeerRole, PeerStats, Profile, Revocation, RevokeError, Revoked, TokenError,
+    Address, BindError, CertificateHash, ClusterAuthority, ClusterId, ConnectError, DatagramSocket, Executor,
+    Health, Identity, IdentityError, JoinError, JoinRefusal, JoinToken, Limits, NameRules, NodeId,
+    NotAnAddress, PeerIdentity, PeerRole, PeerStats, Profile, Revocation, RevokeError, Revoked, TokenError,
 };
 pub use octopii_vfs::{RealVfs, Vfs};
 pub use octopii_wal::{Durability, Topic, WriteAheadLog};

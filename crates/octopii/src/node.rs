@@ -15,7 +15,8 @@ use octopii_raft::{
 use octopii_rpc::{Client as RpcClient, Message, Messenger, Server};
 use octopii_transfer::{ChunkSource, SendOptions, Transfer, TransferResult};
 use octopii_transport::{
-    CertificateHash, ConnectError, Endpoint, Executor, Identity, NodeId, PeerStats, Revocation, RevokeError,
+    Address, CertificateHash, ConnectError, Endpoint, Executor, Identity, NodeId, PeerStats, Revocation,
+    RevokeError,
 };
 use octopii_wal::WriteAheadLog;
 use tokio::sync::watch;
@@ -155,10 +156,11 @@ impl OctopiiNode {
     }
 
     /// The peer at an address, after making sure that somebody answers there who has a certificate of the cluster, whatever the role.
-    /// Cancel-safe.
-    pub async fn connect(&self, addr: SocketAddr) -> Result<Peer, ConnectError> {
-        self.parts.endpoint.connect(addr).await?;
-        Ok(self.peer(addr))
+    /// A host name is looked up now, and the peer is the one that answers at one of its addresses. Cancel-safe.
+    pub async fn connect(&self, address: impl Into<Address>) -> Result<Peer, ConnectError> {
+        let address = address.into();
+        let connection = self.parts.endpoint.connect(&address).await?;
+        Ok(self.peer(address.ip().unwrap_or_else(|| connection.remote_addr())))
     }
 
     /// Takes the oldest message of any peer, waiting for one; its sender is told at that moment. Cancel-safe.

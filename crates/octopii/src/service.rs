@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use octopii_raft::{Consensus, MembershipError, ProposeError, QueryError, Role};
 use octopii_rpc::{Code, Context, Router, Status};
-use octopii_transport::{Connection, Endpoint, NodeId, PeerRole};
+use octopii_transport::{Address, Connection, Endpoint, NodeId, PeerRole};
 use serde::{Deserialize, Serialize};
 
 /// Answers with what it was sent: a ping, or a measure of the round trip.
@@ -146,9 +146,10 @@ pub(crate) fn operating(context: &Context) -> Result<(), Status> {
 
 /// A connection to the member at `addr`. Every holder of a certificate can answer there, a client's included, but not in the name
 /// of the cluster. What is told otherwise is `Unavailable`: surely nothing was done.
-pub(crate) async fn member_at(endpoint: &Endpoint, addr: SocketAddr) -> Result<Connection, Status> {
+pub(crate) async fn member_at(endpoint: &Endpoint, addr: impl Into<Address>) -> Result<Connection, Status> {
+    let addr = addr.into();
     let unavailable = |reason: String| Status::new(Code::Unavailable, reason);
-    let connection = endpoint.connect(addr).await.map_err(|e| unavailable(e.to_string()))?;
+    let connection = endpoint.connect(&addr).await.map_err(|e| unavailable(e.to_string()))?;
     let peer = connection.peer();
     if peer.role != PeerRole::Member {
         return Err(unavailable(format!(

@@ -76,7 +76,7 @@ impl<'a> Stage<'a> {
         let members = (1..).zip(free_addresses(NODES)?).collect();
         let cluster = LocalCluster { dir, members, authority_dir: Some(authority_dir.clone()) };
         let identity = identity::load(None, Some(&authority_dir))?;
-        let nodes = cluster.members.values().copied().collect();
+        let nodes = cluster.members.values().copied();
         let client =
             Client::new(runtime, &identity, nodes, Duration::from_secs(5)).map_err(Failure::failed)?;
         let mut processes = Vec::new();

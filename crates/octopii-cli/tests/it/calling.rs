@@ -26,3 +26,50 @@ fn methods_are_listed_and_called_in_json() {
     failed(&home.run(&["call", &address, "octopii.status", "7"]), 1, "decode");
     failed(&home.run(&["call", &address, "octopii.echo", "7"]), 1, "takes bytes");
 }
+
+#[test]
+fn peers_are_named_by_host_and_port() {
+    let home = Home::new();
+    let address = free_addresses(1)[0];
+    let member = format!("1={address}");
+    let mut node = home.start(&[
+        "node",
+        "--data-dir",
+        "n",
+        "--id",
+        "1",
+        "--bind",
+        &address.to_string(),
+        "--member",
+        &member,
+    ]);
+    assert_eq!(node.line()["event"], "ready");
+    let name = format!("localhost:{}", address.port());
+    let status = succeeded(&home.run(&["call", &name, "octopii.status"]));
+    assert_eq!(serde_json::from_str::<Value>(&status).unwrap()["addr"], address.to_string());
+    succeeded(&home.run(&["kv", "put", "key", "value", "--node", &name]));
+    let shown = succeeded(&home.run(&["cluster", "status", "--node", &name]));
+    assert_eq!(shown.lines().count(), 2, "one node, by whatever name it was asked: {shown}");
+    // What is on another machine needs an identity of its authority, under whatever name; and no name, no peer.
+    failed(&home.run(&["call", "host.invalid:4701", "octopii.status"]), 1, "host.invalid:4701");
+    succeeded(&home.run(&["cluster", "init"]));
+    let identified = ["--identity", "octopii-operator.pem"];
+    let call = home.run(&[&["call", "host.invalid:4701", "octopii.status"][..], &identified].concat());
+    failed(&call, 4, "host.invalid:4701 cannot be found");
+}
+
+#[test]
+fn a_node_on_ipv6_alone_is_called_there() {
+    let Ok(socket) = std::net::UdpSocket::bind("[::1]:0") else {
+        return eprintln!("skipped: this machine has no IPv6 loopback");
+    };
+    let address = socket.local_addr().unwrap().to_string();
+    drop(socket);
+    let home = Home::new();
+    let _node = home.start(&["node", "--data-dir", "n", "--bind", &address]);
+    let status = succeeded(&home.run(&["call", &address, "octopii.status"]));
+    assert_eq!(serde_json::from_str::<Value>(&status).unwrap()["addr"], address);
+    std::fs::write(home.path().join("file"), b"content").unwrap();
+    succeeded(&home.run(&["send", "file", &address]));
+    assert_eq!(std::fs::read(home.path().join("n/inbox/file")).unwrap(), b"content");
+}

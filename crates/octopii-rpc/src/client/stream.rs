@@ -2,14 +2,13 @@
 
 use std::future::Future;
 use std::marker::PhantomData;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll, ready};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
-use octopii_transport::{Executor, RecvStream, SendStream, StreamError};
+use octopii_transport::{Address, Executor, RecvStream, SendStream, StreamError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -23,7 +22,7 @@ impl Client {
     /// not there, or refuses, is told by the first response.
     pub async fn server_stream<Req, Resp>(
         &self,
-        addr: SocketAddr,
+        addr: impl Into<Address>,
         method: &str,
         request: &Req,
         options: impl Into<CallOptions>,
@@ -35,7 +34,7 @@ impl Client {
         let options = options.into();
         let body = options.encoding.encode(request)?;
         let (mut sender, responses) =
-            self.open_typed::<(), Resp>(addr, method, Shape::ServerStream, body, options).await?;
+            self.open_typed::<(), Resp>(addr.into(), method, Shape::ServerStream, body, options).await?;
         sender.inner.end();
         Ok(responses)
     }
@@ -43,7 +42,7 @@ impl Client {
     /// Calls a method that answers a stream of requests with one response.
     pub async fn client_stream<Req, Resp>(
         &self,
-        addr: SocketAddr,
+        addr: impl Into<Address>,
         method: &str,
         options: impl Into<CallOptions>,
     ) -> Result<Upload<Req, Resp>, Status>
@@ -52,7 +51,7 @@ impl Client {
         Resp: DeserializeOwned,
     {
         let (sender, responses) =
-            self.open_typed(addr, method, Shape::ClientStream, Bytes::new(), options.into()).await?;
+            self.open_typed(addr.into(), method, Shape::ClientStream, Bytes::new(), options.into()).await?;
         Ok(Upload { sender, responses })
     }
 
@@ -60,7 +59,7 @@ impl Client {
     /// from different tasks, or neither reads while the other waits to write.
     pub async fn bidirectional<Req, Resp>(
         &self,
-        addr: SocketAddr,
+        addr: impl Into<Address>,
         method: &str,
         options: impl Into<CallOptions>,
     ) -> Result<(Sender<Req>, Responses<Resp>), Status>
@@ -68,12 +67,12 @@ impl Client {
         Req: Serialize + Sync,
         Resp: DeserializeOwned,
     {
-        self.open_typed(addr, method, Shape::Bidirectional, Bytes::new(), options.into()).await
+        self.open_typed(addr.into(), method, Shape::Bidirectional, Bytes::new(), options.into()).await
     }
 
     async fn open_typed<Req, Resp>(
         &self,
-        addr: SocketAddr,
+        addr: Address,
         method: &str,
         shape: Shape,
         body: Bytes,
@@ -90,7 +89,7 @@ impl Client {
     /// Begins a call of any shape with raw bytes; `first` is the one request, empty if requests are a stream.
     async fn open_raw(
         &self,
-        addr: SocketAddr,
+        addr: Address,
         method: &str,
         shape: Shape,
         first: Bytes,
@@ -103,7 +102,7 @@ impl Client {
         }
         let progress = Progress::default();
         let opening = async {
-            let connection = self.connect(addr).await?;
+            let connection = self.connect(&addr).await?;
             progress.may_be_sent();
             self.open(&connection, method, shape, &first, &begun).await
         };

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use octopii_transport::{
-    ClusterAuthority, ConnectError, Connection, Endpoint, EndpointOptions, Health, Limits, Profile,
+    Address, ClusterAuthority, ConnectError, Connection, Endpoint, EndpointOptions, Health, Limits, Profile,
     StreamKind,
 };
 
@@ -172,17 +172,52 @@ async fn a_peer_is_found_by_name_and_looked_up_again() {
     let authority = ClusterAuthority::generate().unwrap();
     let (a, b) = (endpoint(&authority, 1), endpoint(&authority, 2));
     let port = b.local_addr().port();
-    let name = format!("localhost:{port}");
-    let first = a.connect_host(&name).await.unwrap();
+    let name: Address = format!("localhost:{port}").parse().unwrap();
+    let first = a.connect(&name).await.unwrap();
     assert_eq!(first.peer().node_id, 2);
-    a.connect_host(&name).await.unwrap();
-    a.connect_host(&format!("127.0.0.1:{port}")).await.unwrap();
+    a.connect(&name).await.unwrap();
+    a.connect(format!("127.0.0.1:{port}").parse::<Address>().unwrap()).await.unwrap();
     assert_eq!(a.open_connections(), 1);
     first.close("gone");
     first.closed().await;
-    assert!(!a.connect_host(&name).await.unwrap().is_closed());
-    for wrong in ["localhost", "no such host:1", "host.invalid:4701", "localhost:0"] {
-        let error = a.connect_host(wrong).await.unwrap_err();
-        assert!(matches!(error, ConnectError::UnknownHost { .. }), "{wrong}: {error}");
+    assert!(!a.connect(&name).await.unwrap().is_closed());
+    let unknown: Address = "host.invalid:4701".parse().unwrap();
+    let error = a.connect(&unknown).await.unwrap_err();
+    assert!(
+        matches!(&error, ConnectError::UnknownHost { host, .. } if host == "host.invalid:4701"),
+        "{error}"
+    );
+    assert!(error.to_string().contains("host.invalid:4701"), "{error}");
+}
+
+#[tokio::test]
+async fn a_peer_on_ipv6_alone_is_reached_by_address_and_by_name() {
+    let v6: std::net::SocketAddr = "[::1]:0".parse().unwrap();
+    if let Err(e) = std::net::UdpSocket::bind(v6) {
+        return eprintln!("skipped: this machine has no IPv6 loopback: {e}");
     }
+    let authority = ClusterAuthority::generate().unwrap();
+    let on = |node, bind: &str| {
+        let options = EndpointOptions { bind: bind.parse().unwrap(), ..EndpointOptions::default() };
+        endpoint_with(&authority, node, options)
+    };
+    let b = on(2, "[::1]:0");
+    let to = b.local_addr();
+    for (node, bind) in [(3, "[::1]:0"), (4, "[::]:0")] {
+        let a = on(node, bind);
+        let connection = a.connect(to).await.unwrap();
+        assert_eq!((connection.peer().node_id, connection.remote_addr()), (2, to), "{bind}");
+    }
+    // Where only IPv4 is, it is said at once, and another address of the same name would be tried.
+    let a = on(5, "127.0.0.1:0");
+    assert!(matches!(a.connect(to).await, Err(ConnectError::InvalidAddress { .. })));
+    // By a name that has both families nobody listens on the IPv4 one.
+    let name = format!("localhost:{}", to.port());
+    let found: Vec<_> = tokio::net::lookup_host(&name).await.unwrap().collect();
+    if !found.contains(&to) {
+        return eprintln!("skipped the name: localhost is no IPv6 address here");
+    }
+    let a = on(6, "[::]:0");
+    let connection = a.connect(name.parse::<Address>().unwrap()).await.unwrap();
+    assert_eq!(connection.remote_addr(), to);
 }

@@ -58,7 +58,7 @@ impl Answering {
 
 fn client(runtime: &OctopiiRuntime, authority: &ClusterAuthority, nodes: &[&Answering]) -> Client {
     let identity = authority.issue_as(1 << 61, PeerRole::Operator).unwrap();
-    let nodes = nodes.iter().map(|node| node.endpoint.local_addr()).collect();
+    let nodes = nodes.iter().map(|node| node.endpoint.local_addr());
     Client::new(runtime, &identity, nodes, SOON).unwrap()
 }
 
