@@ -181,6 +181,8 @@ mod tests {
         assert!(small.decompress(&[behind.into()], LEN).is_none());
         let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4][..], &frame].concat();
         assert!(small.decompress(&[skippable.into()], LEN).is_none());
+        let skippable = [&frame[..], &[0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4]].concat();
+        assert!(small.decompress(&[skippable.into()], LEN).is_none(), "whose end is something else");
         for garbage in [Bytes::new(), Bytes::from_static(b"\x28\xb5\x2f\xfd"), noise(900).into()] {
             assert!(small.decompress(&[garbage], LEN).is_none());
         }
@@ -206,10 +208,12 @@ mod tests {
         // No single segment, no size, the largest window.
         let silent = [&[0x28, 0xb5, 0x2f, 0xfd, 0, 0xff][..], &body].concat();
         assert!(small.decompress(&[silent.into()], LEN).is_none());
+        let block: Vec<u8> = (0..8).flat_map(|n| rle(n == 7)).collect();
+        let silent = [&[0x28, 0xb5, 0x2f, 0xfd, 0, 0x50][..], &block].concat();
+        assert!(small.decompress(&[silent.into()], LEN).is_none(), "right, but does not tell its size");
         // The frames above are well formed: with a block's worth of content the same bytes are a block of zeroes.
-        let honest: Vec<u8> = (0..8).flat_map(|n| rle(n == 7)).collect();
         let honest =
-            [&[0x28, 0xb5, 0x2f, 0xfd, 0b1110_0000][..], &(LEN as u64).to_le_bytes(), &honest].concat();
+            [&[0x28, 0xb5, 0x2f, 0xfd, 0b1110_0000][..], &(LEN as u64).to_le_bytes(), &block].concat();
         assert_eq!(small.decompress(&[honest.into()], LEN).unwrap(), vec![0; LEN]);
     }
 

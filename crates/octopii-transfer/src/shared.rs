@@ -26,7 +26,8 @@ use crate::tree::Trees;
 #[derive(Debug, Clone)]
 pub struct TransferOptions {
     /// Chunks and trees received at once; further offers are refused as busy. Each chunk costs up to 13 MiB beside the
-    /// transport's windows; up to two large files of each tree are received beside it, as chunks of its own. Default 32.
+    /// transport's windows, and up to 9 MiB more if its blocks come compressed; up to two large files of each tree are received
+    /// beside it, as chunks of its own. Default 32.
     pub max_incoming: usize,
     /// Bytes of all chunks being received into memory together. Default 256 MiB. A chunk handed to its policy no longer
     /// counts.
