@@ -269,7 +269,7 @@ async fn the_joiners_door_leads_nowhere_else() {
 async fn strangers_who_say_nothing_lose_their_place_and_take_none_of_the_members() {
     let desk = Desk::new(ClusterAuthority::generate().unwrap());
     let limits =
-        Limits { joins: 2, handshakes: 2, handshake_timeout: Duration::from_secs(2), ..Limits::default() };
+        Limits { joins: 2, handshakes: 2, handshake_timeout: Duration::from_secs(4), ..Limits::default() };
     let a = issuing(&desk, &desk.authority.issue(1).unwrap(), limits);
     let mut silent = Vec::new();
     let from = async |host| stranger_at(host, &desk.authority, a.local_addr(), b"octopii-join/1", true).await;
@@ -291,7 +291,8 @@ async fn strangers_who_say_nothing_lose_their_place_and_take_none_of_the_members
 #[tokio::test]
 async fn one_address_does_not_shut_the_door() {
     let desk = Desk::new(ClusterAuthority::generate().unwrap());
-    let a = issuing(&desk, &desk.authority.issue(1).unwrap(), Limits { joins: 8, ..Limits::default() });
+    let limits = Limits { joins: 8, handshake_timeout: Duration::from_secs(60), ..Limits::default() };
+    let a = issuing(&desk, &desk.authority.issue(1).unwrap(), limits);
     let from = async |host| stranger_at(host, &desk.authority, a.local_addr(), b"octopii-join/1", true).await;
     let mut silent = Vec::new();
     for _ in 0..4 {
