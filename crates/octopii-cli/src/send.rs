@@ -58,6 +58,9 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, mut args: Sen
     }
     // Found out before anyone is dialled.
     let items = items(paths, args.stdin, peers.len())?;
+    if args.dry_run && items.iter().any(|item| matches!(item, Item::Chunk(_))) {
+        mistake("--dry-run is for directories: files are sent as they are");
+    }
     args.peers = match args.to_all {
         false => peers,
         true => {

@@ -4,7 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use octopii::{Links, OctopiiRuntime, TransferError, TreeOptions, TreeProgressFn, TreeReport, shown_path};
+use octopii::{
+    EntryFn, EntryOutcome, Links, OctopiiRuntime, TransferError, TreeOptions, TreeProgressFn, TreeReport,
+    shown_path,
+};
 use serde_json::{Value, json};
 
 use crate::args::Send;
@@ -30,11 +33,14 @@ pub(crate) async fn run(
     let stop = stop_signal(false)?;
     let (node, _dir) = passing_node(runtime, octopii::bind_for(&args.peers), identity, None).await?;
     let bars = Bars::new(*output, &args.peers);
-    let options = |bar| TreeOptions {
+    let told = *output;
+    let options = |peer: SocketAddr, bar| TreeOptions {
         // Without an identity of its own the command is another node each time, and always on this machine.
         source: identity.is_none().then(|| format!("this machine's {}", path.display())),
         checksum: args.checksum,
         delete: args.delete,
+        dry_run: args.dry_run,
+        on_entry: args.dry_run.then(|| foretell(told, peer)),
         links: if args.links { Links::Inside } else { Links::Skip },
         strict: args.strict,
         rate_limit: args.limit_rate,
@@ -43,7 +49,7 @@ pub(crate) async fn run(
         retries: args.retries,
         ..TreeOptions::new("inbox")
     };
-    let peers = args.peers.iter().zip(&bars.bars).map(|(peer, bar)| (*peer, options(bar))).collect();
+    let peers = args.peers.iter().zip(&bars.bars).map(|(peer, bar)| (*peer, options(*peer, bar))).collect();
     let sending = node.transfer().send_tree_to_all(&path, peers);
     let results = tokio::select! {
         results = sending => results,
@@ -55,7 +61,7 @@ pub(crate) async fn run(
     };
     bars.finish();
     for (peer, result) in args.peers.iter().zip(&results) {
-        report(*output, *peer, result);
+        report(*output, *peer, result, args.dry_run);
     }
     node.shutdown().await;
     verdict(&results)
@@ -74,7 +80,7 @@ fn verdict(results: &[Result<TreeReport>]) -> std::result::Result<(), Failure> {
     }
 }
 
-fn report(output: Output, peer: SocketAddr, result: &Result<TreeReport>) {
+fn report(output: Output, peer: SocketAddr, result: &Result<TreeReport>, dry_run: bool) {
     match result {
         Ok(report) => {
             for entry in report.undone.iter().take(SHOWN) {
@@ -83,7 +89,7 @@ fn report(output: Output, peer: SocketAddr, result: &Result<TreeReport>) {
             if report.not_done > SHOWN as u64 {
                 output.line(format_args!("{peer}  and {} more", report.not_done - SHOWN as u64));
             }
-            output.result(line(peer, report), &object(peer, report));
+            output.result(line(peer, report, dry_run), &object(peer, report, dry_run));
         }
         Err(error) => {
             let error = error.to_string();
@@ -93,10 +99,31 @@ fn report(output: Output, peer: SocketAddr, result: &Result<TreeReport>) {
     }
 }
 
-fn line(peer: SocketAddr, report: &TreeReport) -> String {
+/// Tells of each entry what would be done with it.
+fn foretell(output: Output, peer: SocketAddr) -> EntryFn {
+    Arc::new(move |path, outcome| {
+        let path = shown_path(path);
+        let (what, size) = match outcome {
+            EntryOutcome::Stored { bytes } => ("send", *bytes),
+            EntryOutcome::Removed => ("remove", 0),
+            EntryOutcome::Directory | EntryOutcome::Unchanged | EntryOutcome::NotDone(_) => return,
+        };
+        let object = json!({ "peer": peer, "would": what, "path": path, "bytes": size });
+        output.result(format_args!("{peer}  would {what} {path}"), &object);
+    })
+}
+
+fn line(peer: SocketAddr, report: &TreeReport, dry_run: bool) -> String {
     let name = shown_path(&report.name);
     let (stored, sent) = (report.stored, bytes(report.stored_bytes));
     let TreeReport { unchanged, directories, not_done, duration, .. } = report;
+    if dry_run {
+        return format!(
+            "{peer}  {name}: {stored} files would be sent ({sent}), {unchanged} are unchanged, {} would be removed, \
+             {not_done} cannot be done; nothing was",
+            report.removed
+        );
+    }
     let before = match report.retries {
         0 => String::new(),
         n => format!(" ({} of them sent before the connection was lost {n} times)", report.stored_before),
@@ -111,7 +138,7 @@ fn line(peer: SocketAddr, report: &TreeReport) -> String {
     )
 }
 
-fn object(peer: SocketAddr, report: &TreeReport) -> Value {
+fn object(peer: SocketAddr, report: &TreeReport, dry_run: bool) -> Value {
     let undone = report.undone.iter().map(|entry| {
         json!({
             "path": shown_path(&entry.path),
@@ -122,6 +149,7 @@ fn object(peer: SocketAddr, report: &TreeReport) -> Value {
     json!({
         "peer": peer,
         "success": report.is_complete(),
+        "dry_run": dry_run,
         "name": shown_path(&report.name),
         "stored": report.stored,
         "bytes": report.stored_bytes,

@@ -14,6 +14,7 @@ use super::check::{Awaited, Checker};
 use super::link::{finish, read_opening};
 use super::policy::{TreeDestination, TreeOffer};
 use super::receive::{Accepted, Work, receive};
+use super::rehearsal::{Rehearsal, rehearse};
 use super::root::Root;
 use super::sessions::{LARGE_AT_ONCE, Session};
 use super::wire::{self, Open};
@@ -38,9 +39,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, incoming: Incoming) {
         Err(e) => Err(e.to_peer()),
     };
     match accepted {
-        Ok((accepted, slot)) => {
-            receive(&shared, accepted, slot, send, recv).await;
-        }
+        Ok((Taken::ToReceive(accepted), slot)) => receive(&shared, *accepted, slot, send, recv).await,
+        Ok((Taken::ToRehearse(rehearsal), slot)) => rehearse(&shared, *rehearsal, slot, send, recv).await,
         Err(refusal) => {
             // A peer that does not read its answer is not waited for longer than one that makes no offer.
             let answering = async {
@@ -54,12 +54,18 @@ pub(crate) async fn serve(shared: Arc<Shared>, incoming: Incoming) {
     }
 }
 
+/// What is done with a tree that is not refused.
+enum Taken {
+    ToReceive(Box<Accepted>),
+    ToRehearse(Box<Rehearsal>),
+}
+
 async fn accept(
     shared: &Arc<Shared>,
     connection: &Connection,
     open: Open,
-) -> Result<(Accepted, OwnedSemaphorePermit), Refusal> {
-    let Open { id, source, checksum, delete, purpose, name, meta } = open;
+) -> Result<(Taken, OwnedSemaphorePermit), Refusal> {
+    let Open { id, source, checksum, delete, dry_run, purpose, name, meta } = open;
     let Some(policy) = shared.trees.policy(&purpose) else {
         return Err(Refusal::new(FailureCode::UnknownPurpose, "nothing here takes trees of this purpose"));
     };
@@ -70,7 +76,7 @@ async fn accept(
     };
     let (peer, remote_addr) = (*connection.peer(), connection.remote_addr());
     let name = PathBuf::from(OsString::from_vec(name));
-    let offer = TreeOffer { id, purpose, name, meta, peer, remote_addr };
+    let offer = TreeOffer { id, dry_run, purpose, name, meta, peer, remote_addr };
     let (asked, question) = (Arc::clone(&policy), offer.clone());
     let mut to = shared.executor.blocking(move || asked.accept(&question)).await?;
     // Set-id and sticky bits never come from outside.
@@ -78,6 +84,16 @@ async fn accept(
     if delete && !to.delete {
         let message = "nothing is removed here: send it without that, or have the receiver allow it";
         return Err(Refusal::new(FailureCode::Rejected, message));
+    }
+    if dry_run {
+        let (vfs, leave_free) = (Arc::clone(&shared.resources.vfs), shared.resources.leave_free);
+        let looking = move || {
+            let root = Root::look(&vfs, &to, source)?;
+            let checker = Checker::new(&root, to, Arc::default(), vfs, leave_free, (delete, true))?;
+            Ok::<_, TransferError>(Rehearsal { root, checker, checksum })
+        };
+        let rehearsal = shared.executor.blocking(looking).await.map_err(|e| e.to_peer())?;
+        return Ok((Taken::ToRehearse(Box::new(rehearsal)), slot));
     }
     // A sender comes back before its lost connection is noticed here.
     let patience = if shared.trees.sessions.supersede(peer.node_id, id) { ENDING } else { LOCKED };
@@ -88,8 +104,9 @@ async fn accept(
     let awaited = Arc::new(Awaited::default());
     let (vfs, leave_free) = (Arc::clone(&shared.resources.vfs), shared.resources.leave_free);
     let asked = Arc::clone(&awaited);
-    let checking =
-        move || Checker::new(&root, to, asked, vfs, leave_free, delete).map(|checker| (root, checker));
+    let checking = move || {
+        Checker::new(&root, to, asked, vfs, leave_free, (delete, false)).map(|checker| (root, checker))
+    };
     let (root, checker) = shared.executor.blocking(checking).await.map_err(|e| e.to_peer())?;
     let (arrived, arrivals) = mpsc::unbounded_channel();
     let session = Session {
@@ -103,7 +120,7 @@ async fn accept(
     let session =
         session.ok_or_else(|| Refusal::new(FailureCode::DuplicateId, "a tree of this id is under way"))?;
     let work = Work::new(offer, policy, root, checker, awaited);
-    Ok((Accepted { work, checksum, arrivals, session }, slot))
+    Ok((Taken::ToReceive(Box::new(Accepted { work, checksum, arrivals, session })), slot))
 }
 
 /// Opens the tree's directory, and waits a little for one that is locked.

@@ -138,6 +138,8 @@ pub(crate) struct Checker {
     leave_free: u64,
     vfs: Arc<dyn Vfs>,
     delete: bool,
+    /// Nothing is changed, and what is wanted is settled by that.
+    dry_run: bool,
     pub(crate) extras: Extras,
 }
 
@@ -148,7 +150,7 @@ impl Checker {
         awaited: Arc<Awaited>,
         vfs: Arc<dyn Vfs>,
         leave_free: u64,
-        delete: bool,
+        (delete, dry_run): (bool, bool),
     ) -> Result<Self, TransferError> {
         let state = if root.fresh { State::Fresh } else { State::Existing };
         let present = match state {
@@ -161,7 +163,7 @@ impl Checker {
         let present = present.map(|names| names.into_iter().peekable());
         let levels = vec![Level { path: root.path.clone(), last: Vec::new(), state, present }];
         let extras = Extras::default();
-        Ok(Self { to, levels, next: 0, wanted_bytes: 0, awaited, leave_free, vfs, delete, extras })
+        Ok(Self { to, levels, next: 0, wanted_bytes: 0, awaited, leave_free, vfs, delete, dry_run, extras })
     }
 
     /// Entries told so far.
@@ -203,6 +205,11 @@ impl Checker {
                 if level.state == State::Refused {
                     return Ok(Verdict::Noted);
                 }
+                if self.dry_run {
+                    let path = self.shown(root, &level.path);
+                    checked.settled.push((path, EntryOutcome::Directory));
+                    return Ok(Verdict::Wanted);
+                }
                 let mode = u32::from(*mode) & self.to.mode_mask;
                 let closing = Closing { entry: number, path: level.path, mode, modified: *modified };
                 checked.tasks.push(Task::Close(closing));
@@ -228,6 +235,7 @@ impl Checker {
         {
             return Err(Malformed("directories are nested too deeply").into());
         }
+        let bytes = if let Entry::File { size, .. } = &entry { *size } else { 0 };
         let outcome = self.allowed(parent, name, &path).and_then(|()| match entry {
             Entry::File { name: _, size, mode, modified, digest } => {
                 let mode = u32::from(mode) & self.to.mode_mask;
@@ -243,6 +251,10 @@ impl Checker {
             Ok(Verdict::Unchanged) => {
                 checked.settled.push((self.shown(root, &path), EntryOutcome::Unchanged));
                 Ok(Verdict::Unchanged)
+            }
+            Ok(Verdict::Wanted) if self.dry_run => {
+                checked.settled.push((self.shown(root, &path), EntryOutcome::Stored { bytes }));
+                Ok(Verdict::Wanted)
             }
             Ok(verdict) => Ok(verdict),
             Err(why) => {
@@ -285,14 +297,18 @@ impl Checker {
         if self.levels.len() > depth {
             return Err(NotDone::new(EntryFailure::Limit, format!("at most {depth} directories deep here")));
         }
-        let state = match root.base.create_dir(path) {
+        let made = match self.dry_run {
+            true => would_create(root, path),
+            false => root.base.create_dir(path),
+        };
+        let state = match made {
             Ok(()) => State::Fresh,
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 let found = root.base.attributes(path).map_err(failed("looking at it"))?;
                 if found.kind != EntryKind::Directory {
                     return Err(NotDone::new(EntryFailure::Clash, "something that is no directory is there"));
                 }
-                if found.mode & 0o700 != 0o700 {
+                if found.mode & 0o700 != 0o700 && !self.dry_run {
                     let mode = (found.mode | 0o700) & 0o777;
                     root.base.set_attributes(path, mode, None).map_err(failed("changing its mode"))?;
                 }
@@ -339,7 +355,10 @@ impl Checker {
             return Err(NotDone::new(EntryFailure::StorageFull, why));
         }
         self.wanted_bytes = total;
-        self.awaited.add(self.next, wanted);
+        match self.dry_run {
+            true => drop(self.awaited.promised.fetch_add(wanted.size, Ordering::Relaxed)),
+            false => self.awaited.add(self.next, wanted),
+        }
         Ok(Verdict::Wanted)
     }
 
@@ -368,7 +387,7 @@ impl Checker {
                 }
                 None => found.modified == wanted.modified,
             };
-        if same && (found.mode != wanted.mode || found.modified != wanted.modified) {
+        if same && !self.dry_run && (found.mode != wanted.mode || found.modified != wanted.modified) {
             let set = root.base.set_attributes(&wanted.path, wanted.mode, Some(wanted.modified));
             set.map_err(failed("setting its mode and time"))?;
         }
@@ -403,8 +422,19 @@ impl Checker {
                 Err(e) => return Err(failed("looking at it")(e)),
             }
         }
+        if self.dry_run {
+            return Ok(Verdict::Wanted);
+        }
         checked.tasks.push(Task::Link { entry: self.next, path: path.to_owned(), target });
         Ok(Verdict::Wanted)
+    }
+}
+
+fn would_create(root: &Root, path: &Path) -> io::Result<()> {
+    match root.base.attributes(path) {
+        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
     }
 }
 

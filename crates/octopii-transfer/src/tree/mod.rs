@@ -20,6 +20,7 @@ mod outcome;
 mod policy;
 mod pulse;
 mod receive;
+mod rehearsal;
 mod removal;
 mod root;
 mod send;

@@ -40,6 +40,9 @@ pub struct TreeOptions {
     /// was done. Links are removed, never followed. The receiver's policy must allow it
     /// ([`TreeDestination::delete`](crate::TreeDestination::delete)), or the tree is refused. Default: no.
     pub delete: bool,
+    /// Only asks what would be done: what the report then counts, and what is told of each entry, is what would be stored and removed as
+    /// things are now. Neither side changes anything. Default: no.
+    pub dry_run: bool,
     /// What happens to symbolic links. Default: left out and reported.
     pub links: Links,
     /// Fails at the first entry that cannot be read, instead of reporting it and going on. Default: no.
@@ -73,6 +76,7 @@ impl TreeOptions {
             source: None,
             checksum: false,
             delete: false,
+            dry_run: false,
             links: Links::Skip,
             strict: false,
             progress: None,
@@ -110,6 +114,7 @@ impl fmt::Debug for TreeOptions {
             .field("source", &self.source)
             .field("checksum", &self.checksum)
             .field("delete", &self.delete)
+            .field("dry_run", &self.dry_run)
             .field("links", &self.links)
             .field("strict", &self.strict)
             .field("rate_limit", &self.rate_limit)

@@ -21,6 +21,8 @@ pub struct TreeOffer {
     pub name: PathBuf,
     /// Whatever the sending application wants to tell the receiving one; at most 64 KiB.
     pub meta: Bytes,
+    /// Whether it is only asked what would be done: then nothing is, and of the policy nothing but `accept` is called.
+    pub dry_run: bool,
     /// Who sends, from its verified certificate.
     pub peer: PeerIdentity,
     /// From where.

@@ -36,10 +36,10 @@ const COMMIT_BYTES: u64 = 64 << 20;
 const COMMIT_IDLE: Duration = Duration::from_millis(100);
 
 /// Things that are removed in one step on a blocking thread.
-const REMOVED_AT_ONCE: usize = 1024;
+pub(super) const REMOVED_AT_ONCE: usize = 1024;
 
 /// Messages between network and disk.
-const QUEUE: usize = 2;
+pub(super) const QUEUE: usize = 2;
 
 /// A tree that was taken.
 pub(super) struct Accepted {
@@ -309,7 +309,7 @@ impl Receiving<'_> {
             if extras.is_empty() || work.ledger.tally.not_done > 0 {
                 return Ok(());
             }
-            (Removal::new(Arc::clone(&work.root.base), extras), work.root.base_path.clone())
+            (Removal::new(Arc::clone(&work.root.base), extras, false), work.root.base_path.clone())
         };
         loop {
             let step = move |work: &mut Work| {

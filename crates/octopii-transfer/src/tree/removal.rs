@@ -50,12 +50,14 @@ pub(crate) struct Removal {
     emptying: Vec<(PathBuf, vec::IntoIter<OsString>)>,
     /// What directories of the tree must have again when things have been removed from them.
     parents: BTreeMap<PathBuf, Attributes>,
+    /// Only tells.
+    dry_run: bool,
 }
 
 impl Removal {
-    pub(crate) fn new(base: DirHandle, extras: Extras) -> Self {
+    pub(crate) fn new(base: DirHandle, extras: Extras, dry_run: bool) -> Self {
         let todo = extras.paths.into_iter();
-        Self { base, todo, emptying: Vec::new(), parents: BTreeMap::new() }
+        Self { base, todo, emptying: Vec::new(), parents: BTreeMap::new(), dry_run }
     }
 
     /// Removes up to `most` things and tells what came of each; nothing means that all is done.
@@ -79,7 +81,8 @@ impl Removal {
                     }
                     None => {
                         let (dir, _) = self.emptying.pop()?;
-                        let removed = self.base.remove_dir(&dir).map(|()| true);
+                        let removed = if self.dry_run { Ok(()) } else { self.base.remove_dir(&dir) };
+                        let removed = removed.map(|()| true);
                         (dir, removed)
                     }
                 },
@@ -102,7 +105,8 @@ impl Removal {
     fn begin(&mut self, path: &Path) -> io::Result<bool> {
         let found = self.base.attributes(path)?;
         if found.kind != EntryKind::Directory {
-            return self.base.remove_file(path).map(|()| true);
+            let removed = if self.dry_run { Ok(()) } else { self.base.remove_file(path) };
+            return removed.map(|()| true);
         }
         self.open_up(path, &found)?;
         let names = self.base.names(path)?.into_iter();
@@ -113,7 +117,7 @@ impl Removal {
     /// Remembers what the directory above is like before it changes.
     fn open_parent(&mut self, path: &Path) -> io::Result<()> {
         let parent = path.parent().unwrap_or(Path::new(""));
-        if !self.parents.contains_key(parent) {
+        if !self.dry_run && !self.parents.contains_key(parent) {
             let found = self.base.attributes(parent)?;
             self.open_up(parent, &found)?;
             self.parents.insert(parent.to_owned(), found);
@@ -124,6 +128,7 @@ impl Removal {
     fn open_up(&self, dir: &Path, found: &Attributes) -> io::Result<()> {
         match found.mode & 0o700 {
             0o700 => Ok(()),
+            _ if self.dry_run => Ok(()),
             _ => self.base.set_attributes(dir, (found.mode | 0o700) & 0o777, None),
         }
     }

@@ -58,6 +58,12 @@ pub(crate) struct Root {
     lock: Arc<dyn LockGuard>,
 }
 
+/// Of what is only looked at.
+#[derive(Debug)]
+struct Unlocked;
+
+impl LockGuard for Unlocked {}
+
 impl Root {
     /// Chooses, makes and locks the tree's directory. Blocks.
     pub(crate) fn open(
@@ -66,13 +72,7 @@ impl Root {
         source: [u8; 32],
     ) -> Result<Self, TransferError> {
         let wanted = to.name.as_os_str();
-        if let Err(why) = check_entry_name(wanted.as_bytes()) {
-            let message = format!("the tree's name cannot be used: {why}; send it under another name");
-            return Err(refused(FailureCode::BadName, message));
-        }
-        if wanted.len() > MAX_ROOT_NAME {
-            return Err(refused(FailureCode::BadName, "the tree's name is longer than 240 bytes"));
-        }
+        check_name(wanted)?;
         let store = |doing, e| TransferError::store(doing, &to.dir, e);
         create_dir_all_durable(&**vfs, &to.dir).map_err(|e| store("creating directory", e))?;
         let base = vfs.open_dir(&to.dir).map_err(|e| store("opening directory", e))?;
@@ -88,6 +88,56 @@ impl Root {
             FailureCode::Rejected,
             "every numbered name for the tree is taken; send it under another",
         ))
+    }
+
+    /// Finds the directory that [`open`](Self::open) would choose, changes nothing and keeps nobody from anything. What it gives
+    /// back is to be looked at only. Blocks.
+    pub(crate) fn look(
+        vfs: &Arc<dyn Vfs>,
+        to: &TreeDestination,
+        source: [u8; 32],
+    ) -> Result<Self, TransferError> {
+        let wanted = to.name.as_os_str();
+        check_name(wanted)?;
+        let base = vfs.open_dir(&to.dir).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => {
+                refused(FailureCode::Rejected, "no directory is there for trees yet: all would be sent")
+            }
+            _ => TransferError::store("opening directory", &to.dir, e),
+        })?;
+        for n in 0..=MAX_NUMBER {
+            let name = numbered(wanted, n);
+            let path = Path::new(&name);
+            let store = |e| TransferError::store("looking at", to.dir.join(path), e);
+            let hidden = hidden(path);
+            let found = present(&base, path).map_err(store)?;
+            let is_taken = match found {
+                None => false,
+                Some(found) if found.kind == EntryKind::Directory => {
+                    let known = present(&base, &hidden).map_err(store)?.is_some();
+                    let owner = read_owner(&**vfs, &to.dir.join(&hidden));
+                    !is_ours(&base, to, path, (found, known), owner, source)?
+                }
+                Some(_) if matches!(to.existing, ExistingTree::Refuse | ExistingTree::Update) => {
+                    return Err(exists());
+                }
+                Some(_) => true,
+            };
+            if !is_taken {
+                return Ok(Self {
+                    base,
+                    base_path: to.dir.clone(),
+                    path: path.to_owned(),
+                    fresh: found.is_none(),
+                    vfs: Arc::clone(vfs),
+                    hidden,
+                    owner: Owner { inode: 0, born: Timestamp::default(), source, complete: false },
+                    staged: 0,
+                    lock: Arc::new(Unlocked),
+                });
+            }
+        }
+        Err(refused(FailureCode::Rejected, "every numbered name for the tree is taken"))
     }
 
     fn try_name(
@@ -135,19 +185,10 @@ impl Root {
         // It may have changed until the lock was there.
         let found = present(base, path).map_err(|e| store("looking at", e))?;
         let owner = read_owner(&**vfs, &to.dir.join(&hidden));
-        if let Some(found) = found {
-            let born = born(base, path).map_err(|e| store("looking at", e))?;
-            let ours = owner
-                .filter(|owner| owner.inode == found.id.1 && owner.born == born && owner.source == source);
-            match (to.existing, ours) {
-                (ExistingTree::Update, _) | (ExistingTree::UpdateOwn, Some(_)) => {}
-                (_, Some(owner)) if !owner.complete => {}
-                // Made a moment before the power went, or by somebody who has put nothing in it.
-                (ExistingTree::UpdateOwn | ExistingTree::Fresh | ExistingTree::Refuse, _)
-                    if known && owner.is_none() && base.names(path).is_ok_and(|names| names.is_empty()) => {}
-                (ExistingTree::Refuse, _) => return Err(exists()),
-                _ => return Ok(Tried::Taken),
-            }
+        if let Some(found) = found
+            && !is_ours(base, to, path, (found, known), owner, source)?
+        {
+            return Ok(Tried::Taken);
         }
         let fresh = found.is_none();
         if fresh {
@@ -224,6 +265,32 @@ impl Root {
     pub(crate) fn clear(&self) -> io::Result<()> {
         clear(&self.base, &self.hidden, |name| !name.starts_with(b"s") && !name.starts_with(b"l"))
     }
+}
+
+/// Whether the directory that is there may be brought up to date. `known`: something is remembered of its name.
+fn is_ours(
+    base: &DirHandle,
+    to: &TreeDestination,
+    path: &Path,
+    (found, known): (Attributes, bool),
+    owner: Option<Owner>,
+    source: [u8; 32],
+) -> Result<bool, TransferError> {
+    let born = born(base, path).map_err(|e| TransferError::store("looking at", to.dir.join(path), e))?;
+    let ours =
+        owner.filter(|owner| owner.inode == found.id.1 && owner.born == born && owner.source == source);
+    Ok(match (to.existing, ours) {
+        (ExistingTree::Update, _) | (ExistingTree::UpdateOwn, Some(_)) => true,
+        (_, Some(owner)) if !owner.complete => true,
+        // Made a moment before the power went, or by somebody who has put nothing in it.
+        (ExistingTree::UpdateOwn | ExistingTree::Fresh | ExistingTree::Refuse, _)
+            if known && owner.is_none() && base.names(path).is_ok_and(|names| names.is_empty()) =>
+        {
+            true
+        }
+        (ExistingTree::Refuse, _) => return Err(exists()),
+        _ => false,
+    })
 }
 
 enum Tried {
@@ -337,6 +404,17 @@ fn make_dir(base: &DirHandle, path: &Path) -> io::Result<()> {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         other => other,
     }
+}
+
+fn check_name(wanted: &std::ffi::OsStr) -> Result<(), TransferError> {
+    if let Err(why) = check_entry_name(wanted.as_bytes()) {
+        let message = format!("the tree's name cannot be used: {why}; send it under another name");
+        return Err(refused(FailureCode::BadName, message));
+    }
+    if wanted.len() > MAX_ROOT_NAME {
+        return Err(refused(FailureCode::BadName, "the tree's name is longer than 240 bytes"));
+    }
+    Ok(())
 }
 
 fn exists() -> TransferError {

@@ -77,6 +77,7 @@ impl Sending {
         options: Arc<TreeOptions>,
         settled: Arc<AtomicU64>,
     ) -> Self {
+        let state = State { dry_run: options.dry_run, ..State::default() };
         Self {
             shared,
             addr,
@@ -84,7 +85,7 @@ impl Sending {
             id,
             source,
             options,
-            state: Mutex::default(),
+            state: Mutex::new(state),
             changed: Notify::new(),
             pulse: Arc::default(),
             connected: AtomicBool::new(false),
@@ -100,7 +101,8 @@ impl Sending {
 
     /// Whether anything new has reached the receiver's disk.
     pub(super) fn has_advanced(&self) -> bool {
-        self.lock().ledger.tally.stored > 0 || self.verified.load(Ordering::Relaxed) > 0
+        let arrived = self.lock().ledger.tally.stored > 0 || self.verified.load(Ordering::Relaxed) > 0;
+        arrived && !self.options.dry_run
     }
 
     /// What became of entries so far.
@@ -207,6 +209,7 @@ impl Sending {
             source: source.finalize().into(),
             checksum: self.options.checksum,
             delete: self.options.delete,
+            dry_run: self.options.dry_run,
             purpose: self.options.purpose.clone(),
             name,
             meta: self.options.meta.clone(),

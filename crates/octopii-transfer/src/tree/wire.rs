@@ -44,6 +44,7 @@ const MAX_REMOVED: usize = 4096;
 
 const FLAG_CHECKSUM: u8 = 1;
 const FLAG_DELETE: u8 = 2;
+const FLAG_DRY_RUN: u8 = 4;
 
 /// The kinds of message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +81,8 @@ pub(crate) struct Open {
     pub(crate) checksum: bool,
     /// What the manifest does not name is removed.
     pub(crate) delete: bool,
+    /// Nothing is done: only told.
+    pub(crate) dry_run: bool,
     pub(crate) purpose: String,
     pub(crate) name: Vec<u8>,
     pub(crate) meta: Bytes,
@@ -153,8 +156,9 @@ fn message(tag: Tag, body: impl FnOnce(&mut Vec<u8>)) -> Bytes {
 /// The version and the opening message. The caller has checked the lengths of purpose, name and meta.
 pub(crate) fn opening(open: &Open) -> Bytes {
     let opening = message(Tag::Open, |out| {
-        let checksum = if open.checksum { FLAG_CHECKSUM } else { 0 };
-        out.push(checksum | if open.delete { FLAG_DELETE } else { 0 });
+        let flag = |set, flag| if set { flag } else { 0 };
+        let (checksum, delete) = (flag(open.checksum, FLAG_CHECKSUM), flag(open.delete, FLAG_DELETE));
+        out.push(checksum | delete | flag(open.dry_run, FLAG_DRY_RUN));
         out.extend_from_slice(&open.id.0.to_le_bytes());
         out.extend_from_slice(&open.source);
         out.push(open.purpose.len() as u8);
@@ -327,7 +331,7 @@ fn put_not_done(out: &mut Vec<u8>, why: &NotDone) {
 pub(crate) fn decode_open(body: &[u8]) -> Result<Open, Malformed> {
     let mut r = Reader(body);
     let flags = r.u8()?;
-    if flags & !(FLAG_CHECKSUM | FLAG_DELETE) != 0 {
+    if flags & !(FLAG_CHECKSUM | FLAG_DELETE | FLAG_DRY_RUN) != 0 {
         return Err(Malformed("reserved flags are set in the opening"));
     }
     let id = TransferId(u128::from_le_bytes(r.array()?));
@@ -342,7 +346,8 @@ pub(crate) fn decode_open(body: &[u8]) -> Result<Open, Malformed> {
     let meta = Bytes::copy_from_slice(r.take(meta)?);
     r.end()?;
     let (checksum, delete) = (flags & FLAG_CHECKSUM != 0, flags & FLAG_DELETE != 0);
-    Ok(Open { id, source, checksum, delete, purpose, name, meta })
+    let dry_run = flags & FLAG_DRY_RUN != 0;
+    Ok(Open { id, source, checksum, delete, dry_run, purpose, name, meta })
 }
 
 pub(crate) fn decode_ready(body: &[u8]) -> Result<Vec<u8>, Malformed> {

@@ -57,6 +57,8 @@ pub(super) struct Job {
 /// What all parts of a sending share.
 #[derive(Debug, Default)]
 pub(super) struct State {
+    /// What is wanted is settled by that.
+    pub(super) dry_run: bool,
     pub(super) unsettled: BTreeMap<u64, Unsettled>,
     pub(super) next: u64,
     pub(super) jobs: VecDeque<Job>,
@@ -110,6 +112,15 @@ impl State {
                 *stage = Stage::Wanted;
             }
             match (verdict, *what) {
+                (Verdict::Wanted, What::File { size: bytes, .. }) if self.dry_run => {
+                    settled.extend(self.settle(entry, EntryOutcome::Stored { bytes }));
+                }
+                (Verdict::Wanted, What::Link) if self.dry_run => {
+                    settled.extend(self.settle(entry, EntryOutcome::Stored { bytes: 0 }));
+                }
+                (Verdict::Wanted, What::Directory) if self.dry_run => {
+                    settled.extend(self.settle(entry, EntryOutcome::Directory));
+                }
                 (Verdict::Wanted, What::File { size, modified, digest }) => {
                     self.jobs.push_back(Job { entry, path: path.clone(), size, modified, digest });
                 }

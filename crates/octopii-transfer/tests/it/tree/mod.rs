@@ -5,6 +5,7 @@ mod hostile;
 mod kept;
 mod many;
 pub(crate) mod recording;
+mod rehearsal;
 mod removal;
 mod retry;
 mod roundtrip;
