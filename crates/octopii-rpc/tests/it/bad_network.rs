@@ -187,3 +187,51 @@ async fn every_call_is_answered_once_or_fails_with_a_status() {
     assert!(answered > calls / 2, "only {answered} of {calls} were answered");
     assert!(broken >= 5 && lost > 0, "{broken} connections broken, {lost} datagrams lost: nothing was tried");
 }
+
+/// What a lane costs when packets are lost: `--ignored --nocapture a_lane_beside`. The figures are in docs/BENCHMARKS.md.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement, which proves nothing"]
+async fn a_lane_beside_a_stream_per_call_where_packets_are_lost() {
+    for (in_flight, one_in) in [(1, u64::MAX), (1, 50), (50, u64::MAX), (50, 50)] {
+        for lanes in [true, false] {
+            let (a, b) = pair();
+            let proxy = Proxy::start(b.local_addr(), one_in, Duration::from_millis(25)).await;
+            let _server = serve(&b, ServerOptions::default(), |router| {
+                router.register("echo", |_: Context, body: Vec<u8>| async move { Ok(body) });
+            });
+            let options = ClientOptions { lanes, ..ClientOptions::default() };
+            let client = Client::with_options(&a, StreamKind::Rpc, options);
+            let to = proxy.addr;
+            client.call::<_, Vec<u8>>(to, "echo", &vec![0u8; 64], Duration::from_secs(60)).await.unwrap();
+            let callers: Vec<_> = (0..in_flight)
+                .map(|_| {
+                    let client = client.clone();
+                    tokio::spawn(async move {
+                        let mut took = Vec::new();
+                        let begun = tokio::time::Instant::now();
+                        while begun.elapsed() < Duration::from_secs(15) {
+                            let (sent, limit) = (tokio::time::Instant::now(), Duration::from_secs(60));
+                            client.call::<_, Vec<u8>>(to, "echo", &vec![0u8; 64], limit).await.unwrap();
+                            took.push(sent.elapsed());
+                        }
+                        took
+                    })
+                })
+                .collect();
+            let mut took = Vec::new();
+            for caller in callers {
+                took.extend(caller.await.unwrap());
+            }
+            took.sort();
+            let at = |share: usize| took[(took.len() - 1) * share / 1000].as_millis();
+            println!(
+                "{in_flight} in flight, 1 of {one_in} lost, {}: {} calls, p50 {} ms, p99 {} ms, p99.9 {} ms",
+                if lanes { "lane" } else { "streams" },
+                took.len(),
+                at(500),
+                at(990),
+                at(999)
+            );
+        }
+    }
+}
