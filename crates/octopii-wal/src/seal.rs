@@ -48,8 +48,10 @@ impl Shared {
     pub(crate) fn list_entries(&self, sequence: u64) -> Result<(), Error> {
         let found = {
             let state = self.state();
-            let mut segments = state.segments.range(sequence..).map(|(_, segment)| segment);
-            segments.next().zip(segments.next()).map(|(segment, next)| {
+            let mut segments = state.segments.range(sequence..);
+            // It may have been purged meanwhile: then there is nothing to find, least of all in the next one.
+            let own = segments.next().filter(|(found, _)| **found == sequence);
+            own.zip(segments.next()).map(|((_, segment), (_, next))| {
                 (FileHandle::clone(&segment.file), segment.header, next.header.predecessor_end)
             })
         };
