@@ -53,6 +53,40 @@ fn what_is_written_past_the_cache_is_read_through_it() {
     assert_eq!(file.len().unwrap(), (expected.len() + 8 * PAGE) as u64);
 }
 
+/// What is written past the cache is not in it: reading it without waiting for the disk fails.
+#[test]
+fn the_cache_is_not_filled_by_what_is_written_past_it() {
+    use std::os::unix::fs::{FileExt, OpenOptionsExt};
+    const LEN: usize = 64 << 10;
+    let dir = tempfile::tempdir().unwrap();
+    let buffer = vec![7; LEN + 4096];
+    let aligned = buffer.as_ptr().align_offset(4096);
+    let data = &buffer[aligned..aligned + LEN];
+    let is_cached = |name: &str| {
+        let file = std::fs::File::options().read(true).open(dir.path().join(name)).unwrap();
+        let mut read = vec![0; LEN];
+        let mut into = [std::io::IoSliceMut::new(&mut read)];
+        rustix::io::preadv2(&file, &mut into, 0, rustix::io::ReadWriteFlags::NOWAIT)
+    };
+    let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
+    let by_hand = std::fs::File::options()
+        .write(true)
+        .create_new(true)
+        .custom_flags(direct)
+        .open(dir.path().join("by hand"))
+        .and_then(|file| file.write_all_at(data, 0));
+    if by_hand.is_err() || is_cached("by hand") != Err(rustix::io::Errno::AGAIN) {
+        eprintln!("skipped: the file system of {} always uses the cache", dir.path().display());
+        return;
+    }
+    let file = RealVfs.open(&dir.path().join("cached"), OpenMode::CreateNew).unwrap();
+    file.write_all_at(data, 0).unwrap();
+    assert_eq!(is_cached("cached"), Ok(LEN));
+    let file = RealVfs.open(&dir.path().join("past it"), OpenMode::CreateNew).unwrap();
+    file.write_all_at_uncached(data, 0).unwrap();
+    assert_eq!(is_cached("past it"), Err(rustix::io::Errno::AGAIN));
+}
+
 #[test]
 fn a_version_changes_with_the_content_and_its_time_cannot_be_hidden() {
     let dir = tempfile::tempdir().unwrap();
