@@ -238,6 +238,8 @@ pub(crate) struct Ledger {
     pub(crate) tally: Tally,
     pub(crate) undone: Vec<UndoneEntry>,
     undone_bytes: usize,
+    /// Entries that the other side does not count, since it cannot be told of them.
+    untold: u64,
     pub(crate) resumed_bytes: u64,
 }
 
@@ -253,14 +255,21 @@ impl Ledger {
             EntryOutcome::Removed => self.tally.removed += 1,
             EntryOutcome::NotDone(why) => {
                 self.tally.not_done += 1;
-                let bytes = path.as_os_str().len() + why.message.len();
-                if self.undone.len() < TreeReport::LISTED
-                    && self.undone_bytes + bytes <= TreeReport::LISTED_BYTES
-                {
-                    self.undone_bytes += bytes;
-                    self.undone.push(UndoneEntry { path: path.to_owned(), why: why.clone() });
-                }
+                self.list(path, why);
             }
+        }
+    }
+
+    pub(crate) fn settle_untold(&mut self, path: &std::path::Path, why: &NotDone) {
+        self.untold += 1;
+        self.list(path, why);
+    }
+
+    fn list(&mut self, path: &std::path::Path, why: &NotDone) {
+        let bytes = path.as_os_str().len() + why.message.len();
+        if self.undone.len() < TreeReport::LISTED && self.undone_bytes + bytes <= TreeReport::LISTED_BYTES {
+            self.undone_bytes += bytes;
+            self.undone.push(UndoneEntry { path: path.to_owned(), why: why.clone() });
         }
     }
 
@@ -287,7 +296,7 @@ impl Ledger {
             bytes_before: earlier.bytes,
             directories,
             removed,
-            not_done,
+            not_done: not_done + self.untold,
             undone,
             manifest,
             duration,

@@ -27,7 +27,7 @@ use self::unsettled::{Job, State};
 use super::link::{Message, enqueue, read_message, read_messages, write_messages};
 use super::many::Seat;
 use super::options::TreeOptions;
-use super::outcome::{Ledger, NotDone};
+use super::outcome::{EntryOutcome, Ledger, NotDone};
 use super::pulse::Pulse;
 use super::sessions::{LARGE, LARGE_AT_ONCE, large_meta};
 use super::source::Source;
@@ -238,6 +238,7 @@ impl Sending {
                 .blocking(move || next_page(&mut walk, &pulse).map(|(steps, body)| (walk, steps, body)))
                 .await?;
             walk = rest;
+            self.settle_untold(walk.take_untold());
             if steps.is_empty() {
                 let manifest = Digest(manifest.finalize().into());
                 let entries = {
@@ -253,6 +254,16 @@ impl Sending {
             let page = wire::page(steps.len(), &body);
             self.lock().add(steps);
             enqueue(&out, page).await?;
+        }
+    }
+
+    /// Reports what the receiver does not hear of.
+    fn settle_untold(&self, untold: Vec<(PathBuf, NotDone)>) {
+        for (path, why) in untold {
+            self.lock().ledger.settle_untold(&path, &why);
+            if let Some(on_entry) = &self.options.on_entry {
+                on_entry(&path, &EntryOutcome::NotDone(why));
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use octopii_vfs::{Attributes, DirHandle, EntryKind, OpenMode, Timestamp};
 use super::name::{check_entry_name, stays_inside};
 use super::options::Links;
 use super::outcome::{EntryFailure, NotDone};
-use super::wire::Entry;
+use super::wire::{Entry, MAX_NAME, MAX_TARGET};
 use crate::digest::PrefixHasher;
 use crate::{Digest, SourceError, TransferError};
 
@@ -49,6 +49,8 @@ pub(crate) struct Walk {
     checksum: bool,
     /// An entry that cannot be read ends the walk.
     strict: Option<PathBuf>,
+    /// What no line can be about.
+    untold: Vec<(PathBuf, NotDone)>,
 }
 
 #[derive(Debug)]
@@ -67,7 +69,12 @@ impl Walk {
     ) -> io::Result<Self> {
         let path = PathBuf::new();
         let level = Level { attributes: root.attributes(&path)?, names: root.names(&path)?.into_iter() };
-        Ok(Self { root, levels: vec![level], path, links, checksum, strict })
+        Ok(Self { root, levels: vec![level], path, links, checksum, strict, untold: Vec::new() })
+    }
+
+    /// What was met since this was last called and has no line, since its name does not fit into one, and why it is not sent.
+    pub(crate) fn take_untold(&mut self) -> Vec<(PathBuf, NotDone)> {
+        std::mem::take(&mut self.untold)
     }
 
     /// The next line, or `None` behind the root's end. Calls `advance` now and then as long as it gets on.
@@ -97,6 +104,14 @@ impl Walk {
                 Err(Failed::Unreadable(name, error)) => {
                     let why = NotDone::new(EntryFailure::Unreadable, format!("cannot be read: {error}"));
                     return Ok(Some(left_out(name, path, why)));
+                }
+                Err(Failed::LeftOut(name, why)) if name.len() > MAX_NAME => {
+                    if let Some(root) = &self.strict {
+                        let error = io::Error::new(io::ErrorKind::InvalidInput, why.message);
+                        let path = root.join(&path);
+                        return Err(SourceError::Unreadable { path, error: Arc::new(error) }.into());
+                    }
+                    self.untold.push((path, why));
                 }
                 Err(Failed::LeftOut(name, why)) => return Ok(Some(left_out(name, path, why))),
             }
@@ -145,6 +160,10 @@ impl Walk {
             }
             EntryKind::Link => {
                 let target = self.root.read_link(path).map_err(|e| failed(&name, e))?;
+                if target.len() > MAX_TARGET {
+                    let why = format!("a symbolic link with a target of more than {MAX_TARGET} bytes");
+                    return Err(Failed::LeftOut(name, NotDone::new(EntryFailure::Link, why)));
+                }
                 if !stays_inside(target.as_bytes(), self.levels.len() - 1) {
                     let why = "a symbolic link that may lead out of the tree";
                     return Err(Failed::LeftOut(name, NotDone::new(EntryFailure::Link, why)));

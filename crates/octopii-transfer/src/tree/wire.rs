@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 
 use self::entry::MAX_ENTRY;
-pub(crate) use self::entry::{Entry, MAX_NAME, put_entry};
+pub(crate) use self::entry::{Entry, MAX_NAME, MAX_TARGET, put_entry};
 use super::commit::Settled;
 use super::outcome::{EntryFailure, EntryOutcome, NotDone};
 use crate::framing::{self, HEADER_LEN, MAX_MESSAGE, Malformed, Reader, body_len, cut, put_refusal};

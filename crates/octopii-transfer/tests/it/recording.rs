@@ -43,6 +43,8 @@ struct State {
     read_delay: Duration,
     // Does not return, and how often it was called since.
     hanging: Option<(Op, usize)>,
+    // There is a name of 300 bytes in every directory, and links lead to one of 5,000.
+    odd: bool,
     rotten: Option<Rot>,
     lies: usize,
     // Locks in force, and how often one was not to be had.
@@ -99,6 +101,15 @@ impl RecordingVfs {
 
     pub(crate) fn release(&self) {
         self.0.lock().unwrap().hanging = None;
+    }
+
+    /// Shows what no system calls here can make: a name of 300 bytes in every directory, and links to one of 5,000.
+    pub(crate) fn set_odd(&self) {
+        self.0.lock().unwrap().odd = true;
+    }
+
+    pub(crate) fn is_odd(&self) -> bool {
+        self.0.lock().unwrap().odd
     }
 
     /// Makes every read slow.

@@ -10,7 +10,7 @@ use crate::tree::outcome::EntryFailure;
 /// Longest name of an entry in bytes; file systems end there too.
 pub(crate) const MAX_NAME: usize = 255;
 /// Longest target of a symbolic link in bytes.
-const MAX_TARGET: usize = 4095;
+pub(crate) const MAX_TARGET: usize = 4095;
 /// The longest entry: a link.
 pub(super) const MAX_ENTRY: usize = 1 + 1 + MAX_NAME + 12 + 2 + MAX_TARGET;
 

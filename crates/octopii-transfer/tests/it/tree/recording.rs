@@ -25,7 +25,11 @@ impl VfsDir for RecordingDir {
     }
 
     fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {
-        self.0.names(path)
+        let mut names = self.0.names(path)?;
+        if self.1.is_odd() {
+            names.push(OsString::from("z".repeat(300)));
+        }
+        Ok(names)
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<FileHandle> {
@@ -37,7 +41,10 @@ impl VfsDir for RecordingDir {
     }
 
     fn read_link(&self, path: &Path) -> io::Result<OsString> {
-        self.0.read_link(path)
+        match self.1.is_odd() {
+            true => Ok(OsString::from("z".repeat(5000))),
+            false => self.0.read_link(path),
+        }
     }
 
     fn create_link(&self, path: &Path, target: &OsStr) -> io::Result<()> {

@@ -3,15 +3,17 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use octopii_transfer::{EntryFailure, TreeOptions};
+use octopii_transfer::{EntryFailure, Links, TransferError, TreeOptions};
 use octopii_transport::StreamKind;
 
 use super::hand::{Hand, READY, results, verdicts};
 use super::{counts, put, undone};
-use crate::nodes::{Node, content, endpoint};
+use crate::nodes::{Node, content, endpoint, quick};
 use crate::raw::message;
+use crate::recording::RecordingVfs;
 
 const PACK: u8 = 6;
 const END: u8 = 8;
@@ -107,4 +109,35 @@ async fn a_large_file_that_changed_since_the_walk_is_reported() {
     let report = sent.unwrap();
     assert_eq!(undone(&report), [("f".to_owned(), EntryFailure::Changed)]);
     assert_eq!(counts(&report), (0, 0, 1, 1));
+}
+
+/// Some file systems have names, and links to names, that are longer than what can travel. They are reported, and the rest is sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_long_to_be_told_is_reported() {
+    let odd = RecordingVfs::default();
+    let (a, b) = (Node::with(1, odd.shared(), quick()), Node::new(2));
+    b.open_trees(|inbox| inbox.links(true));
+    put(&a.tree(), "d/f", b"x");
+    symlink("d", a.tree().join("l")).unwrap();
+    odd.set_odd();
+    let heard = Arc::new(Mutex::new(0));
+    let hearing = Arc::clone(&heard);
+    let options = TreeOptions {
+        links: Links::Inside,
+        on_entry: Some(Arc::new(move |_, _| *hearing.lock().unwrap() += 1)),
+        ..TreeOptions::new("tree")
+    };
+    let report = a.transfer.send_tree(b.addr(), a.tree(), options.clone()).await.unwrap();
+    let long = "z".repeat(300);
+    let expected = [
+        (format!("d/{long}"), EntryFailure::BadName),
+        ("l".to_owned(), EntryFailure::Link),
+        (long, EntryFailure::BadName),
+    ];
+    assert_eq!(undone(&report), expected);
+    assert_eq!(counts(&report), (1, 0, 2, 3));
+    assert_eq!(*heard.lock().unwrap(), 6);
+    let options = TreeOptions { strict: true, ..options };
+    let error = a.transfer.send_tree(b.addr(), a.tree(), options).await.unwrap_err();
+    assert!(matches!(error, TransferError::Source(_)), "{error}");
 }
