@@ -22,10 +22,12 @@
 //! What is *not* here: choosing who may send what beyond the policy's word. The bytes are described in `docs/formats/transfer.md`
 //! and `docs/formats/tree.md`.
 
+mod accept;
 mod activity;
 mod asking;
 mod budget;
 mod buffers;
+mod checker;
 mod checkpoints;
 mod claims;
 mod compression;
@@ -59,6 +61,7 @@ mod service;
 mod shared;
 mod sink;
 mod source;
+mod store;
 mod storing;
 mod supply;
 mod temporary;

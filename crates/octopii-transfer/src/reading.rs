@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use crate::activity::Activity;
 use crate::link::Inlet;
-use crate::sink::IncomingBlock;
+use crate::store::IncomingBlock;
 use crate::storing::Arrival;
 use crate::wire::{self, Header, Tag};
 use crate::{Digest, FailureCode, Refusal, TransferError};

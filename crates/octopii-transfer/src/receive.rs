@@ -8,40 +8,31 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use octopii_transport::{Connection, Incoming, SendStream, StreamError};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use octopii_transport::{Incoming, SendStream, StreamError};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
+use crate::accept::{Accepted, accept};
 use crate::activity::Activity;
 use crate::claims::Claim;
-use crate::journal::{About, SMALLEST_BLOCK};
 use crate::link::Inlet;
 use crate::outcomes::Outcome;
 use crate::reading::{Expected, read_arrivals};
-use crate::registry::Registration;
 use crate::relay::gather::{Gather, Terms, read_orders};
 use crate::relay::shelf::Shelved;
 use crate::respond::{Answers, answer_and_finish, respond};
 use crate::shared::{AbortOnDrop, Shared};
-use crate::sink::{Opened, Sink};
+use crate::sink::Sink;
 use crate::storing::{Arrival, Damage, MAX_REPAIRS, Stored, Storing};
 use crate::wire::relay::{Need, RelayKey};
 use crate::wire::{self, Acceptance, AckLevel, Acknowledgement, OfferBody, Span, Tag};
 use crate::{
-    Destination, Digest, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refusal, TransferError,
-    TransferId, relay, tree,
+    Digest, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refusal, TransferError, TransferId, relay,
 };
 
 /// Blocks between network and disk. With those in the steps of checking and writing and the one that is arriving, a transfer
 /// holds up to 13 blocks.
 const QUEUE: usize = 4;
-
-/// How long an earlier transfer of the same content may take to let go of it.
-const HANDOVER: Duration = Duration::from_secs(5);
-
-/// A file in use by another process, or in the middle of a sweep, is tried this often.
-const OPEN_ATTEMPTS: u32 = 100;
-const OPEN_PERIOD: Duration = Duration::from_millis(50);
 
 /// How long a chunk that arrived is kept at hand for other receivers, at the most.
 const RETAIN: Duration = Duration::from_secs(600);
@@ -50,20 +41,6 @@ enum Opening {
     Offer(OfferBody),
     Query(TransferId),
     Fetch(RelayKey, u64),
-}
-
-/// An offer that was taken.
-struct Accepted {
-    offer: Arc<Offer>,
-    policy: Arc<dyn ReceivePolicy>,
-    registration: Registration,
-    sink: Box<Sink>,
-    claim: Option<Claim>,
-    slot: OwnedSemaphorePermit,
-    /// If the sender lets other receivers have the content from here.
-    shelved: Option<Arc<Shelved>>,
-    /// Whether blocks may come compressed.
-    decompresses: bool,
 }
 
 /// Serves a stream that a peer opened: a transfer or a question about one.
@@ -108,140 +85,6 @@ async fn read_opening(recv: &mut Inlet) -> Result<Opening, TransferError> {
         }
         Tag::Query => Ok(Opening::Query(wire::decode_query(&recv.body(header).await?)?)),
         _ => Err(TransferError::Protocol("a transfer begins with an offer")),
-    }
-}
-
-fn offer(body: &OfferBody, connection: &Connection) -> Offer {
-    Offer {
-        id: body.id,
-        purpose: body.purpose.clone(),
-        name: body.name.clone(),
-        size: body.size,
-        meta: body.meta.clone(),
-        peer: *connection.peer(),
-        remote_addr: connection.remote_addr(),
-    }
-}
-
-async fn accept(
-    shared: &Arc<Shared>,
-    body: &OfferBody,
-    connection: &Connection,
-) -> Result<Accepted, Refusal> {
-    let offer = Arc::new(offer(body, connection));
-    let Some(policy) = shared.policy(&offer.purpose) else {
-        return Err(Refusal::new(FailureCode::UnknownPurpose, "nothing here takes chunks of this purpose"));
-    };
-    let about = body
-        .resume
-        .filter(|_| body.size.is_some() && body.block_size >= SMALLEST_BLOCK)
-        .map(|key| About { key, size: body.size, block_size: body.block_size });
-    let claim = match body.resume {
-        None => None,
-        Some(key) => match shared.claims.claim(key, HANDOVER).await {
-            None => {
-                return Err(Refusal::new(FailureCode::Busy, "an earlier transfer of it has not ended yet"));
-            }
-            claim => claim,
-        },
-    };
-    let slots = match offer.purpose.as_str() {
-        // A tree must not take the place that its own files need.
-        tree::LARGE => shared.trees.sessions.places(&offer).ok_or_else(tree::not_asked_for)?,
-        _ => Arc::clone(&shared.slots),
-    };
-    let Ok(slot) = slots.try_acquire_owned() else {
-        let message =
-            format!("{} transfers are being received; try again later", shared.options.max_incoming);
-        return Err(Refusal::new(FailureCode::Busy, message));
-    };
-    let Some(registration) = shared.registry.register(offer.peer.node_id, offer.id) else {
-        return Err(Refusal::new(
-            FailureCode::DuplicateId,
-            "this transfer is under way or finished; ask its status",
-        ));
-    };
-    let destination = {
-        let (service, policy, offer) = (Arc::clone(shared), Arc::clone(&policy), Arc::clone(&offer));
-        let deciding = shared.executor.blocking(move || {
-            let decided = policy.accept(&offer);
-            if let Ok(Destination::File { dir, .. }) = &decided {
-                service.sweep_once(dir);
-            }
-            decided
-        });
-        deciding.await
-    };
-    let opened = match destination {
-        Ok(destination) => match level(&destination, body.ack, policy.least_ack()) {
-            Ok(level) => open(shared, &Arc::new(destination), body, about, level).await.map_err(|e| {
-                tracing::debug!(id = %offer.id, "cannot receive: {e}");
-                e.to_peer()
-            }),
-            Err(refusal) => Err(refusal),
-        },
-        Err(refusal) => Err(refusal),
-    };
-    match opened {
-        Ok(mut sink) => {
-            let shelve = |key| {
-                let file = Arc::clone(sink.store.file()?.file());
-                shared.shelf.put(key, file, body.block_size, sink.checker.offset())
-            };
-            let shelved = body.relay.and_then(shelve).map(Arc::new);
-            if shelved.is_some() {
-                sink.store.expect_readers();
-            }
-            let decompresses = body.compressed && shared.options.decompress && sink.checker.take_compressed();
-            Ok(Accepted { offer, policy, registration, sink, claim, slot, shelved, decompresses })
-        }
-        Err(refusal) => {
-            registration.end(Err(refusal.clone()));
-            Err(refusal)
-        }
-    }
-}
-
-/// What a chunk is acknowledged as: what its sender wants, or more.
-fn level(destination: &Destination, wanted: Option<AckLevel>, least: AckLevel) -> Result<AckLevel, Refusal> {
-    match destination {
-        // A power cut could take the new content, and its name the old one: neither would be left.
-        Destination::File { replace: true, .. } => Ok(AckLevel::Durable),
-        Destination::File { .. } => Ok(wanted.unwrap_or(AckLevel::Durable).max(least)),
-        Destination::Memory { .. } if wanted == Some(AckLevel::Durable) => Err(Refusal::new(
-            FailureCode::AckLevel,
-            "it is taken into memory there, and not durable: ask for no more than verified",
-        )),
-        Destination::Memory { .. } => {
-            Ok(wanted.unwrap_or(AckLevel::Verified).max(least).min(AckLevel::Verified))
-        }
-    }
-}
-
-async fn open(
-    shared: &Arc<Shared>,
-    destination: &Arc<Destination>,
-    body: &OfferBody,
-    mut about: Option<About>,
-    level: AckLevel,
-) -> Result<Box<Sink>, TransferError> {
-    let (size, block_size) = (body.size, body.block_size);
-    let mut attempts = 0;
-    loop {
-        let (resources, to) = (Arc::clone(&shared.resources), Arc::clone(destination));
-        let opening =
-            shared.executor.blocking(move || Sink::open(&resources, &to, size, block_size, about, level));
-        match opening.await? {
-            Opened::Sink(sink) => return Ok(sink),
-            Opened::InUse => {
-                attempts += 1;
-                if attempts == OPEN_ATTEMPTS {
-                    // Another process has it: this one begins anew, and keeps nothing.
-                    about = None;
-                }
-                sleep(OPEN_PERIOD).await;
-            }
-        }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::claims::Claims;
 use crate::outcomes::Outcomes;
 use crate::registry::Registry;
 use crate::relay::shelf::Shelf;
-use crate::sink::Resources;
+use crate::store::Resources;
 use crate::temporary::{Keeping, sweep};
 use crate::tree::Trees;
 

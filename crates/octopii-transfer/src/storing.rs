@@ -11,10 +11,12 @@ use octopii_vfs::FileHandle;
 use tokio::sync::mpsc;
 
 use crate::activity::Activity;
+use crate::checker::still_damaged;
 use crate::journal::{Journal, Prefix};
 use crate::relay::shelf::Shelved;
 use crate::shared::AbortOnDrop;
-use crate::sink::{IncomingBlock, Sink, still_damaged};
+use crate::sink::Sink;
+use crate::store::IncomingBlock;
 use crate::wire::Span;
 use crate::{Digest, TransferError};
 

@@ -14,7 +14,7 @@ use crate::link::Inlet;
 use crate::reading::{BLOCK_PATIENCE, read_block, read_offset, size_mismatch};
 use crate::relay::feed::{Fed, Feed, Wanted};
 use crate::shared::Shared;
-use crate::sink::IncomingBlock;
+use crate::store::IncomingBlock;
 use crate::storing::Arrival;
 use crate::wire::relay::{Need, RelayKey, Supplier, Vouched, decode_supplier, decode_vouch};
 use crate::wire::{self, Tag};
