@@ -19,7 +19,7 @@ use super::policy::TreeDestination;
 use super::removal::Extras;
 use super::root::Root;
 use super::walk::{MAX_DEPTH, MAX_DIRECTORY_PATH, hash};
-use super::wire::{Entry, SMALL, Verdict};
+use super::wire::{Entry, MAX_NAME, SMALL, Verdict};
 use crate::framing::Malformed;
 use crate::name::TEMPORARY_PREFIX;
 use crate::{Digest, TransferError};
@@ -87,7 +87,9 @@ impl Level {
     fn pass(&mut self, told: Option<&[u8]>, extras: &mut Extras) -> Result<(), TransferError> {
         let Some(present) = &mut self.present else { return Ok(()) };
         while let Some(name) = present.next_if(|name| told.is_none_or(|told| name.as_bytes() < told)) {
-            if !name.as_bytes().starts_with(TEMPORARY_PREFIX.as_bytes()) {
+            // The source may have a name that is too long to be told of.
+            let untold = name.len() > MAX_NAME;
+            if !untold && !name.as_bytes().starts_with(TEMPORARY_PREFIX.as_bytes()) {
                 extras.add(self.path.join(name))?;
             }
         }
@@ -453,5 +455,28 @@ pub(crate) fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> NotDone {
             _ => EntryFailure::Io,
         };
         NotDone::new(failure, format!("{doing} failed at the receiver: {}", e.kind()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names of more than 255 bytes exist on some file systems, and no test can make them on the others.
+    #[test]
+    fn what_cannot_be_told_of_is_not_missing() {
+        let names =
+            ["a".repeat(MAX_NAME + 1), "a".repeat(MAX_NAME), "b".into(), format!("{TEMPORARY_PREFIX}x")];
+        let mut present: Vec<_> = names.iter().map(OsString::from).collect();
+        present.sort();
+        let mut level = Level {
+            path: PathBuf::from("t"),
+            last: Vec::new(),
+            state: State::Existing,
+            present: Some(present.into_iter().peekable()),
+        };
+        let mut extras = Extras::default();
+        level.pass(None, &mut extras).unwrap();
+        assert_eq!(extras.paths(), [PathBuf::from("t").join(&names[1]), "t/b".into()]);
     }
 }

@@ -29,6 +29,11 @@ impl Extras {
         self.paths.is_empty()
     }
 
+    #[cfg(test)]
+    pub(crate) fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
     pub(crate) fn add(&mut self, path: PathBuf) -> Result<(), TransferError> {
         self.bytes += path.as_os_str().len() + PATH_COST;
         if self.bytes > MAX_BYTES {
