@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use octopii_vfs::{OpenMode, Vfs};
+use octopii_vfs::{FileHandle, OpenMode, Vfs};
 
 use crate::error::OpenError;
 use crate::recovery::{self, Tail};
@@ -71,17 +71,38 @@ pub fn inspect(dir: impl AsRef<Path>, vfs: &Arc<dyn Vfs>) -> Result<Inspection, 
     // A live log may begin, fill and remove segments while they are listed and read, which can look like damage. What is
     // really damaged looks the same twice.
     let mut before = String::new();
-    for _ in 0..TRIES {
+    let mut tries = 0;
+    loop {
+        tries += 1;
         match inspect_once(dir, vfs) {
-            Err(error) if error.to_string() != before => before = error.to_string(),
-            outcome => return outcome,
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) if tries < TRIES => {}
+            Err(error) if error.to_string() != before && tries < TRIES => before = error.to_string(),
+            Ok(None) => return Err(changing(dir)),
+            Err(error) => return Err(error),
         }
     }
-    inspect_once(dir, vfs)
 }
 
-fn inspect_once(dir: &Path, vfs: &Arc<dyn Vfs>) -> Result<Inspection, OpenError> {
-    let recovered = recovery::recover(open_all(dir, vfs)?, recovery::threads())?;
+fn changing(dir: &Path) -> OpenError {
+    let reason =
+        io::Error::new(io::ErrorKind::ResourceBusy, "its segments change faster than they can be read");
+    OpenError::Io { operation: "inspect", path: dir.to_owned(), reason }
+}
+
+/// `None` if a file was made ready for another segment while it was read.
+fn inspect_once(dir: &Path, vfs: &Arc<dyn Vfs>) -> Result<Option<Inspection>, OpenError> {
+    let files = open_all(dir, vfs)?;
+    let segments = files.iter().filter(|f| f.header.is_some());
+    let opened: Vec<_> =
+        segments.map(|f| (FileHandle::clone(&f.file), f.path.clone(), f.sequence, f.header)).collect();
+    let recovered = recovery::recover(files, recovery::threads())?;
+    // The header is the first thing to go when a file is used again, so what was read before was the segment's.
+    for (file, path, sequence, header) in opened {
+        if SegmentFile::from_handle(file, path, sequence)?.header != header {
+            return Ok(None);
+        }
+    }
     let segments: Vec<_> = recovered
         .segments
         .iter()
@@ -116,7 +137,7 @@ fn inspect_once(dir: &Path, vfs: &Arc<dyn Vfs>) -> Result<Inspection, OpenError>
         .collect();
     topics.sort_by(|a, b| a.name.cmp(&b.name));
     let bytes = segments.iter().map(|s| s.bytes).chain(recovered.useless.iter().map(|f| f.len)).sum();
-    Ok(Inspection { segments, topics, bytes, tail: recovered.tail })
+    Ok(Some(Inspection { segments, topics, bytes, tail: recovered.tail }))
 }
 
 /// Opens the segments that were in `dir` at one moment. Open files stay readable when a live log removes them.
