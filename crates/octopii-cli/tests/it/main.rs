@@ -128,9 +128,12 @@ fn succeeded(output: &Output) -> String {
 
 /// The command failed with this code and one clear line that contains `told`.
 fn failed(output: &Output, code: i32, told: &str) {
-    let line = stderr(output);
-    assert_eq!(output.status.code(), Some(code), "{line}");
-    assert!(line.contains(told), "{told:?} is not in {line:?}");
-    assert_eq!(line.trim_end().lines().count(), 1, "more than one line: {line}");
-    assert!(!line.contains("panicked"), "{line}");
+    let all = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{all}");
+    // A busy machine may be warned of, which says nothing about the command.
+    let mut lines = all.lines().filter(|line| !line.contains("WARN"));
+    let line = lines.next().unwrap_or_default();
+    assert!(line.contains(told), "{told:?} is not in {line:?}: {all}");
+    assert_eq!(lines.next(), None, "more than one line: {all}");
+    assert!(!all.contains("panicked"), "{all}");
 }
