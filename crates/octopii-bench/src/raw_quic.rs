@@ -44,6 +44,7 @@ pub(crate) async fn pair(server_side: &tokio::runtime::Handle) -> Outcome<Pair> 
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, private())?;
 
+    let limits = octopii_transport::Limits::default();
     let mut transport = quinn::TransportConfig::default();
     let mut discovery = quinn::MtuDiscoveryConfig::default();
     discovery.upper_bound(MTU);
@@ -53,9 +54,9 @@ pub(crate) async fn pair(server_side: &tokio::runtime::Handle) -> Outcome<Pair> 
     congestion.initial_window(10 * u64::from(MTU));
     transport
         .max_concurrent_bidi_streams(1024u32.into())
-        .stream_receive_window((4u32 << 20).into())
-        .receive_window((64u32 << 20).into())
-        .send_window(8 << 20)
+        .stream_receive_window(limits.stream_window.into())
+        .receive_window(limits.connection_window.into())
+        .send_window(limits.send_window)
         .send_fairness(false)
         .mtu_discovery_config(Some(discovery))
         .ack_frequency_config(Some(acks))
