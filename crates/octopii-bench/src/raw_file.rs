@@ -38,6 +38,16 @@ pub fn appends(dir: &Path, size: usize, durable: bool, time: Duration) -> Outcom
     Ok(load)
 }
 
+/// Writes a new file of `bytes` bytes, a MiB at a time, and syncs it once at the end.
+pub fn whole(path: &Path, bytes: usize) -> Outcome<()> {
+    let file = File::options().create_new(true).write(true).open(path)?;
+    let block = vec![7; 1 << 20];
+    for at in (0..bytes).step_by(block.len()) {
+        file.write_all_at(&block[..block.len().min(bytes - at)], at as u64)?;
+    }
+    Ok(file.sync_data()?)
+}
+
 fn zeroed(path: &Path) -> Outcome<File> {
     let file = File::options().create(true).truncate(true).write(true).open(path)?;
     let zeroes = vec![0; 1 << 20];

@@ -5,8 +5,8 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Instant;
 
 use bytes::Bytes;
-use octopii_bench::Outcome;
 use octopii_bench::report::{Subject, in_turn, median, ratios};
+use octopii_bench::{Outcome, raw_file};
 use octopii_transfer::{
     ChunkSource, Destination, InboxPolicy, Offer, ReceivePolicy, ReceivedChunk, Refusal, SendOptions,
     Transfer, TransferOptions,
@@ -54,6 +54,15 @@ pub(crate) fn measure(dir: &Path, rounds: usize, mib: usize) -> Outcome<()> {
             subjects.push(Box::new(move || run(mib, own_file(chunk, inbox.path()))));
         }
     }
+    names.push("a file written on disk and synced, no network");
+    let written = dir.join("written.bin");
+    subjects.push(Box::new(move || {
+        let begun = (Instant::now(), cpu::seconds()?);
+        raw_file::whole(&written, bytes)?;
+        let Taken { seconds, cpu } = Taken::since(begun)?;
+        std::fs::remove_file(&written)?;
+        Ok(Run { rate: mib as f64 / seconds, cpu: cpu * 1024.0 / mib as f64 })
+    }));
     names.push("file to file on disk, durable");
     subjects.push(Box::new(|| run(mib, own_file(&file, &inbox))));
     let taken = in_turn(rounds, &mut subjects)?;
