@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use octopii_bench::Outcome;
 use octopii_bench::report::median;
-use octopii_transfer::{ChunkSource, InboxPolicy, Location, SendOptions, Transfer, TransferOptions};
-use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Executor};
-use octopii_wal::vfs::RealVfs;
+use octopii_transfer::{ChunkSource, InboxPolicy, Location, SendOptions, TransferOptions};
+
+use crate::peers::Peers;
 
 pub(crate) fn measure(dir: &Path, rounds: usize, time: Duration) -> Outcome<()> {
     println!(
@@ -45,13 +45,8 @@ pub(crate) fn measure(dir: &Path, rounds: usize, time: Duration) -> Outcome<()> 
 
 /// Bytes per second of the whole call, and from the first report of bytes sent to the last.
 async fn send(inbox: &Path, content: Bytes, limit: u64) -> Outcome<[f64; 2]> {
-    let executor = Executor::new(tokio::runtime::Handle::current());
-    let authority = ClusterAuthority::generate()?;
-    let a = Endpoint::bind(&executor, &authority.issue(1)?, EndpointOptions::default())?;
-    let b = Endpoint::bind(&executor, &authority.issue(2)?, EndpointOptions::default())?;
-    let sender = Transfer::start(&a, RealVfs::shared(), TransferOptions::default())?;
-    let receiver = Transfer::start(&b, RealVfs::shared(), TransferOptions::default())?;
-    receiver.receive(
+    let peers = Peers::start(&TransferOptions::default())?;
+    peers.receiver.receive(
         "bench",
         InboxPolicy::new(inbox).on_received(|chunk| {
             if let Location::File(path) = chunk.location {
@@ -60,7 +55,7 @@ async fn send(inbox: &Path, content: Bytes, limit: u64) -> Outcome<[f64; 2]> {
             }
         }),
     );
-    a.connect(b.local_addr()).await?;
+    peers.connect().await?;
     type Point = (Instant, u64);
     let ends: Arc<Mutex<Option<(Point, Point)>>> = Arc::default();
     let seen = Arc::clone(&ends);
@@ -81,7 +76,7 @@ async fn send(inbox: &Path, content: Bytes, limit: u64) -> Outcome<[f64; 2]> {
         ..SendOptions::new("bench")
     };
     let begun = Instant::now();
-    sender.send(b.local_addr(), &ChunkSource::Memory(content), options).await?;
+    peers.sender.send(peers.addr(), &ChunkSource::Memory(content), options).await?;
     let whole = bytes / begun.elapsed().as_secs_f64();
     let (first, last) = ends.lock().unwrap_or_else(PoisonError::into_inner).ok_or("no progress was told")?;
     Ok([whole, (last.1 - first.1) as f64 / (last.0 - first.0).as_secs_f64()])

@@ -8,6 +8,7 @@ mod distribute;
 mod large;
 mod limited;
 mod memory;
+mod peers;
 mod propose;
 mod raw_quic;
 mod rpc;

@@ -9,13 +9,12 @@ use octopii_bench::report::{Subject, in_turn, median, ratios};
 use octopii_bench::{Outcome, raw_file};
 use octopii_transfer::{
     ChunkSource, Destination, InboxPolicy, Offer, ReceivePolicy, ReceivedChunk, Refusal, SendOptions,
-    Transfer, TransferOptions,
+    TransferOptions,
 };
-use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Executor};
-use octopii_wal::vfs::RealVfs;
 use sha2::{Digest as _, Sha256};
 use tokio::runtime::{Builder, Runtime};
 
+use crate::peers::Peers;
 use crate::{cpu, raw_quic};
 
 /// What one run took.
@@ -189,17 +188,11 @@ async fn own_file(chunk: &ChunkSource, inbox: &Path) -> Outcome<Taken> {
 }
 
 async fn own(chunk: &ChunkSource, policy: impl ReceivePolicy) -> Outcome<Taken> {
-    let executor = Executor::new(tokio::runtime::Handle::current());
-    let authority = ClusterAuthority::generate()?;
-    let a = Endpoint::bind(&executor, &authority.issue(1)?, EndpointOptions::default())?;
-    let b = Endpoint::bind(&executor, &authority.issue(2)?, EndpointOptions::default())?;
-    let options = TransferOptions { max_memory: u64::MAX, ..TransferOptions::default() };
-    let sender = Transfer::start(&a, RealVfs::shared(), options.clone())?;
-    let receiver = Transfer::start(&b, RealVfs::shared(), options)?;
-    receiver.receive("bench", policy);
-    a.connect(b.local_addr()).await?;
+    let peers = Peers::start(&TransferOptions { max_memory: u64::MAX, ..TransferOptions::default() })?;
+    peers.receiver.receive("bench", policy);
+    peers.connect().await?;
     let begun = (Instant::now(), cpu::seconds()?);
-    sender.send(b.local_addr(), chunk, SendOptions::new("bench")).await?;
+    peers.sender.send(peers.addr(), chunk, SendOptions::new("bench")).await?;
     Taken::since(begun)
 }
 

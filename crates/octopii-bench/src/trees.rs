@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use octopii_bench::Outcome;
 use octopii_bench::report::{compare, head};
-use octopii_transfer::{Transfer, TransferOptions, TreeInbox, TreeOptions, TreeReport};
-use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Executor};
-use octopii_wal::vfs::RealVfs;
+use octopii_transfer::{TransferOptions, TreeInbox, TreeOptions, TreeReport};
 use tokio::runtime::Builder;
+
+use crate::peers::Peers;
 
 /// Files and their size. They lie in directories of a hundred.
 const FILES: usize = 10_000;
@@ -99,15 +99,11 @@ fn sync(dir: &Path) -> Outcome<()> {
 fn own(source: &Path, inbox: &Path, stored: u64) -> Outcome<f64> {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let executor = Executor::new(tokio::runtime::Handle::current());
-        let authority = ClusterAuthority::generate()?;
-        let a = Endpoint::bind(&executor, &authority.issue(1)?, EndpointOptions::default())?;
-        let b = Endpoint::bind(&executor, &authority.issue(2)?, EndpointOptions::default())?;
-        let sender = Transfer::start(&a, RealVfs::shared(), TransferOptions::default())?;
-        let receiver = Transfer::start(&b, RealVfs::shared(), TransferOptions::default())?;
-        receiver.receive_trees("bench", TreeInbox::new(inbox));
+        let peers = Peers::start(&TransferOptions::default())?;
+        peers.receiver.receive_trees("bench", TreeInbox::new(inbox));
         let begun = Instant::now();
-        let report: TreeReport = sender.send_tree(b.local_addr(), source, TreeOptions::new("bench")).await?;
+        let report: TreeReport =
+            peers.sender.send_tree(peers.addr(), source, TreeOptions::new("bench")).await?;
         let rate = rate(begun);
         if !report.is_complete() || report.stored != stored {
             return Err(format!("not as it should be: {report:?}").into());
