@@ -78,7 +78,7 @@ impl From<Status> for Failure {
 }
 
 /// A message is one line, whatever a peer or a file name puts into it: control characters are shown, not obeyed.
-fn one_line(message: impl fmt::Display) -> String {
+pub(crate) fn one_line(message: impl fmt::Display) -> String {
     let mut line = String::new();
     for c in message.to_string().chars() {
         if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }

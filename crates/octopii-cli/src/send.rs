@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::args::{Ack, Send, Target, mistake};
 use crate::cluster;
-use crate::exit::Failure;
+use crate::exit::{Failure, one_line};
 use crate::identity::{passing_node, required};
 use crate::output::{Output, bytes};
 use crate::progress::{Bars, Tally};
@@ -237,7 +237,7 @@ fn report(output: Output, result: &TransferResult, tally: Tally, path: &str, sev
     let error = result.error.as_ref().map(ToString::to_string);
     let digest = result.digest.map(|digest| digest.to_string());
     let level = result.level.map(|level| level.to_string());
-    let name = if several { format!("{}  ", Failure::failed(path)) } else { String::new() };
+    let name = if several { format!("{}  ", one_line(path)) } else { String::new() };
     let mut asides = Vec::new();
     if resumed > 0 {
         asides.push(format!("{} of them from before", bytes(resumed)));
@@ -255,7 +255,7 @@ fn report(output: Output, result: &TransferResult, tally: Tally, path: &str, sev
             result.duration,
             level.as_deref().unwrap_or_default()
         ),
-        Some(error) => format!("{name}{}  failed: {}", result.peer, Failure::failed(error)),
+        Some(error) => format!("{name}{}  failed: {}", result.peer, one_line(error)),
     };
     output.result(
         line,
@@ -281,7 +281,7 @@ fn summarize(output: Output, sent: &[Sent], peers: usize) {
     for one in sent {
         let digest = one.digest.map_or_else(|| "-".repeat(64), |digest| digest.to_string());
         let why = one.failure.as_ref().map(|why| format!("  ({why})")).unwrap_or_default();
-        lines.push(format!("{digest}  {}{why}", Failure::failed(&one.path)));
+        lines.push(format!("{digest}  {}{why}", one_line(&one.path)));
     }
     let items = sent.iter().map(|one| {
         json!({

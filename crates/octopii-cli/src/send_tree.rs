@@ -11,7 +11,7 @@ use octopii::{
 use serde_json::{Value, json};
 
 use crate::args::Send;
-use crate::exit::Failure;
+use crate::exit::{Failure, one_line};
 use crate::identity::{passing_node, required};
 use crate::output::{Output, bytes};
 use crate::stop::stop_signal;
@@ -94,7 +94,7 @@ fn report(output: Output, peer: SocketAddr, result: &Result<TreeReport>, dry_run
         Err(error) => {
             let error = error.to_string();
             let value = json!({ "peer": peer, "success": false, "error": error });
-            output.result(format_args!("{peer}  failed: {}", Failure::failed(&error)), &value);
+            output.result(format_args!("{peer}  failed: {}", one_line(&error)), &value);
         }
     }
 }
