@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::pulse::Pulse;
 use super::wire::{self, Header, Open, Tag};
 use crate::framing::HEADER_LEN;
+use crate::shared::AbortOnDrop;
 use crate::{FailureCode, Refusal, TransferError};
 
 /// Whoever has nothing to say for this long says so.
@@ -100,6 +101,22 @@ pub(crate) async fn write_messages(
             Err(_) => send.write_chunk(wire::alive(pulse.has_worked(&mut since))).await?,
         }
     }
+}
+
+/// Queues the last message and waits, but not longer than the other side may be idle, until it has everything.
+pub(crate) async fn say_last(
+    queue: mpsc::Sender<Bytes>,
+    last: Bytes,
+    mut writing: AbortOnDrop<Result<(), StreamError>>,
+    idle: Duration,
+) {
+    let ending = async {
+        // Errors mean that the stream is gone: nobody is left to be told.
+        let _ = queue.send(last).await;
+        drop(queue);
+        let _ = (&mut writing.0).await;
+    };
+    let _ = timeout(idle, ending).await;
 }
 
 /// Finishes the stream and waits until the other side's transport has everything.

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::check::{Awaited, Checked, Checker, Task, Wanted};
 use super::commit::{self, Closing, Settled, Staged};
-use super::link::{Message, enqueue, read_messages, write_messages};
+use super::link::{Message, enqueue, read_messages, say_last, write_messages};
 use super::outcome::{Earlier, EntryFailure, EntryOutcome, Ledger, NotDone};
 use super::policy::{ReceivedTree, TreeOffer, TreePolicy};
 use super::pulse::Pulse;
@@ -74,7 +74,7 @@ pub(super) async fn receive(
     let (out, queued) = mpsc::channel(QUEUE);
     let pulse = Arc::new(Pulse::default());
     let idle = shared.options.idle_timeout;
-    let mut writing = AbortOnDrop(shared.executor.spawn(write_messages(send, queued, Arc::clone(&pulse))));
+    let writing = AbortOnDrop(shared.executor.spawn(write_messages(send, queued, Arc::clone(&pulse))));
     let (messages, incoming) = mpsc::channel(QUEUE);
     let Accepted { work, checksum, arrivals, session } = accepted;
     let ready = wire::ready(work.root.path.as_os_str().as_bytes());
@@ -126,13 +126,7 @@ pub(super) async fn receive(
     };
     // Free before anyone hears of the end, so that whoever does can send the next one at once.
     drop((session, receiving, work, slot));
-    let ending = async {
-        // Errors mean that the stream is gone: nobody is left to be told.
-        let _ = out.send(last).await;
-        drop(out);
-        let _ = (&mut writing.0).await;
-    };
-    let _ = timeout(idle, ending).await;
+    say_last(out, last, writing, idle).await;
 }
 
 /// The part between the messages and the disk.

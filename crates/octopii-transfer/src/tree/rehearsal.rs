@@ -7,10 +7,9 @@ use bytes::Bytes;
 use octopii_transport::{RecvStream, SendStream};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::time::timeout;
 
 use super::check::{Checked, Checker};
-use super::link::{Message, enqueue, read_messages, write_messages};
+use super::link::{Message, enqueue, read_messages, say_last, write_messages};
 use super::outcome::Ledger;
 use super::pulse::Pulse;
 use super::receive::{QUEUE, REMOVED_AT_ONCE};
@@ -38,7 +37,7 @@ pub(super) async fn rehearse(
     let (out, queued) = mpsc::channel(QUEUE);
     let idle = shared.options.idle_timeout;
     let pulse = Arc::new(Pulse::default());
-    let mut writing = AbortOnDrop(shared.executor.spawn(write_messages(send, queued, Arc::clone(&pulse))));
+    let writing = AbortOnDrop(shared.executor.spawn(write_messages(send, queued, Arc::clone(&pulse))));
     let (messages, incoming) = mpsc::channel(QUEUE);
     let outcome = tokio::select! {
         biased;
@@ -52,13 +51,7 @@ pub(super) async fn rehearse(
         wire::fail(&refusal)
     });
     drop(slot);
-    let ending = async {
-        // Errors mean that the stream is gone: nobody is left to be told.
-        let _ = out.send(last).await;
-        drop(out);
-        let _ = (&mut writing.0).await;
-    };
-    let _ = timeout(idle, ending).await;
+    say_last(out, last, writing, idle).await;
 }
 
 /// Gives back the last message.

@@ -13,7 +13,7 @@ use octopii_transport::StreamKind;
 use octopii_vfs::{RealVfs, Vfs};
 
 use crate::nodes::{BLOCK, Node, content, endpoint, eventually, names, quick, read};
-use crate::raw::{ACCEPT, ACK, Raw, accept_body, message, read_offer};
+use crate::raw::acknowledge;
 use crate::recording::{Op, RecordingVfs};
 
 const WAIT: Duration = Duration::from_secs(15);
@@ -206,16 +206,8 @@ async fn less_than_was_asked_for_is_an_error() {
     ] {
         let (a, receiver) = (Node::new(1), endpoint(2));
         let mut acceptor = receiver.acceptor(StreamKind::Transfer).unwrap();
-        tokio::spawn(async move {
-            let mut raw = Raw::accept(&mut acceptor).await;
-            read_offer(&mut raw).await;
-            raw.write(&message(ACCEPT, &accept_body(0, b""))).await;
-            while raw.read().await.0 != 5 {}
-            let body = [&[told][..], &3u64.to_le_bytes(), &Digest::of(b"abc").0].concat();
-            raw.write(&message(ACK, &body)).await;
-            raw.send.finish().unwrap();
-            let _ = raw.send.stopped().await;
-        });
+        let body = [&[told][..], &3u64.to_le_bytes(), &Digest::of(b"abc").0].concat();
+        tokio::spawn(async move { acknowledge(&mut acceptor, &body).await });
         let source = ChunkSource::Memory("abc".into());
         let sent = a.transfer.send(receiver.local_addr(), &source, asking(wanted)).await;
         match sent {

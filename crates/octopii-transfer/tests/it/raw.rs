@@ -156,3 +156,14 @@ pub(crate) async fn read_offer(raw: &mut Raw) -> TransferId {
     assert_eq!(tag, 1);
     TransferId(u128::from_le_bytes(body[1..17].try_into().unwrap()))
 }
+
+/// Takes a whole chunk, and acknowledges it with this body.
+pub(crate) async fn acknowledge(acceptor: &mut Acceptor, body: &[u8]) {
+    let mut raw = Raw::accept(acceptor).await;
+    read_offer(&mut raw).await;
+    raw.write(&message(ACCEPT, &accept_body(0, b""))).await;
+    while raw.read().await.0 != 5 {}
+    raw.write(&message(ACK, body)).await;
+    raw.send.finish().unwrap();
+    let _ = raw.send.stopped().await;
+}

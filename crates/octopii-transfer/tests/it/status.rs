@@ -11,7 +11,9 @@ use octopii_transport::{Acceptor, StreamKind};
 use octopii_vfs::RealVfs;
 
 use crate::nodes::{Node, content, endpoint, eventually, names, quick};
-use crate::raw::{ACCEPT, ACK, Raw, accept_body, ack_body, data, done, message, opening, query, read_offer};
+use crate::raw::{
+    ACCEPT, ACK, Raw, accept_body, ack_body, acknowledge, data, done, message, opening, query, read_offer,
+};
 
 /// A sender that loses its connection right after its last byte finds out that the receiver has everything.
 #[tokio::test(flavor = "multi_thread")]
@@ -156,15 +158,8 @@ async fn a_false_acknowledgement_is_not_believed() {
     for (size, digest) in [(100, Digest::of(b"")), (99, right), (0, right)] {
         let (a, receiver) = (Node::new(1), endpoint(2));
         let mut acceptor = receiver.acceptor(StreamKind::Transfer).unwrap();
-        tokio::spawn(async move {
-            let mut raw = Raw::accept(&mut acceptor).await;
-            read_offer(&mut raw).await;
-            raw.write(&message(ACCEPT, &accept_body(0, b""))).await;
-            while raw.read().await.0 != 5 {}
-            raw.write(&message(ACK, &ack_body(size, digest))).await;
-            raw.send.finish().unwrap();
-            let _ = raw.send.stopped().await;
-        });
+        let body = ack_body(size, digest);
+        tokio::spawn(async move { acknowledge(&mut acceptor, &body).await });
         let source = ChunkSource::Memory(content.clone().into());
         let error =
             a.transfer.send(receiver.local_addr(), &source, SendOptions::new("file")).await.unwrap_err();
