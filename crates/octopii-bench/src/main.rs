@@ -9,12 +9,14 @@ mod large;
 mod limited;
 mod memory;
 mod peers;
+mod process;
 mod propose;
 mod raw_quic;
 mod rpc;
 mod transfer;
 mod trees;
 mod wal;
+mod whole;
 
 use std::path::PathBuf;
 
@@ -58,7 +60,7 @@ struct Args {
     #[arg(long, hide = true)]
     memory_of: Option<PathBuf>,
     #[command(flatten)]
-    role: distribute::Role,
+    role: process::Role,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -74,6 +76,8 @@ enum Layer {
     Limited,
     /// A file of `--gib` from process to process; not among the defaults
     Large,
+    /// A file of `--mib` beside rsync and scp, as far as they are installed; not among the defaults
+    Whole,
     /// Needs root; not among the defaults
     Distribute,
 }
@@ -103,6 +107,7 @@ fn main() -> Outcome<()> {
             Layer::Large => large::measure(dir, args.gib)?,
             Layer::Trees => trees::measure(dir, rounds)?,
             Layer::Propose => propose::measure(dir, rounds, time)?,
+            Layer::Whole => whole::measure(dir, rounds, args.mib)?,
             Layer::Distribute => distribute::measure(dir, rounds, args.mib, args.receivers, args.mbit)?,
         }
     }
