@@ -14,6 +14,7 @@ mod real_dir;
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -180,6 +181,26 @@ pub trait VfsFile: Send + Sync + fmt::Debug {
     /// (`StorageFull`) and not in the middle of a write. File systems that cannot reserve succeed without doing so.
     fn allocate(&self, len: u64) -> io::Result<()>;
 
+    /// Bytes of disk that it takes. Fewer than its length if it has holes (or if the file system makes things smaller by itself),
+    /// more if space is reserved. File systems that do not tell give the length.
+    fn stored(&self) -> io::Result<u64> {
+        self.len()
+    }
+
+    /// The first stretch that ends behind `offset` and may hold anything but zeroes, from `offset` on; `None` if only a hole follows,
+    /// or nothing. What lies between is holes, and reads as zeroes. File systems that do not tell say that everything is content.
+    fn content_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let len = self.len()?;
+        Ok((offset < len).then_some(offset..len))
+    }
+
+    /// Makes what lies between `offset` and `offset + len` read as zeroes, as far as it is within the file, whose length stays.
+    /// Takes no space afterwards, reserved or not, in the whole blocks of the file system within; one that cannot do that
+    /// gets zeroes to store.
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        write_zeroes(self, offset, offset.saturating_add(len).min(self.len()?))
+    }
+
     /// Returns when everything written before the call is on stable storage, with the metadata needed to read it back.
     /// After an error the state of earlier writes is unknown: never retry, poison what depends on the file.
     fn sync_data(&self) -> io::Result<()>;
@@ -197,4 +218,16 @@ pub trait VfsFile: Send + Sync + fmt::Debug {
         }
         Ok(())
     }
+}
+
+/// For files that cannot have holes.
+fn write_zeroes<F: VfsFile + ?Sized>(file: &F, from: u64, to: u64) -> io::Result<()> {
+    static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+    let mut at = from;
+    while at < to {
+        let piece = &ZEROES[..(to - at).min(ZEROES.len() as u64) as usize];
+        file.write_all_at(piece, at)?;
+        at += piece.len() as u64;
+    }
+    Ok(())
 }

@@ -3,18 +3,22 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustix::fs::{FallocateFlags, FlockOperation, RenameFlags, fallocate, flock, renameat_with, statvfs};
+use rustix::fs::{
+    FallocateFlags, FlockOperation, RenameFlags, SeekFrom, fallocate, flock, renameat_with, seek, statvfs,
+};
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::real_dir::{RealDir, set_attributes_of};
 use crate::{
     DirEntry, DirHandle, FileHandle, FileKind, FileVersion, LockGuard, Metadata, OpenMode, Timestamp, Vfs,
-    VfsFile,
+    VfsFile, write_zeroes,
 };
 
 /// The machine's own file system. Files are created with mode 0600, directories with 0700: what a node keeps is its own.
@@ -77,7 +81,7 @@ impl Vfs for RealVfs {
         match renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, RenameFlags::NOREPLACE) {
             // Some file systems lack the flag. A hard link refuses an existing name just as atomically; a crash
             // between the two calls leaves the complete file under both names.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            Err(Errno::INVAL | Errno::NOSYS) => {
                 fs::hard_link(from, to)?;
                 fs::remove_file(from)
             }
@@ -198,9 +202,43 @@ impl VfsFile for RealFile {
 
     fn allocate(&self, len: u64) -> io::Result<()> {
         // A signal may interrupt a long reservation.
-        match rustix::io::retry_on_intr(|| fallocate(&self.0, FallocateFlags::KEEP_SIZE, 0, len)) {
-            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+        match retry_on_intr(|| fallocate(&self.0, FallocateFlags::KEEP_SIZE, 0, len)) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
             Err(e) => Err(e.into()),
+        }
+    }
+
+    fn stored(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.blocks().saturating_mul(512))
+    }
+
+    fn content_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let len = self.len()?;
+        if offset >= len {
+            return Ok(None);
+        }
+        // The handle's own position is used by nothing else: everything is read and written by offset.
+        match seek(&self.0, SeekFrom::Data(offset)) {
+            Ok(start) => match seek(&self.0, SeekFrom::Hole(start)) {
+                Ok(end) => Ok(Some(start..end)),
+                // It was cut meanwhile.
+                Err(Errno::NXIO) => Ok(None),
+                Err(_) => Ok(Some(start..len.max(start))),
+            },
+            Err(Errno::NXIO) => Ok(None),
+            Err(_) => Ok(Some(offset..len)),
+        }
+    }
+
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        let end = offset.saturating_add(len).min(self.len()?);
+        if offset >= end {
+            return Ok(());
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match retry_on_intr(|| fallocate(&self.0, flags, offset, end - offset)) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => write_zeroes(self, offset, end),
+            other => Ok(other?),
         }
     }
 

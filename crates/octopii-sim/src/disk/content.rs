@@ -1,6 +1,7 @@
 //! The bytes of one file: what is seen, what is durable, and what lies between.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
 use crate::Rng;
@@ -28,7 +29,15 @@ struct Image {
 /// the size that makes it visible, or the other way round.
 #[derive(Debug, Clone)]
 enum Change {
-    Sector { index: u64, data: Sector },
+    Sector {
+        index: u64,
+        data: Sector,
+    },
+    /// The sectors of a range are no longer there.
+    Hole {
+        first: u64,
+        end: u64,
+    },
     Grow(u64),
     Cut(u64),
 }
@@ -100,6 +109,34 @@ impl Content {
         self.allocated = self.allocated.max(len);
     }
 
+    /// The first sectors in a row that are there, from `offset` on.
+    pub(super) fn content_from(&self, offset: u64) -> Option<Range<u64>> {
+        let mut there = self.live.sectors.range(offset / SECTOR..).map(|(index, _)| *index);
+        let first = there.next().filter(|first| first * SECTOR < self.live.len)?;
+        let last = there.zip(first + 1..).take_while(|(index, next)| index == next).last();
+        let end = last.map_or(first, |(last, _)| last) + 1;
+        Some((first * SECTOR).max(offset)..(end * SECTOR).min(self.live.len))
+    }
+
+    /// The whole sectors within are no longer there, and the rest becomes zeroes.
+    pub(super) fn punch_hole(&mut self, offset: u64, len: u64) {
+        let end = offset.saturating_add(len).min(self.live.len);
+        let (first, last) = (offset.next_multiple_of(SECTOR), end / SECTOR * SECTOR);
+        if first >= last {
+            // Within a sector, or on both sides of where two meet.
+            return self.write_zeroes(offset, end);
+        }
+        self.write_zeroes(offset, first);
+        self.change(Change::Hole { first: first / SECTOR, end: last / SECTOR });
+        self.write_zeroes(last, end);
+    }
+
+    fn write_zeroes(&mut self, from: u64, to: u64) {
+        // Less than two sectors.
+        let zeroes = vec![0; to.saturating_sub(from) as usize];
+        self.write(&zeroes, from);
+    }
+
     /// Bytes of disk in use.
     pub(super) fn used(&self) -> u64 {
         (self.live.sectors.len() as u64 * SECTOR).max(self.allocated.next_multiple_of(SECTOR))
@@ -149,7 +186,7 @@ impl Content {
         let size = Fate::draw(rng, total);
         let changes = std::mem::take(&mut self.unsynced);
         let survives = |(position, change): &(u64, Change)| match change {
-            Change::Sector { .. } => data.keeps(*position, rng),
+            Change::Sector { .. } | Change::Hole { .. } => data.keeps(*position, rng),
             Change::Grow(_) | Change::Cut(_) => size.keeps(*position, rng),
         };
         (0..).zip(changes).filter(survives).map(|(_, change)| change).collect()
@@ -171,6 +208,10 @@ impl Image {
         match change {
             Change::Sector { index, data } => {
                 self.sectors.insert(*index, data.clone());
+            }
+            Change::Hole { first, end } => {
+                let mut behind = self.sectors.split_off(first);
+                self.sectors.append(&mut behind.split_off(end));
             }
             Change::Grow(len) => self.len = *len,
             Change::Cut(len) => {
@@ -299,6 +340,35 @@ mod tests {
         content.sync();
         content.crash(&mut Rng::new(0));
         assert_eq!(bytes(&content), after);
+    }
+
+    #[test]
+    fn a_hole_reads_as_zeroes_takes_nothing_and_may_be_lost() {
+        let mut seen = BTreeSet::new();
+        for seed in 0..100 {
+            let mut content = Content::default();
+            content.write(&[7; 5000], 0);
+            content.sync();
+            content.punch_hole(500, 3000);
+            content.punch_hole(4000, u64::MAX);
+            let mut expected = [7; 5000];
+            expected[500..3500].fill(0);
+            expected[4000..].fill(0);
+            assert_eq!(bytes(&content), expected);
+            assert_eq!(content.used(), 4 * SECTOR, "the first, and three in which something is left");
+            assert_eq!(content.content_from(0), Some(0..512));
+            assert_eq!(content.content_from(600), Some(3072..4096));
+            assert_eq!(content.content_from(4096), Some(4608..5000));
+            if seed == 0 {
+                content.sync();
+                content.crash(&mut Rng::new(seed));
+                assert_eq!(bytes(&content), expected);
+                continue;
+            }
+            content.crash(&mut Rng::new(seed));
+            seen.insert(bytes(&content)[1024] == 0);
+        }
+        assert_eq!(seen.len(), 2, "until it is synced, it may be there after a crash or not");
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub enum Operation {
     SetLen,
     /// Reserving space.
     Allocate,
+    /// Making a hole.
+    PunchHole,
     /// Making a file's data durable.
     SyncData,
     /// Making a directory's names durable.
@@ -33,11 +35,12 @@ pub enum Operation {
 
 impl Operation {
     /// All that count towards [`SimDisk::crash_after`](crate::SimDisk::crash_after).
-    pub const CHANGING: [Self; 10] = [
+    pub const CHANGING: [Self; 11] = [
         Self::Open,
         Self::Write,
         Self::SetLen,
         Self::Allocate,
+        Self::PunchHole,
         Self::SyncData,
         Self::SyncDir,
         Self::SyncFileSystem,
@@ -55,6 +58,7 @@ impl fmt::Display for Operation {
             Self::Write => "write",
             Self::SetLen => "set_len",
             Self::Allocate => "allocate",
+            Self::PunchHole => "punch_hole",
             Self::SyncData => "sync_data",
             Self::SyncDir => "sync_dir",
             Self::SyncFileSystem => "sync_file_system",

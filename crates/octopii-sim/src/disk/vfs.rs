@@ -1,6 +1,7 @@
 //! The disk through the file-system seam.
 
 use std::io;
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, MutexGuard};
 
@@ -236,6 +237,23 @@ impl VfsFile for SimFile {
         let wanted = state.file(self.ino)?.used_after_allocate(len);
         state.check_space(self.ino, wanted)?;
         state.file_mut(self.ino)?.allocate(len);
+        Ok(())
+    }
+
+    fn stored(&self) -> io::Result<u64> {
+        Ok(self.state()?.file(self.ino)?.used())
+    }
+
+    fn content_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        Ok(self.state()?.file(self.ino)?.content_from(offset))
+    }
+
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        let mut state = self.state()?;
+        self.check_writable(Errno::BADF)?;
+        state.call(Operation::PunchHole)?;
+        state.file_mut(self.ino)?.punch_hole(offset, len);
+        state.record(format_args!("punch a hole of {len} into {} at {offset}", self.ino), &[]);
         Ok(())
     }
 

@@ -116,6 +116,44 @@ fn reading_and_writing() {
 }
 
 #[test]
+fn holes() {
+    const PAGE: u64 = 4096;
+    compare(|vfs, base| {
+        let file = vfs.open(&base.join("file"), OpenMode::CreateNew).unwrap();
+        let mut seen = Vec::new();
+        let mut look = |what: &str| {
+            let stretches: Vec<_> = [0, 1, PAGE, 3 * PAGE + 5, 7 * PAGE, 8 * PAGE, 100 * PAGE]
+                .map(|at| file.content_from(at).unwrap())
+                .to_vec();
+            let mut buf = vec![0xAA; 10 * PAGE as usize];
+            let n = file.read_at(&mut buf, 0).unwrap();
+            let sum: u64 = (1..).zip(&buf[..n]).map(|(at, byte): (u64, _)| at * u64::from(*byte)).sum();
+            let stored = file.stored().unwrap();
+            seen.push(format!("{what}: {stretches:?} {stored} {} {sum}", file.len().unwrap()));
+        };
+        look("new");
+        file.set_len(8 * PAGE).unwrap();
+        look("nothing but a hole");
+        file.write_all_at(&[7; PAGE as usize], 2 * PAGE).unwrap();
+        file.write_all_at(&[7; 3 * PAGE as usize], 4 * PAGE).unwrap();
+        look("with stretches");
+        file.punch_hole(5 * PAGE, PAGE).unwrap();
+        look("with another hole");
+        file.punch_hole(2 * PAGE + 100, 200).unwrap();
+        look("with zeroes");
+        file.write_all_at(&[9; PAGE as usize], 9 * PAGE).unwrap();
+        file.punch_hole(9 * PAGE + 1, 2).unwrap();
+        file.punch_hole(4 * PAGE, PAGE).unwrap();
+        look("longer");
+        file.punch_hole(0, u64::MAX).unwrap();
+        look("all of it");
+        let read_only = vfs.open(&base.join("file"), OpenMode::Read).unwrap();
+        seen.push(outcome("a hole through a reader", read_only.punch_hole(0, 1)));
+        seen
+    });
+}
+
+#[test]
 fn a_removed_file_lives_while_it_is_open() {
     compare(|vfs, base| {
         let path = base.join("file");

@@ -194,3 +194,102 @@ fn reserving_space_takes_it_without_changing_the_length() {
     assert!(reserved == 0 || reserved >= 1 << 20, "{reserved}");
     assert!(RealVfs.free_space(dir.path()).unwrap() > 0);
 }
+
+/// Where a file has holes is told in whole blocks of the file system, or not at all; what is told to be one is one.
+#[test]
+fn holes_are_told_and_made() {
+    const MIB: u64 = 1 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f");
+    let file = RealVfs.open(&path, OpenMode::CreateNew).unwrap();
+    assert_eq!(file.content_from(0).unwrap(), None, "there is nothing");
+    file.punch_hole(0, 100).unwrap();
+    assert_eq!(file.len().unwrap(), 0);
+    file.set_len(16 * MIB).unwrap();
+    for at in [2, 3, 10] {
+        file.write_all_at(&vec![7; MIB as usize], at * MIB).unwrap();
+    }
+    if file.content_from(0).unwrap() == Some(0..16 * MIB) {
+        eprintln!("skipped: the file system of {} does not tell of holes", dir.path().display());
+        return;
+    }
+    let stretches = || {
+        let (mut at, mut found) = (0, Vec::new());
+        while let Some(stretch) = file.content_from(at).unwrap() {
+            at = stretch.end;
+            found.push((stretch.start / MIB, stretch.end / MIB));
+        }
+        found
+    };
+    assert_eq!(stretches(), [(2, 4), (10, 11)]);
+    assert_eq!(file.content_from(3 * MIB).unwrap(), Some(3 * MIB..4 * MIB), "from there on");
+    for (offset, nothing) in [(11 * MIB, "a hole to the end"), (16 * MIB, "the end"), (u64::MAX, "beyond it")]
+    {
+        assert_eq!(file.content_from(offset).unwrap(), None, "{nothing}");
+    }
+    let before = file.stored().unwrap();
+    assert!((3 * MIB..4 * MIB).contains(&before), "{before}");
+    // Also what is reserved only.
+    file.allocate(20 * MIB).unwrap();
+    file.punch_hole(2 * MIB + 100, 2 * MIB - 200).unwrap();
+    file.punch_hole(4 * MIB, u64::MAX).unwrap();
+    let mut read = vec![1; 2 * MIB as usize];
+    file.read_exact_at(&mut read, 2 * MIB).unwrap();
+    assert!(
+        read[..100].iter().chain(&read[read.len() - 100..]).all(|byte| *byte == 7),
+        "not beyond what was asked"
+    );
+    assert!(read[100..read.len() - 100].iter().all(|byte| *byte == 0));
+    read.truncate(MIB as usize);
+    file.read_exact_at(&mut read, 10 * MIB).unwrap();
+    assert!(read.iter().all(|byte| *byte == 0));
+    assert_eq!(file.len().unwrap(), 16 * MIB);
+    file.set_len(16 * MIB).unwrap();
+    assert!(file.stored().unwrap() < 3 * MIB, "{}", file.stored().unwrap());
+    let read_only = RealVfs.open(&path, OpenMode::Read).unwrap();
+    assert!(read_only.punch_hole(0, 1).is_err());
+}
+
+/// A file system that knows nothing of holes keeps the promises.
+#[test]
+fn without_holes_there_are_zeroes() {
+    #[derive(Debug)]
+    struct Plain(octopii_vfs::FileHandle);
+    impl octopii_vfs::VfsFile for Plain {
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+            self.0.read_at(buf, offset)
+        }
+        fn write_all_at(&self, data: &[u8], offset: u64) -> std::io::Result<()> {
+            self.0.write_all_at(data, offset)
+        }
+        fn len(&self) -> std::io::Result<u64> {
+            self.0.len()
+        }
+        fn set_len(&self, len: u64) -> std::io::Result<()> {
+            self.0.set_len(len)
+        }
+        fn allocate(&self, len: u64) -> std::io::Result<()> {
+            self.0.allocate(len)
+        }
+        fn sync_data(&self) -> std::io::Result<()> {
+            self.0.sync_data()
+        }
+    }
+    use octopii_vfs::VfsFile as _;
+    const LEN: usize = 200_000;
+    let dir = tempfile::tempdir().unwrap();
+    let file = Plain(RealVfs.open(&dir.path().join("f"), OpenMode::CreateNew).unwrap());
+    assert_eq!(file.content_from(0).unwrap(), None);
+    file.write_all_at(&[7; LEN], 0).unwrap();
+    assert_eq!((file.stored().unwrap(), file.content_from(9).unwrap()), (LEN as u64, Some(9..LEN as u64)));
+    assert_eq!(file.content_from(LEN as u64).unwrap(), None);
+    file.punch_hole(10, 150_000).unwrap();
+    file.punch_hole(LEN as u64 - 5, u64::MAX).unwrap();
+    file.punch_hole(LEN as u64 + 5, 10).unwrap();
+    let mut expected = vec![7; LEN];
+    expected[10..150_010].fill(0);
+    expected[LEN - 5..].fill(0);
+    let mut read = vec![1; LEN];
+    file.read_exact_at(&mut read, 0).unwrap();
+    assert!(read == expected && file.len().unwrap() == LEN as u64);
+}
