@@ -1,7 +1,10 @@
 //! Every message survives its own encoding, its bytes are fixed, and no bytes make a decoder panic.
 
+use bytes::Bytes;
+
+use super::relay::RelayKey;
 use super::*;
-use crate::FailureCode;
+use crate::{Digest, FailureCode, Refusal, TransferId};
 
 fn sample_offer() -> OfferBody {
     OfferBody {
