@@ -11,6 +11,7 @@ mod demo;
 mod joining;
 mod killed;
 mod mistakes;
+mod removing;
 mod shipping;
 mod strangers;
 mod syscalls;
