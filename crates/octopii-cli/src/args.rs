@@ -160,7 +160,8 @@ pub(crate) struct Send {
     /// Files: how safe they must be at each peer before it counts as sent (directories are always durable)
     #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Ack::Durable)]
     pub(crate) ack: Ack,
-    /// Files: compress with zstd, at level 1 to 19 (3 if none is given), each block of 1 MiB that becomes smaller by it
+    /// Compress with zstd, at level 1 to 19 (3 if none is given), each block of 1 MiB that becomes smaller by it, and small files of
+    /// directories together
     #[arg(long, value_name = "LEVEL", num_args = 0..=1, require_equals = true, default_missing_value = "3",
           value_parser = clap::value_parser!(i32).range(1..=19))]
     pub(crate) compress: Option<i32>,

@@ -43,6 +43,7 @@ pub(crate) async fn run(
         on_entry: args.dry_run.then(|| foretell(told, peer)),
         links: if args.links { Links::Inside } else { Links::Skip },
         strict: args.strict,
+        compress: args.compress,
         rate_limit: args.limit_rate,
         progress: Some(callback(bar)),
         timeout: Some(args.timeout),
@@ -124,6 +125,10 @@ fn line(peer: SocketAddr, report: &TreeReport, dry_run: bool) -> String {
             report.removed
         );
     }
+    let sent = match report.travelled + report.resumed_bytes < report.stored_bytes && report.travelled > 0 {
+        true => format!("{sent}, {} travelled", bytes(report.travelled)),
+        false => sent,
+    };
     let before = match report.retries {
         0 => String::new(),
         n => format!(" ({} of them sent before the connection was lost {n} times)", report.stored_before),
@@ -153,6 +158,7 @@ fn object(peer: SocketAddr, report: &TreeReport, dry_run: bool) -> Value {
         "name": shown_path(&report.name),
         "stored": report.stored,
         "bytes": report.stored_bytes,
+        "travelled": report.travelled,
         "resumed_bytes": report.resumed_bytes,
         "unchanged": report.unchanged,
         "retries": report.retries,

@@ -69,7 +69,7 @@ pub fn message(data: &[u8]) {
 /// One message of a tree's stream; the first byte chooses the decoder, since headers would only be in the way.
 pub fn tree_message(data: &[u8]) {
     let Some((which, body)) = data.split_first() else { return };
-    match which % 9 {
+    match which % 10 {
         0 => drop(tree::decode_open(body)),
         1 => drop(tree::decode_ready(body)),
         2 => drop(tree::decode_refusal(body)),
@@ -78,6 +78,7 @@ pub fn tree_message(data: &[u8]) {
         5 => drop(tree::decode_pack(&Bytes::copy_from_slice(body))),
         6 => drop(tree::decode_results(body)),
         7 => drop(tree::decode_end(body)),
+        8 => drop(tree::decode_compressed(&Bytes::copy_from_slice(body))),
         _ => drop(tree::decode_done(body)),
     }
 }

@@ -43,7 +43,8 @@ pub struct TransferOptions {
     /// How many ended transfers are remembered for [`Transfer::status`](crate::Transfer::status). Default 1,024. With a `state_dir`, the latest 1,024 that
     /// were acknowledged as durable are remembered over a restart.
     pub remembered: usize,
-    /// Whether blocks may come compressed, if their sender wishes; otherwise they are asked for as they are. Default: yes.
+    /// Whether blocks and packs of small files may come compressed, if their sender wishes; otherwise they are asked for as they are.
+    /// Default: yes.
     pub decompress: bool,
     /// Where this node keeps what lets another process go on with an interrupted transfer. Without it only this process can.
     /// Default: none.

@@ -175,7 +175,7 @@ fn several_files_and_directories_reach_several_peers() {
     std::fs::write(home.path().join("one"), text(100_000)).unwrap();
     std::fs::write(home.path().join("two"), b"two").unwrap();
     std::fs::create_dir(home.path().join("three")).unwrap();
-    std::fs::write(home.path().join("three/file"), b"3").unwrap();
+    std::fs::write(home.path().join("three/file"), text(5000)).unwrap();
     let addresses: Vec<_> = free_addresses(2).iter().map(ToString::to_string).collect();
     let mut receivers = Vec::new();
     for (n, address) in addresses.iter().enumerate() {
@@ -193,6 +193,10 @@ fn several_files_and_directories_reach_several_peers() {
         assert_eq!(line["level"], "verified");
         assert!(line["travelled"].as_u64().unwrap() * 3 < line["bytes"].as_u64().unwrap(), "{line}");
     }
+    for line in &lines[4..6] {
+        assert_eq!((&line["name"], &line["stored"]), (&"three".into(), &1.into()), "{line}");
+        assert!(line["travelled"].as_u64().unwrap() * 3 < line["bytes"].as_u64().unwrap(), "{line}");
+    }
     let summary = &lines[6];
     assert_eq!(
         (&summary["event"], &summary["sent"], &summary["peers"]),
@@ -203,7 +207,7 @@ fn several_files_and_directories_reach_several_peers() {
         let dir = home.path().join(format!("in{n}"));
         assert_eq!(sha256sum(&dir.join("one")), digest);
         assert_eq!(std::fs::read(dir.join("two")).unwrap(), b"two");
-        assert_eq!(std::fs::read(dir.join("three/file")).unwrap(), b"3");
+        assert_eq!(std::fs::read(dir.join("three/file")).unwrap(), text(5000).into_bytes());
     }
     // One of the peers is gone: each file says so.
     drop(receivers.pop());

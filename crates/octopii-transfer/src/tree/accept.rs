@@ -18,6 +18,7 @@ use super::rehearsal::{Rehearsal, rehearse};
 use super::root::Root;
 use super::sessions::{LARGE_AT_ONCE, Session};
 use super::wire::{self, Open};
+use crate::compression::Decompressor;
 use crate::shared::Shared;
 use crate::{FailureCode, Refusal, TransferError};
 
@@ -65,7 +66,7 @@ async fn accept(
     connection: &Connection,
     open: Open,
 ) -> Result<(Taken, OwnedSemaphorePermit), Refusal> {
-    let Open { id, source, checksum, delete, dry_run, purpose, name, meta } = open;
+    let Open { id, source, checksum, delete, dry_run, compressed, purpose, name, meta } = open;
     let Some(policy) = shared.trees.policy(&purpose) else {
         return Err(Refusal::new(FailureCode::UnknownPurpose, "nothing here takes trees of this purpose"));
     };
@@ -119,7 +120,9 @@ async fn accept(
     let session = shared.trees.sessions.register(peer.node_id, id, session);
     let session =
         session.ok_or_else(|| Refusal::new(FailureCode::DuplicateId, "a tree of this id is under way"))?;
-    let work = Work::new(offer, policy, root, checker, awaited);
+    let decompressor = Some(()).filter(|()| compressed && shared.options.decompress);
+    let decompressor = decompressor.and_then(|()| Decompressor::new());
+    let work = Work::new(offer, policy, root, checker, awaited, decompressor);
     Ok((Taken::ToReceive(Box::new(Accepted { work, checksum, arrivals, session })), slot))
 }
 

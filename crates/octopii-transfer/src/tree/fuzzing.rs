@@ -21,8 +21,8 @@ pub fn decode_tree_message(bytes: &[u8], checksum: bool) {
             }
         }
         Tag::Ready => {
-            if let Ok(name) = wire::decode_ready(body) {
-                assert_eq!(&wire::ready(&name)[..], message);
+            if let Ok(ready) = wire::decode_ready(body) {
+                assert_eq!(&wire::ready(&ready)[..], message);
             }
         }
         Tag::Page => {
@@ -86,6 +86,13 @@ pub fn decode_tree_message(bytes: &[u8], checksum: bool) {
                 let decoded = again.iter().map(|message| wire::decode_removed(&message[HEADER_LEN..]));
                 let decoded = decoded.collect::<Result<Vec<_>, _>>().map(|parts| parts.concat());
                 assert_eq!(decoded.ok(), Some(outcomes));
+            }
+        }
+        Tag::Compressed => {
+            if let Ok((len, frame)) = wire::decode_compressed(&Bytes::copy_from_slice(body)) {
+                assert!(frame.len() < len && len <= wire::MAX_PACK);
+                let whole = vec![0; HEADER_LEN + len];
+                assert_eq!(&wire::compressed_pack(&whole, &frame)[..], message);
             }
         }
         Tag::Alive => {

@@ -17,6 +17,7 @@ use tokio::time::sleep;
 use super::options::TreeOptions;
 use super::outcome::TreeReport;
 use super::send::send;
+use super::sending::Sent;
 use crate::distribute::{WORTH_A_CHAIN, chain};
 use crate::shared::Shared;
 use crate::source::Beneath;
@@ -95,10 +96,10 @@ struct Gathering {
 }
 
 /// What came of a file that goes to several.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 enum Shipped {
-    /// The peer has it, and had this much of it before.
-    Arrived { resumed: u64 },
+    /// The peer has it.
+    Arrived(Sent),
     /// Nobody else wants it, or it did not get there.
     Alone,
 }
@@ -147,7 +148,8 @@ impl Group {
             let telling = async {
                 while let Some((at, result)) = results.recv().await {
                     let resumed = resumed[at].load(Ordering::Relaxed);
-                    let shipped = if result.success { Shipped::Arrived { resumed } } else { Shipped::Alone };
+                    let sent = Sent { resumed, travelled: result.travelled };
+                    let shipped = if result.success { Shipped::Arrived(sent) } else { Shipped::Alone };
                     asked[at].take().into_iter().for_each(|asked| tell(asked, shipped));
                 }
             };
@@ -175,9 +177,9 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
-    /// Sends a large file together with the others who ask for it. Gives back how much of it the peer had before; `None` if
-    /// it is to be sent to this peer alone, or once more. Cancel-safe.
-    pub(crate) async fn send(&self, entry: u64, file: Beneath, options: SendOptions) -> Option<u64> {
+    /// Sends a large file together with the others who ask for it; `None` if it is to be sent to this peer alone, or once more.
+    /// Cancel-safe.
+    pub(crate) async fn send(&self, entry: u64, file: Beneath, options: SendOptions) -> Option<Sent> {
         if file.len < WORTH_A_CHAIN {
             return None;
         }
@@ -204,7 +206,7 @@ impl Seat {
             });
         }
         match shipped.await {
-            Ok(Shipped::Arrived { resumed }) => Some(resumed),
+            Ok(Shipped::Arrived(sent)) => Some(sent),
             Ok(Shipped::Alone) | Err(_) => None,
         }
     }

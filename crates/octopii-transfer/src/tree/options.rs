@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::outcome::{EntryFn, TreeProgressFn};
 use super::wire::MAX_NAME;
+use crate::compression::LEVELS;
 use crate::{TransferError, TransferId};
 
 /// What happens to symbolic links in a tree.
@@ -51,7 +52,13 @@ pub struct TreeOptions {
     pub progress: Option<TreeProgressFn>,
     /// Called from Octopii's threads with every entry that is settled; must return quickly.
     pub on_entry: Option<EntryFn>,
-    /// Content bytes a second, spread evenly but for small files, which go whole. Default: as fast as possible.
+    /// The level of zstd, from 1 (fastest) to 19, to compress with: packs of small files and the blocks of large ones, each by itself. What
+    /// does not shrink travels as it is, and so does everything if the receiver wishes. Worth it where the network is slower than the
+    /// processor: level 3 compresses 100 MB/s and more. Takes up to 10 MiB more here, 30 MiB at the highest levels, and as much for each
+    /// large file under way. Default: no compression.
+    pub compress: Option<i32>,
+    /// Content bytes a second as they travel (compressed, if they are), spread evenly but for small files, which go whole. Default: as fast
+    /// as possible.
     pub rate_limit: Option<NonZeroU64>,
     /// For the whole tree, from connecting to the last acknowledgement. Default: no limit but the idle one.
     pub timeout: Option<Duration>,
@@ -81,6 +88,7 @@ impl TreeOptions {
             strict: false,
             progress: None,
             on_entry: None,
+            compress: None,
             rate_limit: None,
             timeout: None,
             idle_timeout: Duration::from_secs(30),
@@ -98,6 +106,9 @@ impl TreeOptions {
         }
         if self.meta.len() > crate::wire::MAX_META {
             return Err(TransferError::InvalidOptions("meta must not be longer than 64 KiB"));
+        }
+        if self.compress.is_some_and(|level| !LEVELS.contains(&level)) {
+            return Err(TransferError::InvalidOptions("the level of compression is 1 to 19"));
         }
         if self.idle_timeout.is_zero() {
             return Err(TransferError::InvalidOptions("the idle timeout must not be zero"));
@@ -117,6 +128,7 @@ impl fmt::Debug for TreeOptions {
             .field("dry_run", &self.dry_run)
             .field("links", &self.links)
             .field("strict", &self.strict)
+            .field("compress", &self.compress)
             .field("rate_limit", &self.rate_limit)
             .field("timeout", &self.timeout)
             .field("idle_timeout", &self.idle_timeout)

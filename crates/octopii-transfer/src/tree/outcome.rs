@@ -156,6 +156,9 @@ pub struct TreeReport {
     pub stored_bytes: u64,
     /// Those of them that an earlier, interrupted transfer had brought: known to the sender only.
     pub resumed_bytes: u64,
+    /// Content bytes of files as they travelled from here: compressed if they were, over all attempts, and with what was sent again. Known to
+    /// the sender only.
+    pub travelled: u64,
     /// Files that the receiver had already.
     pub unchanged: u64,
     /// How often the tree was begun again after a lost connection; everything else but the next two is about the last attempt.
@@ -221,14 +224,16 @@ pub(crate) struct Earlier {
     attempts: u32,
     stored: u64,
     bytes: u64,
+    travelled: u64,
 }
 
 impl Earlier {
     /// One more, which was cut off.
-    pub(crate) fn add(&mut self, tally: &Tally) {
+    pub(crate) fn add(&mut self, ledger: &Ledger) {
         self.attempts += 1;
-        self.stored += tally.stored;
-        self.bytes += tally.stored_bytes;
+        self.stored += ledger.tally.stored;
+        self.bytes += ledger.tally.stored_bytes;
+        self.travelled += ledger.travelled;
     }
 }
 
@@ -241,6 +246,8 @@ pub(crate) struct Ledger {
     /// Entries that the other side does not count, since it cannot be told of them.
     untold: u64,
     pub(crate) resumed_bytes: u64,
+    /// Content bytes as they left here.
+    pub(crate) travelled: u64,
 }
 
 impl Ledger {
@@ -290,6 +297,7 @@ impl Ledger {
             stored,
             stored_bytes,
             resumed_bytes: self.resumed_bytes,
+            travelled: self.travelled + earlier.travelled,
             unchanged,
             retries: earlier.attempts,
             stored_before: earlier.stored,

@@ -24,7 +24,9 @@ use super::pulse::Pulse;
 use super::removal::Removal;
 use super::root::Root;
 use super::sessions::{Arrival, Registered};
-use super::wire::{self, Entry, Packed, RECORDS, Tag, Verdict, WINDOW};
+use super::wire::{self, Entry, Packed, RECORDS, Ready, Tag, Verdict, WINDOW};
+use crate::compression::Decompressor;
+use crate::framing::Malformed;
 use crate::shared::{AbortOnDrop, Shared};
 use crate::{Digest, TransferError};
 
@@ -56,6 +58,8 @@ pub(super) struct Work {
     root: Root,
     checker: Checker,
     awaited: Arc<Awaited>,
+    /// For packs that come compressed, if they may.
+    decompressor: Option<Decompressor>,
     ledger: Ledger,
     staged: Vec<Staged>,
     staged_bytes: u64,
@@ -77,7 +81,8 @@ pub(super) async fn receive(
     let writing = AbortOnDrop(shared.executor.spawn(write_messages(send, queued, Arc::clone(&pulse))));
     let (messages, incoming) = mpsc::channel(QUEUE);
     let Accepted { work, checksum, arrivals, session } = accepted;
-    let ready = wire::ready(work.root.path.as_os_str().as_bytes());
+    let name = work.root.path.as_os_str().as_bytes().to_vec();
+    let ready = wire::ready(&Ready { decompresses: work.decompressor.is_some(), name });
     let work = Arc::new(Mutex::new(work));
     let mut receiving = Receiving {
         shared,
@@ -199,6 +204,10 @@ impl Receiving<'_> {
             Tag::Pack => {
                 let pack = wire::decode_pack(&body)?;
                 let settled = self.with_disk(move |work| work.stage(pack)).await?;
+                self.settle(settled).await
+            }
+            Tag::Compressed => {
+                let settled = self.with_disk(move |work| work.stage_compressed(&body)).await?;
                 self.settle(settled).await
             }
             Tag::End if self.ended.is_none() => {
@@ -372,6 +381,7 @@ impl Work {
         root: Root,
         checker: Checker,
         awaited: Arc<Awaited>,
+        decompressor: Option<Decompressor>,
     ) -> Self {
         Self {
             offer,
@@ -379,6 +389,7 @@ impl Work {
             root,
             checker,
             awaited,
+            decompressor,
             ledger: Ledger::default(),
             staged: Vec::new(),
             staged_bytes: 0,
@@ -415,6 +426,16 @@ impl Work {
         let settled = commit::stage(&mut self.root, &self.awaited, told, pack, &mut self.staged)?;
         self.staged_bytes += self.staged[before..].iter().map(|file| file.bytes).sum::<u64>();
         Ok(settled)
+    }
+
+    fn stage_compressed(&mut self, body: &Bytes) -> Result<Vec<Settled>, TransferError> {
+        let (len, frame) = wire::decode_compressed(body)?;
+        let Some(decompressor) = &mut self.decompressor else {
+            return Err(TransferError::Protocol("a compressed pack, and that was not agreed on"));
+        };
+        let pack = decompressor.decompress(&[frame], len);
+        let pack = pack.ok_or(Malformed("what a compressed pack holds is not what it says"))?;
+        self.stage(wire::decode_pack(&pack)?)
     }
 
     fn arrived(&mut self, Arrival { entry, wanted, digest }: Arrival) -> Option<Settled> {

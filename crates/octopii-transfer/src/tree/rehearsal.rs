@@ -15,7 +15,7 @@ use super::pulse::Pulse;
 use super::receive::{QUEUE, REMOVED_AT_ONCE};
 use super::removal::Removal;
 use super::root::Root;
-use super::wire::{self, Tag};
+use super::wire::{self, Ready, Tag};
 use crate::shared::{AbortOnDrop, Shared};
 use crate::{Digest, TransferError};
 
@@ -63,7 +63,9 @@ async fn answer(
     mut incoming: mpsc::Receiver<Message>,
 ) -> Result<Bytes, TransferError> {
     let (mut manifest, mut ledger) = (Sha256::new(), Ledger::default());
-    enqueue(out, wire::ready(root.path.as_os_str().as_bytes())).await?;
+    // Nothing is packed.
+    let name = root.path.as_os_str().as_bytes().to_vec();
+    enqueue(out, wire::ready(&Ready { decompresses: false, name })).await?;
     let manifest = loop {
         let Some(Message { tag, body }) = incoming.recv().await else {
             // The reader has failed, and is about to say so.

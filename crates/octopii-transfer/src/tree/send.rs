@@ -72,7 +72,7 @@ async fn persist(
         // A peer that has never been there is told at once.
         let Some(pause) = pause.filter(|_| connected) else { return Err(error) };
         tracing::info!(peer = %to.addr, "the tree is tried again: {error}");
-        earlier.add(&sending.take_ledger().tally);
+        earlier.add(&sending.take_ledger());
         drop(sending);
         sleep(pause).await;
     }

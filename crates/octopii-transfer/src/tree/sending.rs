@@ -22,7 +22,8 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use self::content::{pack, send_large};
+pub(super) use self::content::Sent;
+use self::content::{Packer, send_large};
 use self::unsettled::{Job, State};
 use super::link::{Message, enqueue, read_message, read_messages, write_messages};
 use super::many::Seat;
@@ -32,7 +33,7 @@ use super::pulse::Pulse;
 use super::sessions::{LARGE, LARGE_AT_ONCE, large_meta};
 use super::source::Source;
 use super::walk::{Step, Walk, nanoseconds};
-use super::wire::{self, Open, PAGE_BYTES, PAGE_ENTRIES, SMALL, Tag, WINDOW};
+use super::wire::{self, Open, PAGE_BYTES, PAGE_ENTRIES, Ready, SMALL, Tag, WINDOW};
 use crate::pace::Pace;
 use crate::shared::{AbortOnDrop, Shared};
 use crate::source::Beneath;
@@ -139,14 +140,19 @@ impl Sending {
             }
             Err(error) => return Err(sent.map_err(TransferError::Lost).err().unwrap_or(error)),
         };
-        let name = match tag {
-            Tag::Ready => PathBuf::from(OsString::from_vec(wire::decode_ready(&body)?)),
+        let Ready { decompresses, name } = match tag {
+            Tag::Ready => wire::decode_ready(&body)?,
             Tag::Refuse => {
                 return Err(TransferError::from_peer(self.addr, wire::decode_refusal(&body)?, false));
             }
             Tag::Fail => return Err(TransferError::from_peer(self.addr, wire::decode_refusal(&body)?, true)),
             _ => return Err(TransferError::Protocol("a tree is taken or refused, nothing else")),
         };
+        if decompresses && self.options.compress.is_none() {
+            return Err(TransferError::Protocol("the receiver takes compressed packs that were not offered"));
+        }
+        let name = PathBuf::from(OsString::from_vec(name));
+        let compress = self.options.compress.filter(|_| decompresses);
         let (out, queued) = mpsc::channel(QUEUE);
         let mut writing =
             AbortOnDrop(self.shared.executor.spawn(write_messages(send, queued, Arc::clone(&self.pulse))));
@@ -155,7 +161,7 @@ impl Sending {
         tokio::pin!(listening);
         let (pages, packs) = (out.clone(), out.clone());
         let working = async move {
-            tokio::try_join!(self.tell(walk, pages), self.serve(packs))?;
+            tokio::try_join!(self.tell(walk, pages), self.serve(packs, compress))?;
             Ok::<_, TransferError>(())
         };
         let reading = read_messages(&mut recv, messages, &self.pulse);
@@ -210,6 +216,7 @@ impl Sending {
             checksum: self.options.checksum,
             delete: self.options.delete,
             dry_run: self.options.dry_run,
+            compressed: self.options.compress.is_some(),
             purpose: self.options.purpose.clone(),
             name,
             meta: self.options.meta.clone(),
@@ -268,9 +275,11 @@ impl Sending {
     }
 
     /// Sends the files that were asked for, until all is settled.
-    async fn serve(&self, out: mpsc::Sender<Bytes>) -> Result<(), TransferError> {
+    async fn serve(&self, out: mpsc::Sender<Bytes>, compress: Option<i32>) -> Result<(), TransferError> {
         let places = Arc::new(Semaphore::new(LARGE_AT_ONCE));
-        let mut large: JoinSet<(u64, Result<u64, NotDone>)> = JoinSet::new();
+        let mut large: JoinSet<(u64, Result<Sent, NotDone>)> = JoinSet::new();
+        let root = Arc::clone(&self.source.root);
+        let mut packer = self.shared.executor.blocking(move || Packer::new(root, compress)).await;
         let mut pace = Pace::new(self.options.rate_limit);
         let portion = pace.step(SMALL as usize) as u64;
         loop {
@@ -284,9 +293,11 @@ impl Sending {
             if !small.is_empty() {
                 // What is sent at a limited rate is not late.
                 let working = self.pulse.working();
-                pace.take(small.iter().map(|job| job.size as usize).sum()).await;
-                let root = Arc::clone(&self.source.root);
-                let pack = self.shared.executor.blocking(move || pack(&root, &small)).await;
+                let packing = move || (packer.pack(&small), packer);
+                let (pack, travels);
+                ((pack, travels), packer) = self.shared.executor.blocking(packing).await;
+                pace.take(travels as usize).await;
+                self.lock().ledger.travelled += travels;
                 drop(working);
                 enqueue(&out, pack).await?;
                 continue;
@@ -320,7 +331,11 @@ impl Sending {
                     self.pulse.work();
                     match outcome {
                         // The success itself is told by the receiver.
-                        Ok(resumed) => self.lock().ledger.resumed_bytes += resumed,
+                        Ok(Sent { resumed, travelled }) => {
+                            let mut state = self.lock();
+                            state.ledger.resumed_bytes += resumed;
+                            state.ledger.travelled += travelled;
+                        }
                         Err(why) => {
                             let mut pack = wire::begin_pack();
                             wire::put_packed(&mut pack, entry, Err(&why));
@@ -375,7 +390,7 @@ impl Sending {
         }
     }
 
-    fn send_large(&self, job: Job) -> impl Future<Output = (u64, Result<u64, NotDone>)> + Send + use<> {
+    fn send_large(&self, job: Job) -> impl Future<Output = (u64, Result<Sent, NotDone>)> + Send + use<> {
         let file = Beneath {
             root: Arc::clone(&self.source.root),
             root_path: self.source.path.clone(),
@@ -386,6 +401,7 @@ impl Sending {
         let verified = Arc::clone(&self.verified);
         let options = SendOptions {
             meta: large_meta(self.id, job.entry),
+            compress: self.options.compress,
             rate_limit: self.options.rate_limit,
             idle_timeout: self.options.idle_timeout,
             retries: self.options.retries,
@@ -394,12 +410,14 @@ impl Sending {
             })),
             ..SendOptions::new(LARGE)
         };
-        let (shared, addr, seat) = (Arc::clone(&self.shared), self.addr, self.seat.clone());
+        // What peers hand on to one another is not compressed.
+        let seat = self.seat.clone().filter(|_| self.options.compress.is_none());
+        let (shared, addr) = (Arc::clone(&self.shared), self.addr);
         async move {
             if let Some(seat) = seat
-                && let Some(resumed) = seat.send(job.entry, file.clone(), options.clone()).await
+                && let Some(sent) = seat.send(job.entry, file.clone(), options.clone()).await
             {
-                return (job.entry, Ok(resumed));
+                return (job.entry, Ok(sent));
             }
             (job.entry, send_large(shared, addr, file, options).await)
         }

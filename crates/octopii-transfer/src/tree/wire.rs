@@ -4,6 +4,7 @@
 //! input is long.
 
 mod entry;
+mod pack;
 mod removed;
 
 use std::ops::RangeInclusive;
@@ -12,6 +13,10 @@ use bytes::Bytes;
 
 use self::entry::MAX_ENTRY;
 pub(crate) use self::entry::{Entry, MAX_NAME, MAX_TARGET, put_entry};
+use self::pack::WHOLE_LEN;
+pub(crate) use self::pack::{
+    MAX_PACK, Packed, begin_pack, compressed_pack, decode_compressed, decode_pack, finish_pack, put_packed,
+};
 use self::removed::MAX_REMOVED;
 pub(crate) use self::removed::{decode_removed, removed};
 use super::commit::Settled;
@@ -43,6 +48,10 @@ const DONE_LEN: usize = 6 * 8 + 32;
 const FLAG_CHECKSUM: u8 = 1;
 const FLAG_DELETE: u8 = 2;
 const FLAG_DRY_RUN: u8 = 4;
+const FLAG_COMPRESSED: u8 = 8;
+
+/// Of being ready: packs may come compressed.
+const FLAG_DECOMPRESSES: u8 = 1;
 
 /// The kinds of message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +68,7 @@ pub(crate) enum Tag {
     Fail = 10,
     Alive = 11,
     Removed = 12,
+    Compressed = 13,
 }
 
 /// What precedes every body.
@@ -81,9 +91,20 @@ pub(crate) struct Open {
     pub(crate) delete: bool,
     /// Nothing is done: only told.
     pub(crate) dry_run: bool,
+    /// Packs would come compressed.
+    pub(crate) compressed: bool,
     pub(crate) purpose: String,
     pub(crate) name: Vec<u8>,
     pub(crate) meta: Bytes,
+}
+
+/// The receiver's first message, if it takes the tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ready {
+    /// Packs may come compressed.
+    pub(crate) decompresses: bool,
+    /// What the directory is called there.
+    pub(crate) name: Vec<u8>,
 }
 
 /// What the receiver makes of an entry.
@@ -107,14 +128,6 @@ pub(crate) struct Outcome {
     pub(crate) result: Result<(), NotDone>,
 }
 
-/// A file in a pack.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Packed {
-    pub(crate) entry: u64,
-    /// The content and its digest, or why there is none.
-    pub(crate) content: Result<(Digest, Bytes), NotDone>,
-}
-
 /// How many entries met which end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
@@ -130,17 +143,18 @@ impl Header {
     pub(crate) fn decode(bytes: [u8; HEADER_LEN]) -> Result<Self, Malformed> {
         let (tag, limit): (Tag, RangeInclusive<usize>) = match bytes[0] {
             1 => (Tag::Open, OPEN_FIXED..=OPEN_FIXED + MAX_PURPOSE + MAX_NAME + MAX_META),
-            2 => (Tag::Ready, 1..=1 + MAX_NAME),
+            2 => (Tag::Ready, 2..=2 + MAX_NAME),
             3 => (Tag::Refuse, 4..=4 + MAX_MESSAGE),
             4 => (Tag::Page, 3..=2 + PAGE_BYTES + MAX_ENTRY),
             5 => (Tag::Verdicts, 11..=10 + PAGE_ENTRIES * (1 + MAX_NOT_DONE)),
-            6 => (Tag::Pack, 2..=2 + RECORDS * (8 + 1 + 32 + 4) + 2 * SMALL as usize),
+            6 => (Tag::Pack, 2..=MAX_PACK),
             7 => (Tag::Results, 2..=2 + RECORDS * (8 + 1 + MAX_NOT_DONE)),
             8 => (Tag::End, 40..=40),
             9 => (Tag::Done, DONE_LEN..=DONE_LEN),
             10 => (Tag::Fail, 4..=4 + MAX_MESSAGE),
             11 => (Tag::Alive, 1..=1),
             12 => (Tag::Removed, 2..=2 + PAGE_BYTES + 2 + MAX_REMOVED + 1 + MAX_NOT_DONE),
+            13 => (Tag::Compressed, WHOLE_LEN + 1..=WHOLE_LEN + MAX_PACK - 1),
             _ => return Err(Malformed("unknown message tag in a tree")),
         };
         Ok(Self { tag, len: body_len(bytes, limit)? })
@@ -156,7 +170,8 @@ pub(crate) fn opening(open: &Open) -> Bytes {
     let opening = message(Tag::Open, |out| {
         let flag = |set, flag| if set { flag } else { 0 };
         let (checksum, delete) = (flag(open.checksum, FLAG_CHECKSUM), flag(open.delete, FLAG_DELETE));
-        out.push(checksum | delete | flag(open.dry_run, FLAG_DRY_RUN));
+        let compressed = flag(open.compressed, FLAG_COMPRESSED);
+        out.push(checksum | delete | flag(open.dry_run, FLAG_DRY_RUN) | compressed);
         out.extend_from_slice(&open.id.0.to_le_bytes());
         out.extend_from_slice(&open.source);
         out.push(open.purpose.len() as u8);
@@ -169,8 +184,11 @@ pub(crate) fn opening(open: &Open) -> Bytes {
     [&[VERSION][..], &opening].concat().into()
 }
 
-pub(crate) fn ready(name: &[u8]) -> Bytes {
-    message(Tag::Ready, |out| put_name(out, name))
+pub(crate) fn ready(Ready { decompresses, name }: &Ready) -> Bytes {
+    message(Tag::Ready, |out| {
+        out.push(if *decompresses { FLAG_DECOMPRESSES } else { 0 });
+        put_name(out, name);
+    })
 }
 
 pub(crate) fn refuse(refusal: &Refusal) -> Bytes {
@@ -206,36 +224,6 @@ pub(crate) fn verdicts(first: u64, verdicts: &[Verdict]) -> Bytes {
             }
         }
     })
-}
-
-/// Appends a record to the body of a pack.
-pub(crate) fn put_packed(out: &mut Vec<u8>, entry: u64, content: Result<(Digest, &[u8]), &NotDone>) {
-    out.extend_from_slice(&entry.to_le_bytes());
-    match content {
-        Ok((digest, bytes)) => {
-            out.push(0);
-            out.extend_from_slice(&digest.0);
-            out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-            out.extend_from_slice(bytes);
-        }
-        Err(why) => {
-            out.push(1);
-            put_not_done(out, why);
-        }
-    }
-}
-
-/// The start of a pack's message: header and count, filled in by [`finish_pack`].
-pub(crate) fn begin_pack() -> Vec<u8> {
-    vec![Tag::Pack as u8, 0, 0, 0, 0, 0, 0]
-}
-
-/// A whole pack of `count` records from what [`begin_pack`] began.
-pub(crate) fn finish_pack(mut pack: Vec<u8>, count: usize) -> Bytes {
-    let len = (pack.len() - HEADER_LEN) as u32;
-    pack[1..HEADER_LEN].copy_from_slice(&len.to_le_bytes());
-    pack[HEADER_LEN..HEADER_LEN + 2].copy_from_slice(&(count as u16).to_le_bytes());
-    pack.into()
 }
 
 /// At most [`RECORDS`] of them.
@@ -292,7 +280,7 @@ fn put_not_done(out: &mut Vec<u8>, why: &NotDone) {
 pub(crate) fn decode_open(body: &[u8]) -> Result<Open, Malformed> {
     let mut r = Reader(body);
     let flags = r.u8()?;
-    if flags & !(FLAG_CHECKSUM | FLAG_DELETE | FLAG_DRY_RUN) != 0 {
+    if flags & !(FLAG_CHECKSUM | FLAG_DELETE | FLAG_DRY_RUN | FLAG_COMPRESSED) != 0 {
         return Err(Malformed("reserved flags are set in the opening"));
     }
     let id = TransferId(u128::from_le_bytes(r.array()?));
@@ -307,15 +295,19 @@ pub(crate) fn decode_open(body: &[u8]) -> Result<Open, Malformed> {
     let meta = Bytes::copy_from_slice(r.take(meta)?);
     r.end()?;
     let (checksum, delete) = (flags & FLAG_CHECKSUM != 0, flags & FLAG_DELETE != 0);
-    let dry_run = flags & FLAG_DRY_RUN != 0;
-    Ok(Open { id, source, checksum, delete, dry_run, purpose, name, meta })
+    let (dry_run, compressed) = (flags & FLAG_DRY_RUN != 0, flags & FLAG_COMPRESSED != 0);
+    Ok(Open { id, source, checksum, delete, dry_run, compressed, purpose, name, meta })
 }
 
-pub(crate) fn decode_ready(body: &[u8]) -> Result<Vec<u8>, Malformed> {
+pub(crate) fn decode_ready(body: &[u8]) -> Result<Ready, Malformed> {
     let mut r = Reader(body);
+    let flags = r.u8()?;
+    if flags & !FLAG_DECOMPRESSES != 0 {
+        return Err(Malformed("reserved flags are set in the answer to an opening"));
+    }
     let name = r.name()?;
     r.end()?;
-    Ok(name)
+    Ok(Ready { decompresses: flags & FLAG_DECOMPRESSES != 0, name })
 }
 
 pub(crate) fn decode_refusal(body: &[u8]) -> Result<Refusal, Malformed> {
@@ -355,31 +347,6 @@ pub(crate) fn decode_verdicts(body: &[u8]) -> Result<(u64, Vec<Verdict>), Malfor
     let verdicts = (0..count).map(|_| verdict(&mut r)).collect::<Result<Vec<_>, _>>()?;
     r.end()?;
     Ok((first, verdicts))
-}
-
-/// The contents are parts of `body`: nothing is copied.
-pub(crate) fn decode_pack(body: &Bytes) -> Result<Vec<Packed>, Malformed> {
-    let mut r = Reader(body);
-    let count = r.records()?;
-    let mut packed = Vec::with_capacity(count.min(body.len() / 12));
-    for _ in 0..count {
-        let entry = r.u64()?;
-        let content = match r.u8()? {
-            0 => {
-                let digest = Digest(r.array()?);
-                let len = r.u32()? as usize;
-                if len as u64 > SMALL {
-                    return Err(Malformed("a packed file is too large"));
-                }
-                Ok((digest, body.slice_ref(r.take(len)?)))
-            }
-            1 => Err(r.not_done()?),
-            _ => return Err(Malformed("unknown kind of record in a pack")),
-        };
-        packed.push(Packed { entry, content });
-    }
-    r.end()?;
-    Ok(packed)
 }
 
 pub(crate) fn decode_results(body: &[u8]) -> Result<Vec<Outcome>, Malformed> {

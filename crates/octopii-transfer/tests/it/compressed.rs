@@ -115,7 +115,7 @@ fn block(before: &[u8], content: &[u8], len: usize, frame: &[u8]) -> Vec<u8> {
     message(COMPRESSED, &[&start, frame, &prefix.0].concat())
 }
 
-fn frame(content: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(content: &[u8]) -> Vec<u8> {
     let mut out = vec![0; zstd_safe::compress_bound(content.len())];
     let len = zstd_safe::compress(&mut out[..], content, 3).unwrap();
     out.truncate(len);

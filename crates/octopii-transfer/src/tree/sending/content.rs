@@ -9,6 +9,8 @@ use octopii_vfs::DirHandle;
 use tokio::time::sleep;
 
 use super::unsettled::Job;
+use crate::compression::Compressor;
+use crate::framing::HEADER_LEN;
 use crate::shared::Shared;
 use crate::source::Beneath;
 use crate::supply::Outgoing;
@@ -21,32 +23,59 @@ use crate::{FailureCode, SendOptions, TransferError};
 const BUSY_TRIES: u32 = 50;
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
 
-/// Reads small files into one message. Blocks.
-pub(super) fn pack(root: &DirHandle, jobs: &[Job]) -> Bytes {
-    let mut pack = wire::begin_pack();
-    let mut content = Vec::new();
-    for Job { entry, path, size, modified, digest } in jobs {
-        content.clear();
-        let read = read_small(root, path, *size, *modified, &mut content);
-        match read {
-            Ok(own) if digest.is_none_or(|told| told == own) => {
-                wire::put_packed(&mut pack, *entry, Ok((own, &content)));
-            }
-            Ok(_) => wire::put_packed(&mut pack, *entry, Err(&changed())),
-            Err(why) => wire::put_packed(&mut pack, *entry, Err(&why)),
-        }
-    }
-    wire::finish_pack(pack, jobs.len())
+/// What was sent of a large file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sent {
+    /// Bytes that the peer had before.
+    pub(crate) resumed: u64,
+    /// Bytes as they travelled from here.
+    pub(crate) travelled: u64,
 }
 
-/// Sends a large file as a chunk of its own: one that was cut off goes on where it was. Gives back how many bytes did not have to
-/// be sent for that.
+/// Makes packs. Every call blocks.
+pub(super) struct Packer {
+    root: DirHandle,
+    compressor: Option<Compressor>,
+}
+
+impl Packer {
+    /// Packs are compressed at a level, if one is given and there is memory for it.
+    pub(super) fn new(root: DirHandle, compress: Option<i32>) -> Self {
+        Self { root, compressor: compress.and_then(Compressor::new) }
+    }
+
+    /// Reads small files into one message. Gives back as well how many content bytes travel in it.
+    pub(super) fn pack(&mut self, jobs: &[Job]) -> (Bytes, u64) {
+        let mut pack = wire::begin_pack();
+        let (mut content, mut bytes) = (Vec::new(), 0);
+        for Job { entry, path, size, modified, digest } in jobs {
+            content.clear();
+            let read = read_small(&self.root, path, *size, *modified, &mut content);
+            match read {
+                Ok(own) if digest.is_none_or(|told| told == own) => {
+                    bytes += content.len() as u64;
+                    wire::put_packed(&mut pack, *entry, Ok((own, &content)));
+                }
+                Ok(_) => wire::put_packed(&mut pack, *entry, Err(&changed())),
+                Err(why) => wire::put_packed(&mut pack, *entry, Err(&why)),
+            }
+        }
+        let pack = wire::finish_pack(pack, jobs.len());
+        let frame = self.compressor.as_mut().and_then(|small| small.compress(&pack[HEADER_LEN..]));
+        match frame {
+            Some(frame) => (wire::compressed_pack(&pack, &frame), frame.len() as u64),
+            None => (pack, bytes),
+        }
+    }
+}
+
+/// Sends a large file as a chunk of its own: one that was cut off goes on where it was.
 pub(super) async fn send_large(
     shared: Arc<Shared>,
     addr: SocketAddr,
     file: Beneath,
     options: SendOptions,
-) -> Result<u64, NotDone> {
+) -> Result<Sent, NotDone> {
     let mut tries = 0;
     let sent = loop {
         let sending =
@@ -62,7 +91,7 @@ pub(super) async fn send_large(
         }
     };
     match sent {
-        Ok(receipt) => Ok(receipt.resumed),
+        Ok(receipt) => Ok(Sent { resumed: receipt.resumed, travelled: receipt.travelled }),
         Err(TransferError::SourceChanged(_)) => Err(changed()),
         Err(TransferError::Refused { refusal, .. } | TransferError::PeerFailed { refusal, .. }) => {
             Err(NotDone::new(EntryFailure::Io, refusal.to_string()))

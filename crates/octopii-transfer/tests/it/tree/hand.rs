@@ -30,11 +30,20 @@ impl Hand {
     }
 
     pub(crate) async fn open_as(from: &Node, to: &Node, id: u128, name: &str) -> Self {
-        let mut hand = Self::silent(&from.endpoint, to).await;
-        hand.write(&opening(id, name.as_bytes())).await;
-        let (tag, body) = hand.read().await;
-        assert_eq!((tag, &body[1..]), (READY, name.as_bytes()), "{}", String::from_utf8_lossy(&body));
+        let (hand, agreed) = Self::open_with(from, to, 0, id, name).await;
+        assert_eq!(agreed, 0, "nothing else was offered");
         hand
+    }
+
+    /// With these flags. Gives back those of the answer.
+    pub(crate) async fn open_with(from: &Node, to: &Node, flags: u8, id: u128, name: &str) -> (Self, u8) {
+        let mut hand = Self::silent(&from.endpoint, to).await;
+        let mut opening = opening(id, name.as_bytes());
+        opening[6] = flags;
+        hand.write(&opening).await;
+        let (tag, body) = hand.read().await;
+        assert_eq!((tag, &body[2..]), (READY, name.as_bytes()), "{}", String::from_utf8_lossy(&body));
+        (hand, body[0])
     }
 
     pub(crate) async fn silent(from: &Endpoint, to: &Node) -> Self {
@@ -114,6 +123,11 @@ impl Hand {
     pub(crate) async fn pack(&mut self, records: &[Vec<u8>]) {
         let count = (records.len() as u16).to_le_bytes();
         self.write(&message(6, &[&count[..], &records.concat()].concat())).await;
+    }
+
+    /// A compressed pack that is said to be `len` bytes long.
+    pub(crate) async fn compressed(&mut self, len: usize, frame: &[u8]) {
+        self.write(&message(13, &[&(len as u32).to_le_bytes()[..], frame].concat())).await;
     }
 
     pub(crate) async fn finish_manifest(&mut self) {

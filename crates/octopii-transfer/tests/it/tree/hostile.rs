@@ -406,7 +406,7 @@ async fn a_receiver_that_makes_things_up_is_found_out() {
         let answering = async {
             let mut hand = Hand::accept(&mut acceptor).await;
             hand.read().await;
-            hand.write(&message(READY, b"\x04tree")).await;
+            hand.write(&message(READY, b"\0\x04tree")).await;
             // Both entries are told before anything is said of them.
             hand.read().await;
             hand.write(&answer).await;
@@ -430,7 +430,7 @@ async fn a_receiver_cannot_hide_what_was_left_out() {
         let answering = async {
             let mut hand = Hand::accept(&mut acceptor).await;
             hand.read().await;
-            hand.write(&message(READY, b"\x04tree")).await;
+            hand.write(&message(READY, b"\0\x04tree")).await;
             // The page and the end.
             hand.read().await;
             let (_, told) = hand.read().await;

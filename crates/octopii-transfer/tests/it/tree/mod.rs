@@ -1,5 +1,6 @@
 //! Directories.
 
+mod compressed;
 mod hand;
 mod hostile;
 mod kept;

@@ -57,7 +57,9 @@ async fn a_tree_arrives_as_it_was_and_is_not_sent_twice() {
     assert_eq!(picture(&b.inbox().join("tree")), wanted);
     let theirs = received.recv().unwrap();
     assert_eq!(theirs.path, b.inbox().join("tree"));
-    assert_eq!(TreeReport { duration: report.duration, ..theirs.report }, report);
+    let TreeReport { duration, travelled, .. } = report;
+    assert_eq!(TreeReport { duration, travelled, ..theirs.report }, report);
+    assert_eq!(travelled, report.stored_bytes);
 
     // Again: nothing travels. Then a change of content, of mode alone, and a new file.
     let again = a.send_tree(&b).await.unwrap();

@@ -253,7 +253,7 @@ async fn a_peer_that_only_lives_is_given_up() {
     let idling = async {
         let mut hand = Hand::accept(&mut acceptor).await;
         hand.read().await;
-        hand.write(&message(READY, b"\x04tree")).await;
+        hand.write(&message(READY, b"\0\x04tree")).await;
         hand.idle().await;
     };
     let sending = a.transfer.send_tree(c.local_addr(), a.tree(), options);

@@ -40,7 +40,7 @@ async fn what_a_link_planted_meanwhile_leads_to_is_not_sent() {
         let receiving = async {
             let mut hand = Hand::accept(&mut acceptor).await;
             hand.read().await;
-            hand.write(&message(READY, b"\x04tree")).await;
+            hand.write(&message(READY, b"\0\x04tree")).await;
             // Three directories with a file and an end each, and the end of the root.
             hand.read().await;
             if of_directory {
@@ -83,7 +83,7 @@ async fn a_large_file_that_changed_since_the_walk_is_reported() {
     let receiving = async {
         let mut hand = Hand::accept(&mut acceptor).await;
         hand.read().await;
-        hand.write(&message(READY, b"\x04tree")).await;
+        hand.write(&message(READY, b"\0\x04tree")).await;
         hand.read().await;
         let file = fs::File::options().write(true).open(a.tree().join("f")).unwrap();
         file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
