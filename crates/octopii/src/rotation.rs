@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use octopii_rpc::{Bincode, Client as RpcClient, Code, Codec, CodecError, Context, Router, Status};
-use octopii_transport::{CertificateHash, Certified, Endpoint, Identity, IdentityError, NodeKey};
+use octopii_transport::{
+    CertificateHash, Certified, Endpoint, Identity, IdentityError, NodeKey, Revocation, RevokeError,
+};
 use octopii_vfs::Vfs;
 use tokio::sync::Mutex;
 
@@ -15,6 +17,7 @@ use crate::ExternalIdentity;
 use crate::data_dir::{DataDirError, read_external, read_identity};
 use crate::issuing::{Issuer, RENEW, Renewal};
 use crate::joining::keep;
+use crate::revocation::now;
 use crate::service::{administering, member_at};
 
 /// Why an identity was not replaced. The old one goes on.
@@ -35,6 +38,9 @@ pub enum RotateError {
     /// The issuing node did not issue.
     #[error("no new certificate: {0}")]
     NotIssued(Status),
+    /// Nodes are revoked by an authority alone that would be trusted no longer.
+    #[error("revocations that would end with the old authority could not be said again by the new one: {0}")]
+    NotSaidAgain(#[from] RevokeError),
     /// The runtime ended under the change: the next start uses the identity that is on disk by then.
     #[error("the runtime is shutting down: the next start uses the key that is on disk by then")]
     ShuttingDown,
@@ -122,6 +128,7 @@ impl Rotation {
         let certified = inner.certified(&key, issuer).await?;
         // Before the old key is given up: whoever has answered, only a successor that an authority of this node's vouches for.
         let identity = inner.endpoint.identity().renewed(key, certified)?;
+        inner.say_again().await?;
         let (rotation, vfs) = (Arc::clone(&self.0), Arc::clone(&inner.vfs));
         // A task of its own, with the lock: half a change would be a key on disk that is not in use, and a second change that
         // begins meanwhile would write to the same file.
@@ -147,6 +154,7 @@ impl Rotation {
         let identity = inner.endpoint.executor().blocking(move || home.read(&*vfs)).await?;
         let changed = identity.to_pem() != inner.endpoint.identity().to_pem();
         if changed {
+            inner.say_again().await?;
             inner.use_from_now_on(&identity)?;
         }
         Ok(changed)
@@ -166,6 +174,18 @@ impl Rotation {
 }
 
 impl Inner {
+    /// What another authority has said since this issuing node started, of nodes: the next identity may trust that one no more.
+    async fn say_again(&self) -> Result<(), RotateError> {
+        let Some(issuer) = &self.issuer else { return Ok(()) };
+        let known: Vec<u8> = self.endpoint.revocations().iter().flat_map(Revocation::to_bytes).collect();
+        let Some(again) = issuer.sign_again(&known, &self.endpoint.identity(), now())? else { return Ok(()) };
+        for word in again.chunks(Revocation::LEN) {
+            // One that is known already costs nothing.
+            self.endpoint.revoke(&Revocation::from_bytes(word)?).await?;
+        }
+        Ok(())
+    }
+
     fn use_from_now_on(&self, identity: &Identity) -> Result<(), IdentityError> {
         self.endpoint.set_identity(identity)?;
         if let Some(issuer) = &self.issuer {
@@ -204,7 +224,7 @@ impl Inner {
 fn status(e: RotateError) -> Status {
     let code = match &e {
         RotateError::NotIssued(status) => status.code,
-        RotateError::DataDir(_) | RotateError::Identity(_) => Code::Internal,
+        RotateError::DataDir(_) | RotateError::Identity(_) | RotateError::NotSaidAgain(_) => Code::Internal,
         RotateError::ShuttingDown => Code::Unknown,
         _ => Code::FailedPrecondition,
     };

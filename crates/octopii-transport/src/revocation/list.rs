@@ -1,16 +1,18 @@
-//! Every revocation that an endpoint knows. It only grows, as long as the authorities that signed it are trusted.
+//! Every revocation that an endpoint knows.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 
 use super::{Revocation, Revoked};
 use crate::identity::{public_key_of, verify};
 use crate::{CertificateHash, ClusterId, Identity, IdentityError, PeerIdentity};
 
+/// An authority's public key.
+type Signer = [u8; 32];
+
 /// Whose signatures count: the authorities of a node's identity, the one of its own certificate first.
 #[derive(Debug, Clone)]
 pub(crate) struct Authorities {
-    keys: Vec<[u8; 32]>,
+    keys: Vec<Signer>,
     cluster: ClusterId,
 }
 
@@ -18,7 +20,7 @@ pub(crate) struct Authorities {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Verified {
     revocation: Revocation,
-    signer: [u8; 32],
+    signer: Signer,
 }
 
 impl Authorities {
@@ -31,12 +33,16 @@ impl Authorities {
         Self { keys, cluster: identity.cluster() }
     }
 
-    pub(super) fn trust(&self, key: &[u8; 32]) -> bool {
+    pub(super) fn trust(&self, key: &Signer) -> bool {
         self.keys.contains(key)
     }
 
+    fn place(&self, key: &Signer) -> Option<usize> {
+        self.keys.iter().position(|own| own == key)
+    }
+
     /// The key of the authority that has signed it.
-    pub(super) fn signer(&self, entry: &Revocation) -> Option<[u8; 32]> {
+    pub(super) fn signer(&self, entry: &Revocation) -> Option<Signer> {
         let statement = super::statement(self.cluster, &entry.what, entry.at);
         self.keys.iter().find(|key| verify(key, &statement, &entry.signature)).copied()
     }
@@ -55,11 +61,13 @@ impl Authorities {
     }
 }
 
+/// A set that grows until an authority goes: of each authority its latest word about each thing that it has taken back. So it does
+/// not matter in which order a node hears what, and what one authority says hides nothing that another does.
 #[derive(Debug)]
 pub(crate) struct RevocationList {
-    entries: BTreeMap<Revoked, Verified>,
+    words: BTreeMap<Revoked, BTreeMap<Signer, Revocation>>,
     authorities: Authorities,
-    /// Grows with every change of the entries.
+    /// Grows with every change of the words.
     generation: u64,
 }
 
@@ -68,10 +76,12 @@ pub(crate) struct RevocationList {
 pub(crate) struct Added {
     /// What was not covered before.
     pub(crate) new: Vec<Revoked>,
-    /// Those that took the place of an earlier word about the same.
+    /// Words about what was covered before.
     pub(crate) renewed: usize,
-    /// Those for which there was no room: they are not in force.
+    /// Those for which there was no room: they are not in force, or not when the authority goes that says the same.
     pub(crate) refused: usize,
+    /// Those whose authority has gone since they were verified: they are not in force.
+    pub(crate) ended: usize,
 }
 
 impl Added {
@@ -84,26 +94,33 @@ impl RevocationList {
     /// Nodes and certificates taken back over a cluster's life, at the most.
     pub(crate) const MAX: usize = 4096;
 
+    /// Words about them: two authorities may say the same while one follows the other.
+    pub(crate) const MAX_WORDS: usize = 2 * Self::MAX;
+
     pub(crate) fn new(authorities: Authorities) -> Self {
-        Self { entries: BTreeMap::new(), authorities, generation: 0 }
+        Self { words: BTreeMap::new(), authorities, generation: 0 }
     }
 
     pub(crate) fn covers(&self, peer: &PeerIdentity, certificate: &CertificateHash) -> bool {
-        self.entries.contains_key(&Revoked::Node(peer.node_id))
-            || self.entries.contains_key(&Revoked::Certificate(*certificate))
+        self.words.contains_key(&Revoked::Node(peer.node_id))
+            || self.words.contains_key(&Revoked::Certificate(*certificate))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.words.is_empty()
     }
 
-    /// Tells one state of the entries from another.
+    /// Tells one state of the words from another.
     pub(crate) fn generation(&self) -> u64 {
         self.generation
     }
 
+    /// One word about each thing: the one of the authority that comes first.
     pub(crate) fn entries(&self) -> Vec<Revocation> {
-        self.entries.values().map(|entry| entry.revocation.clone()).collect()
+        let first = |by: &BTreeMap<Signer, Revocation>| {
+            by.iter().min_by_key(|(signer, _)| self.authorities.place(signer)).map(|(_, word)| word.clone())
+        };
+        self.words.values().filter_map(first).collect()
     }
 
     pub(crate) fn authorities(&self) -> &Authorities {
@@ -113,41 +130,52 @@ impl RevocationList {
     /// Those of the first authority first: a peer that trusts fewer than this node does reads no further than a few that it
     /// cannot verify.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let mut entries: Vec<_> = self.entries.values().collect();
-        entries.sort_by_key(|entry| self.authorities.keys.iter().position(|key| *key == entry.signer));
-        entries.into_iter().flat_map(|entry| entry.revocation.to_bytes()).collect()
+        let mut words: Vec<_> = self.words.values().flatten().collect();
+        words.sort_by_key(|(signer, _)| self.authorities.place(signer));
+        words.into_iter().flat_map(|(_, word)| word.to_bytes()).collect()
     }
 
-    /// Those of `bytes` that are not known yet or are later than what is, whoever has made them.
+    /// Those of `bytes` that may say something new, whoever has made them.
     pub(crate) fn unknown(&self, bytes: &[u8]) -> Result<Vec<Revocation>, IdentityError> {
-        let is_known = |entry: &Revocation| {
-            self.entries.get(&entry.what).is_some_and(|known| known.revocation.at >= entry.at)
+        // With one authority an earlier word about the same is the same authority's, or nobody's that counts.
+        let only_one = self.authorities.keys.len() == 1;
+        let is_known = |word: &Revocation| {
+            self.words.get(&word.what).is_some_and(|known| {
+                known.values().any(|known| known == word || only_one && known.at >= word.at)
+            })
         };
-        let entries = parse(bytes)?.into_iter();
-        Ok(entries.filter(|entry| !is_known(entry)).collect())
+        Ok(parse(bytes)?.into_iter().filter(|word| !is_known(word)).collect())
     }
 
-    /// Takes verified entries, as far as there is room; one about what is known already needs none. Of two about the same the later one counts, so that all nodes end up with
-    /// the same one.
-    pub(crate) fn add(&mut self, entries: Vec<Verified>) -> Added {
+    /// Takes verified words, as far as there is room. Of two of one authority about the same the later one counts, so that all
+    /// nodes end up with the same.
+    pub(crate) fn add(&mut self, verified: Vec<Verified>) -> Added {
         let mut added = Added::default();
-        for entry in entries {
-            // Verified before the authorities changed.
-            if !self.authorities.trust(&entry.signer) {
+        let mut count: usize = self.words.values().map(BTreeMap::len).sum();
+        for Verified { revocation, signer } in verified {
+            if !self.authorities.trust(&signer) {
+                added.ended += 1;
                 continue;
             }
-            let has_room = self.entries.len() < Self::MAX;
-            match self.entries.entry(entry.revocation.what) {
-                Entry::Occupied(known) if known.get().revocation.at >= entry.revocation.at => {}
-                Entry::Occupied(mut known) => {
-                    known.insert(entry);
-                    added.renewed += 1;
+            let what = revocation.what;
+            let has_room =
+                count < Self::MAX_WORDS && (self.words.len() < Self::MAX || self.words.contains_key(&what));
+            match self.words.get_mut(&what) {
+                Some(known) => match known.get(&signer) {
+                    Some(known) if known.at >= revocation.at => {}
+                    None if !has_room => added.refused += 1,
+                    earlier => {
+                        count += usize::from(earlier.is_none());
+                        known.insert(signer, revocation);
+                        added.renewed += 1;
+                    }
+                },
+                None if !has_room => added.refused += 1,
+                None => {
+                    count += 1;
+                    added.new.push(what);
+                    self.words.insert(what, BTreeMap::from([(signer, revocation)]));
                 }
-                Entry::Vacant(place) if has_room => {
-                    added.new.push(*place.key());
-                    place.insert(entry);
-                }
-                Entry::Vacant(_) => added.refused += 1,
             }
         }
         self.generation += u64::from(!added.is_nothing());
@@ -157,11 +185,15 @@ impl RevocationList {
     /// From now on these authorities count. Gives how many revocations end with others.
     pub(crate) fn trust(&mut self, authorities: Authorities) -> usize {
         self.authorities = authorities;
-        let before = self.entries.len();
-        self.entries.retain(|_, entry| self.authorities.trust(&entry.signer));
-        let ended = before - self.entries.len();
-        self.generation += u64::from(ended > 0);
-        ended
+        let count =
+            |words: &BTreeMap<_, BTreeMap<_, _>>| -> usize { words.values().map(BTreeMap::len).sum() };
+        let (before, words_before) = (self.words.len(), count(&self.words));
+        self.words.retain(|_, by| {
+            by.retain(|signer, _| self.authorities.trust(signer));
+            !by.is_empty()
+        });
+        self.generation += u64::from(count(&self.words) < words_before);
+        before - self.words.len()
     }
 }
 
@@ -170,7 +202,7 @@ const DAMAGED: IdentityError = IdentityError::Pem { what: "a list of revocations
 /// Reads what [`RevocationList::to_bytes`] wrote.
 pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Revocation>, IdentityError> {
     let (entries, rest) = bytes.as_chunks::<{ Revocation::LEN }>();
-    if !rest.is_empty() || entries.len() > RevocationList::MAX {
+    if !rest.is_empty() || entries.len() > RevocationList::MAX_WORDS {
         return Err(DAMAGED);
     }
     entries.iter().map(|entry| Revocation::from_bytes(entry)).collect()
@@ -244,7 +276,7 @@ mod tests {
         assert_eq!(list.trust(Authorities::of(&new.without_predecessors().issue(1).unwrap())), 2);
         assert_eq!(order(&list), [Revoked::Node(2)]);
         // What was verified before the change comes too late.
-        assert!(list.add(verified).is_nothing());
+        assert_eq!(list.add(verified), Added { ended: 2, ..Added::default() });
     }
 
     #[test]
@@ -268,7 +300,7 @@ mod tests {
         assert_eq!(list.add(vec![late(3, 1)]), Added { renewed: 1, ..Added::default() });
         assert!(list.generation() > generation);
         assert_eq!(list.entries().len(), RevocationList::MAX);
-        let bytes = vec![0; (RevocationList::MAX + 1) * Revocation::LEN];
+        let bytes = vec![0; (RevocationList::MAX_WORDS + 1) * Revocation::LEN];
         assert!(list.unknown(&bytes).is_err());
     }
 }

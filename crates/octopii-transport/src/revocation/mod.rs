@@ -3,6 +3,7 @@
 mod list;
 mod spread;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 
@@ -16,7 +17,8 @@ pub(crate) use spread::{TRUST, apply, keep, receive, tell};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Revoked {
     /// Every certificate of a node, those of the future included: its id is never good again. When the cluster's authority
-    /// changes, the new one must say it again ([`ClusterAuthority::sign_again`]; an issuing node does so when it starts).
+    /// changes, the new one must say it again ([`ClusterAuthority::sign_again`]; an issuing node does so when it starts,
+    /// and before it lets the old one go).
     Node(NodeId),
     /// One certificate, such as one that has been replaced. Not enough after a theft: who has had the key may have had it renewed.
     Certificate(CertificateHash),
@@ -103,12 +105,13 @@ impl ClusterAuthority {
         if !trusted.trust(&own) {
             return Ok(None);
         }
+        let signers: Vec<_> = entries.iter().map(|entry| trusted.signer(entry)).collect();
+        let said = entries.iter().zip(&signers).filter(|(_, signer)| **signer == Some(own));
+        let mut said: BTreeSet<_> = said.map(|(entry, _)| entry.what).collect();
         let mut changed = false;
-        for entry in &mut entries {
-            let is_node = matches!(entry.what, Revoked::Node(_));
-            if is_node && trusted.signer(entry).is_some_and(|signer| signer != own) {
-                // Later than the word whose place it takes, whatever the clock says.
-                *entry = self.revoke(entry.what, now.max(entry.at.saturating_add(1)))?;
+        for (entry, signer) in entries.iter_mut().zip(signers) {
+            if matches!(entry.what, Revoked::Node(_)) && signer.is_some() && said.insert(entry.what) {
+                *entry = self.revoke(entry.what, now)?;
                 changed = true;
             }
         }

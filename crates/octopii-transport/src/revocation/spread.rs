@@ -11,7 +11,7 @@ use crate::{Connection, PeerRole, RecvStream, RevokeError, SendStream};
 /// The kind of the streams on which it is told; the layers above never see them.
 pub(crate) const TRUST: u8 = 0xff;
 
-const MAX_FRAME: usize = RevocationList::MAX * Revocation::LEN;
+const MAX_FRAME: usize = RevocationList::MAX_WORDS * Revocation::LEN;
 
 /// Tells one peer all that is known, if anything is. Nothing depends on it arriving: the peer is told by others too, and at the next
 /// connection.
@@ -85,8 +85,11 @@ pub(crate) async fn apply(
     }
     let kept = keep(shared).await;
     if added.refused > 0 {
-        tracing::error!("{} revocations are not in force: {}", added.refused, RevokeError::Full);
+        tracing::error!("{} revocations were not taken: {}", added.refused, RevokeError::Full);
         return Err(RevokeError::Full);
+    }
+    if added.ended > 0 {
+        return Err(RevokeError::NotSigned);
     }
     kept
 }

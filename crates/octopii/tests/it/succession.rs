@@ -48,12 +48,19 @@ fn a_revoked_node_stays_revoked_when_the_authority_that_said_so_is_gone() {
     let alone = ClusterAuthority::from_pem(&new.to_pem()).unwrap().without_predecessors();
     runtime.block_on(node.shutdown());
     drop(node);
-    for authority in [&announcing, &new, &alone, &alone] {
+    let mut gone = vec![Revoked::Node(9)];
+    for (authority, late) in [(&announcing, 10), (&new, 11), (&alone, 12), (&alone, 13)] {
         let node = issuing(&runtime, home.path(), authority);
+        // Somebody still uses the old authority's file, while its word counts here.
+        let word = announcing.revoke(Revoked::Node(late), 1).unwrap();
+        if runtime.block_on(node.revoke(&word)).is_ok() {
+            gone.push(Revoked::Node(late));
+        }
         runtime.block_on(node.rotate_identity(None)).unwrap();
-        assert_eq!(revoked(&node), [Revoked::Node(9)]);
+        assert_eq!(revoked(&node), gone);
         assert_eq!(node.identity().authority_hash(), authority.hash());
         runtime.block_on(node.shutdown());
     }
     assert_ne!(alone.hash(), old_hash);
+    assert_eq!(gone, [9, 10, 11, 12].map(Revoked::Node), "its word counts until nobody trusts it any more");
 }
