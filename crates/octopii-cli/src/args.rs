@@ -300,8 +300,8 @@ pub(crate) struct Call {
     pub(crate) peer: Address,
     /// The method to call, such as bank.balance; with --list, the beginning of its name. Without it the methods are listed
     pub(crate) method: Option<String>,
-    /// The request in JSON: null for no argument, an array for several. A method that streams requests reads them from
-    /// standard input instead, one per line
+    /// The request in JSON: null for no argument, an array for several, or an object with their names. A method that streams
+    /// requests reads them from standard input instead, one per line
     pub(crate) request: Option<String>,
     /// List the peer's methods, and what they take and give
     #[arg(long)]

@@ -1,12 +1,14 @@
 //! `octopii call`.
 
+mod fit;
+
 use std::io::BufRead;
 
 use octopii::{
     CallOptions, Client, Code, Encoding, METHODS, MethodInfo, OctopiiRuntime, ResponseMetadata, Responses,
     RpcClient, Sender, Status,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -33,8 +35,7 @@ async fn call(rpc: &RpcClient, output: Output, args: &Call) -> Result<(), Failur
     })?;
     let Some(name) = args.method.as_deref().filter(|_| !args.list) else {
         let wanted = |m: &&MethodInfo| args.method.as_deref().is_none_or(|name| m.name.starts_with(name));
-        methods.iter().filter(wanted).for_each(|method| tell(output, method));
-        return Ok(());
+        return methods.iter().filter(wanted).try_for_each(|method| tell(output, method));
     };
     let method = methods.iter().find(|m| m.name == name).ok_or_else(|| {
         Failure::failed(format!("{} has no method {name:?}: `octopii call --list {}`", args.peer, args.peer))
@@ -52,12 +53,39 @@ async fn call(rpc: &RpcClient, output: Output, args: &Call) -> Result<(), Failur
     options.idempotent = method.idempotent;
     let received = ResponseMetadata::new();
     options.response_metadata = args.verbose.then(|| received.clone());
-    let outcome = perform(rpc, output, args, method, options).await;
+    let outcome = perform(rpc, output, args, method, options).await.map_err(|failed| match failed {
+        Failed::Here(failure) => failure,
+        Failed::There(mut status) => {
+            if status.code == Code::InvalidArgument {
+                status.message.push_str("; ");
+                status.message.push_str(&fit::takes(method));
+            }
+            status.into()
+        }
+    });
     if args.verbose {
         // Beside a failure as well.
         output.metadata(&received.get());
     }
     outcome
+}
+
+/// Which side says why a call failed.
+enum Failed {
+    Here(Failure),
+    There(Status),
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        Self::Here(failure)
+    }
+}
+
+impl From<Status> for Failed {
+    fn from(status: Status) -> Self {
+        Self::There(status)
+    }
 }
 
 async fn perform(
@@ -66,9 +94,9 @@ async fn perform(
     args: &Call,
     method: &MethodInfo,
     options: CallOptions,
-) -> Result<(), Failure> {
+) -> Result<(), Failed> {
     let name = method.name.as_str();
-    let request = || parse(args.request.as_deref().unwrap_or("null"));
+    let request = || parse(method, args.request.as_deref().unwrap_or("null"));
     match (method.streams_requests, method.streams_responses) {
         (false, false) => {
             let answer: Value = rpc.call(&args.peer, name, &request()?, options).await?;
@@ -81,11 +109,11 @@ async fn perform(
         (true, false) => {
             let (sender, response) =
                 rpc.client_stream::<Value, Value>(&args.peer, name, options).await?.split();
-            converse(output, args, sender, response).await?;
+            converse(output, args, method, sender, response).await?;
         }
         (true, true) => {
             let (sender, responses) = rpc.bidirectional::<Value, Value>(&args.peer, name, options).await?;
-            converse(output, args, sender, responses).await?;
+            converse(output, args, method, sender, responses).await?;
         }
     }
     Ok(())
@@ -95,13 +123,14 @@ async fn perform(
 async fn converse(
     output: Output,
     args: &Call,
+    method: &MethodInfo,
     mut sender: Sender<Value>,
     responses: Responses<Value>,
-) -> Result<(), Failure> {
+) -> Result<(), Failed> {
     let mut lines = requests(args.request.clone());
     let sending = async {
         while let Some(line) = lines.recv().await {
-            match sender.send(&parse(&line?)?).await {
+            match sender.send(&parse(method, &line?)?).await {
                 Ok(()) => {}
                 // The answers tell why.
                 Err(status) if status.code == Code::Cancelled => return Ok(()),
@@ -110,7 +139,7 @@ async fn converse(
         }
         // Whether the peer still listens or not, its answers tell.
         let _ = sender.finish().await;
-        Ok::<_, Failure>(())
+        Ok::<_, Failed>(())
     };
     let mut printing = std::pin::pin!(print(output, responses));
     tokio::select! {
@@ -122,7 +151,7 @@ async fn converse(
     }
 }
 
-async fn print(output: Output, mut responses: Responses<Value>) -> Result<(), Failure> {
+async fn print(output: Output, mut responses: Responses<Value>) -> Result<(), Failed> {
     while let Some(response) = responses.next().await {
         output.value(&response?);
         if !output.is_open() {
@@ -132,9 +161,12 @@ async fn print(output: Output, mut responses: Responses<Value>) -> Result<(), Fa
     Ok(())
 }
 
-fn parse(text: &str) -> Result<Value, Failure> {
-    serde_json::from_str(text)
-        .map_err(|e| Failure::failed(format!("the request is not JSON: {e} (text needs quotes: '\"text\"')")))
+fn parse(method: &MethodInfo, text: &str) -> Result<Value, Failure> {
+    let typed = serde_json::from_str(text).map_err(|e| {
+        let takes = fit::takes(method);
+        Failure::failed(format!("the request is not JSON: {e} (text needs quotes: '\"text\"'); {takes}"))
+    })?;
+    fit::request(method, typed)
 }
 
 /// Lines of standard input, or what was typed.
@@ -159,25 +191,19 @@ fn requests(typed: Option<String>) -> mpsc::Receiver<Result<String, Failure>> {
     receiver
 }
 
-fn tell(output: Output, method: &MethodInfo) {
-    let mut line = format!("{}{}", method.name, method.signature);
+fn tell(output: Output, method: &MethodInfo) -> Result<(), Failure> {
+    let (signature, types) = (method.json_signature(), method.json_types());
+    let mut line = signature.clone();
     if !method.json {
         line.push_str("  [bytes only]");
     }
-    for doc in method.doc.lines() {
+    for told in method.doc.lines().chain(types.iter().map(String::as_str)) {
         line.push_str("\n    ");
-        line.push_str(doc);
+        line.push_str(told);
     }
-    output.result(
-        line,
-        &json!({
-            "name": method.name,
-            "signature": method.signature,
-            "doc": method.doc,
-            "idempotent": method.idempotent,
-            "json": method.json,
-            "streams_requests": method.streams_requests,
-            "streams_responses": method.streams_responses,
-        }),
-    );
+    let mut value = serde_json::to_value(method).map_err(Failure::failed)?;
+    value["json_signature"] = signature.into();
+    value["json_types"] = types.into();
+    output.result(line, &value);
+    Ok(())
 }

@@ -4,7 +4,7 @@
 //!   of them, and one response or a stream of them. Each is a stream of its own on the one connection to the peer, so a slow
 //!   call or a bulk transfer never blocks another.
 //! - [`service!`] makes a trait for the one side and a typed client for the other from one definition. [`Router::layer`] and
-//!   [`Client::channel`] are for middleware of the `tower` kind; [`Router::with_reflection`] tells what there is.
+//!   [`Client::channel`] are for middleware of the `tower` kind; [`Router::with_reflection`] tells what there is, down to fields.
 //! - [`Messenger`] sends one-way messages; sending returns when the peer's application has taken the message.
 //! - [`Status`] is how calls fail: its [`Code`] and its [`Advice`] tell whether to try again.
 //! - [`Codec`], [`Bincode`] and [`Json`] turn typed values into bytes; below them everything is [`Bytes`](bytes::Bytes).
@@ -41,7 +41,7 @@ pub use message::{Message, Messenger, MessengerOptions};
 pub use metadata::{MAX_METADATA_BYTES, MAX_METADATA_ENTRIES, Metadata, MetadataError, ResponseMetadata};
 pub use middleware::{Call, Channel, HandlerService};
 pub use octopii_transport::{Address, StreamKind};
-pub use reflection::{METHODS, MethodInfo};
+pub use reflection::{FieldInfo, METHODS, MethodInfo, TypeInfo, VariantContent, VariantInfo};
 pub use router::Router;
 pub use server::{Server, ServerOptions};
 pub use status::{Advice, Code, Status};

@@ -1,9 +1,21 @@
 //! What a server offers, told to who asks.
 
+mod explore;
+mod fill;
+mod probe;
+mod render;
+#[cfg(test)]
+mod tests;
+mod types;
+
 use std::sync::{Arc, OnceLock};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use self::explore::Types;
+use self::probe::{Explore, explore};
+pub use self::types::{FieldInfo, TypeInfo, VariantContent, VariantInfo};
 use crate::{Context, Router, Shape};
 
 /// The method that lists all methods, itself included: no request, a `Vec<MethodInfo>`.
@@ -26,7 +38,45 @@ pub struct MethodInfo {
     pub idempotent: bool,
     /// Whether it takes JSON, so that `octopii call` can call it.
     pub json: bool,
+    /// The names of its arguments. Several travel as a tuple; none are told where there is no service's definition.
+    pub arguments: Vec<String>,
+    /// What `request` and `response` are made of, as JSON writes them.
+    pub types: Vec<TypeInfo>,
+    /// The number of the request's type in `types`; `None`: it is not told.
+    pub request: Option<u32>,
+    /// The number of the response's type in `types`; `None`: it is not told. It is told by how it is read.
+    pub response: Option<u32>,
 }
+
+/// How the types of a method are found out, when somebody asks.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Explored {
+    request: Option<Explore>,
+    response: Option<Explore>,
+}
+
+impl Explored {
+    pub(crate) fn takes<Req: DeserializeOwned>(&mut self) {
+        self.request = Some(explore::<Req>);
+    }
+
+    pub(crate) fn gives<Resp: DeserializeOwned>(&mut self) {
+        self.response = Some(explore::<Resp>);
+    }
+
+    /// Adds to `info` what the types are made of; gives how much that is.
+    fn tell(self, info: &mut MethodInfo) -> usize {
+        let mut types = Types::default();
+        info.request = self.request.map(|explore| types.explore(explore));
+        info.response = self.response.map(|explore| types.explore(explore));
+        let entries = types.entries();
+        info.types = types.into_vec();
+        entries
+    }
+}
+
+/// Types, fields and variants that are told of all methods together; beyond, methods are told without.
+const MAX_ENTRIES: usize = 1 << 16;
 
 impl MethodInfo {
     /// Which sides are streams.
@@ -53,17 +103,59 @@ impl Router {
         self
     }
 
+    /// Names the arguments of a registered method: one, or as many as the tuple has that it takes. Does nothing if there is no
+    /// such method.
+    pub fn describe_arguments(&mut self, method: &str, names: &[&str]) -> &mut Self {
+        if let Some(info) = self.info_mut(method) {
+            info.arguments = names.iter().map(|name| (*name).to_owned()).collect();
+        }
+        self
+    }
+
+    /// Says what a registered method answers with, so that its parts can be told as those of requests are. A response that is only
+    /// written and never read here is told by its name without this. Does nothing if there is no such method.
+    pub fn describe_response<Resp: DeserializeOwned>(&mut self, method: &str) -> &mut Self {
+        if let Some(explored) = self.explored_mut(method) {
+            explored.gives::<Resp>();
+        }
+        self
+    }
+
     /// Registers [`METHODS`], which tells of every method registered so far, and of itself.
     pub fn with_reflection(&mut self) -> &mut Self {
-        let listed: Arc<OnceLock<Vec<MethodInfo>>> = Arc::default();
+        let listed: Arc<OnceLock<Listed>> = Arc::default();
         let methods = Arc::clone(&listed);
         self.register(METHODS, move |_: Context, (): ()| {
             let methods = Arc::clone(&methods);
-            async move { Ok(methods.get().cloned().unwrap_or_default()) }
+            async move { Ok(methods.get().map(Listed::infos).unwrap_or_default()) }
         });
         self.describe(METHODS, "() -> Vec<MethodInfo>", "Lists the methods that can be called here.", true);
-        listed.get_or_init(|| self.infos().cloned().collect());
+        self.describe_response::<Vec<MethodInfo>>(METHODS);
+        listed.get_or_init(|| Listed { methods: self.described().collect(), infos: OnceLock::new() });
         self
+    }
+}
+
+/// What is told. Types are looked into when somebody asks for the first time.
+struct Listed {
+    methods: Vec<(MethodInfo, Explored)>,
+    infos: OnceLock<Vec<MethodInfo>>,
+}
+
+impl Listed {
+    fn infos(&self) -> Vec<MethodInfo> {
+        let infos = self.infos.get_or_init(|| {
+            let mut left = MAX_ENTRIES;
+            let told = |(info, explored): &(MethodInfo, Explored)| {
+                let mut info = info.clone();
+                if left > 0 {
+                    left = left.saturating_sub(explored.tell(&mut info));
+                }
+                info
+            };
+            self.methods.iter().map(told).collect()
+        });
+        infos.clone()
     }
 }
 
@@ -88,19 +180,4 @@ pub(crate) fn brief_type_name<T>() -> String {
         }
     }
     brief + &word
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use super::*;
-
-    #[test]
-    fn names_of_types_lose_their_paths() {
-        assert_eq!(brief_type_name::<u64>(), "u64");
-        assert_eq!(brief_type_name::<()>(), "()");
-        assert_eq!(brief_type_name::<(Option<String>, [u8; 4])>(), "(Option<String>, [u8; 4])");
-        assert_eq!(brief_type_name::<BTreeMap<String, Vec<Shape>>>(), "BTreeMap<String, Vec<Shape>>");
-    }
 }

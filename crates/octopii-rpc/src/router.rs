@@ -11,7 +11,7 @@ use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::reflection::brief_type_name;
+use crate::reflection::{Explored, brief_type_name};
 use crate::{Body, Code, Context, Encoding, MethodInfo, Reply, Request, Requests, Shape, Status};
 
 pub(crate) type Replying = Pin<Box<dyn Future<Output = Result<Reply, Status>> + Send>>;
@@ -35,6 +35,7 @@ pub(crate) struct Method {
     /// Has been seen to compute for a while: it is no longer begun where others wait behind it.
     pub(crate) busy: Arc<AtomicBool>,
     info: MethodInfo,
+    explored: Explored,
 }
 
 impl Router {
@@ -143,9 +144,16 @@ impl Router {
             doc: String::new(),
             idempotent: false,
             json: false,
+            arguments: Vec::new(),
+            types: Vec::new(),
+            request: None,
+            response: None,
         };
         let handler: Handler = Arc::new(move |request| Box::pin(handler(request)));
-        self.methods.insert(name, Method { shape, handler, busy: Arc::default(), info });
+        self.methods.insert(
+            name,
+            Method { shape, handler, busy: Arc::default(), info, explored: Explored::default() },
+        );
         self
     }
 
@@ -159,6 +167,7 @@ impl Router {
         give: fn(Encoding, Out) -> Result<Reply, Status>,
     ) -> &mut Self
     where
+        Req: DeserializeOwned,
         In: Send + 'static,
         Out: Send + 'static,
         F: Fn(Context, In) -> Fut + Send + Sync + 'static,
@@ -185,16 +194,23 @@ impl Router {
             );
             info.json = true;
         }
+        if let Some(explored) = self.explored_mut(&method) {
+            explored.takes::<Req>();
+        }
         self
     }
 
-    /// What is told of each method, by name.
-    pub fn infos(&self) -> impl Iterator<Item = &MethodInfo> {
-        self.methods.values().map(|method| &method.info)
+    /// What is told of each method, and how its types are found out.
+    pub(crate) fn described(&self) -> impl Iterator<Item = (MethodInfo, Explored)> {
+        self.methods.values().map(|method| (method.info.clone(), method.explored))
     }
 
     pub(crate) fn info_mut(&mut self, method: &str) -> Option<&mut MethodInfo> {
         self.methods.get_mut(method).map(|method| &mut method.info)
+    }
+
+    pub(crate) fn explored_mut(&mut self, method: &str) -> Option<&mut Explored> {
+        self.methods.get_mut(method).map(|method| &mut method.explored)
     }
 
     pub(crate) fn handlers(&mut self) -> impl Iterator<Item = &mut Handler> {

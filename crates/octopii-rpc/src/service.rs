@@ -141,6 +141,7 @@ macro_rules! service {
                         concat!($($doc, "\n"),*),
                         $idempotent,
                     );
+                    $crate::service! { @types router $name $method $arguments $response }
                 )*
             }
 
@@ -248,6 +249,12 @@ macro_rules! service {
                 async move { service.$method(context, $argument).await }
             },
         );
+    };
+
+    (@types $router:ident $name:literal $method:ident ($($argument:ident : $request:ty),*) ($response:ty)) => {
+        $router
+            .describe_arguments(concat!($name, ".", stringify!($method)), &[$(stringify!($argument)),*])
+            .describe_response::<$response>(concat!($name, ".", stringify!($method)));
     };
 
     (@signature unary ($($argument:ident : $request:ty),*) ($response:ty)) => {

@@ -71,9 +71,9 @@ pub use octopii_raft::{
 };
 pub use octopii_rpc::{
     Advice, Bincode, CallOptions, Client as RpcClient, ClientOptions, Code, Codec, CodecError, Context,
-    Encoding, Json, METHODS, MessengerOptions, Metadata, MetadataError, MethodInfo, Requests,
+    Encoding, FieldInfo, Json, METHODS, MessengerOptions, Metadata, MetadataError, MethodInfo, Requests,
     ResponseMetadata, ResponseStream, Responses, RetryPolicy, Router, Sender, ServerOptions, Status,
-    TraceContext, Upload, service,
+    TraceContext, TypeInfo, Upload, VariantContent, VariantInfo, service,
 };
 pub use octopii_transfer::{
     AckLevel, ChunkSource, Destination, Digest, Distribution, EntryFailure, EntryFn, EntryOutcome,

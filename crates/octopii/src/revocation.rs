@@ -92,6 +92,7 @@ pub(crate) fn register(router: &mut Router, endpoint: &Endpoint, issuer: Option<
             Ok(revoked.iter().map(RevokedSummary::from).collect::<Vec<_>>())
         }
     });
+    router.describe_response::<()>(REVOKE).describe_response::<Vec<RevokedSummary>>(LIST_REVOKED);
 }
 
 fn signed(request: RevokeRequest, issuer: Option<&Issuer>) -> Result<Revocation, Status> {

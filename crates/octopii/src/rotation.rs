@@ -170,6 +170,7 @@ impl Rotation {
                 Ok(hash.to_string())
             }
         });
+        router.describe_response::<String>(ROTATE);
     }
 }
 

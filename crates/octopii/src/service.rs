@@ -94,6 +94,7 @@ pub(crate) fn register(router: &mut Router, endpoint: &Endpoint, consensus: Opti
     router.register_raw(ECHO, |_: Context, body: Bytes| async move { Ok(body) });
     router
         .describe(STATUS, "() -> NodeStatus", "What this node knows of itself and its cluster.", true)
+        .describe_response::<NodeStatus>(STATUS)
         .describe(ECHO, "(bytes) -> bytes", "Answers with what it was sent.", true);
     let Some(consensus) = consensus.cloned() else { return };
     let proposing = consensus.clone();
@@ -119,6 +120,7 @@ pub(crate) fn register(router: &mut Router, endpoint: &Endpoint, consensus: Opti
             .map_err(membership_status)
         }
     });
+    router.describe_response::<()>(MEMBER);
 }
 
 /// Who belongs to the cluster is not for its mere clients to say.

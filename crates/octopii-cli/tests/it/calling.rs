@@ -11,11 +11,17 @@ fn methods_are_listed_and_called_in_json() {
     let _node = home.start(&["node", "--data-dir", "n", "--bind", &address]);
     let listed = succeeded(&home.run(&["call", "--list", &address]));
     assert!(listed.contains("octopii.status() -> NodeStatus"), "{listed}");
-    assert!(listed.contains("octopii.methods() -> Vec<MethodInfo>"), "{listed}");
+    assert!(listed.contains("octopii.methods() -> MethodInfo[]"), "{listed}");
+    assert!(
+        listed.contains("    Member = {id: u64, addr: string<socket address>, voter: bool, matched?: u64}"),
+        "{listed}"
+    );
+    assert!(listed.contains("octopii.echo(bytes) -> bytes  [bytes only]"), "{listed}");
     assert!(listed.contains("What this node knows"), "{listed}");
     let some = succeeded(&home.run(&["call", "--list", &address, "octopii.s", "--json"]));
     let one: Value = serde_json::from_str(&some).unwrap();
     assert_eq!((&one["name"], &one["json"]), (&Value::from("octopii.status"), &Value::from(true)));
+    assert_eq!(one["json_signature"], "octopii.status() -> NodeStatus");
 
     let status = succeeded(&home.run(&["call", &address, "octopii.status", "--verbose"]));
     let status: Value = serde_json::from_str(&status).unwrap();
@@ -23,7 +29,7 @@ fn methods_are_listed_and_called_in_json() {
 
     failed(&home.run(&["call", &address, "octopii.nothing"]), 1, "no method");
     failed(&home.run(&["call", &address, "octopii.status", "text"]), 1, "not JSON");
-    failed(&home.run(&["call", &address, "octopii.status", "7"]), 1, "decode");
+    failed(&home.run(&["call", &address, "octopii.status", "7"]), 1, "the request is 7 instead of null");
     failed(&home.run(&["call", &address, "octopii.echo", "7"]), 1, "takes bytes");
 }
 

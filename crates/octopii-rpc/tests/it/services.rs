@@ -160,6 +160,31 @@ async fn a_server_tells_what_it_offers() {
             "sum(Vec<u64>) -> u64",
         ]
     );
+    let as_json: Vec<_> = methods.iter().skip(1).map(MethodInfo::json_signature).collect();
+    assert_eq!(
+        as_json,
+        [
+            "raw(bytes) -> bytes",
+            "shop.add(a: u64, b: u64, label: string) -> string",
+            "shop.fill(items: stream Item) -> u64",
+            "shop.list(most: u64) -> stream Item",
+            "shop.ping() -> null",
+            "shop.price(item: Item) -> u64 | null",
+            "shop.price_each(items: stream Item) -> stream u64",
+            "sum(u64[]) -> u64",
+        ]
+    );
+    for of_items in [3, 4, 6, 7] {
+        assert_eq!(methods[of_items].json_types(), ["Item = {name: string, price?: u64}"]);
+    }
+    // What tells of types is one itself.
+    assert_eq!(methods[0].json_signature(), "octopii.methods() -> MethodInfo[]");
+    let own = methods[0].json_types();
+    assert!(
+        own[0].contains("types: TypeInfo[]")
+            && own[1].contains(r#"{"struct": {name: string, fields: FieldInfo[]}}"#),
+        "{own:?}"
+    );
     let price = &methods[6];
     assert_eq!(price.doc, "What an item costs.\nNothing, if it is not sold.");
     assert!(price.idempotent && price.json && !methods[1].json && !methods[5].idempotent);

@@ -131,6 +131,10 @@ pub(crate) fn register(
             Ok(certified.to_bytes())
         }
     });
+    router
+        .describe_response::<String>(CREATE_TOKEN)
+        .describe_response::<Vec<TokenSummary>>(LIST_TOKENS)
+        .describe_response::<bool>(REVOKE_TOKEN);
 }
 
 /// The ids of members and of revoked nodes, however they have come by them.
