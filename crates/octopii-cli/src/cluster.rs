@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use octopii::{
     Address, Client, ClusterAuthority, MembershipChange, NodeId, NodeStatus, OctopiiRuntime, PeerRole,
-    RealVfs, RevokeRequest, Revoked, Status,
+    RealVfs, RevokeRequest, Revoked, Status, create_file_durable,
 };
 use serde_json::json;
 
@@ -288,7 +288,7 @@ fn exists(path: &Path) -> Failure {
 }
 
 fn write_secret(path: &Path, text: &str) -> Result<(), Failure> {
-    octopii::write_secret(&RealVfs, path, text).map_err(|e| match e.kind() {
+    create_file_durable(&RealVfs, path, text.as_bytes()).map_err(|e| match e.kind() {
         std::io::ErrorKind::AlreadyExists => exists(path),
         _ => Failure::failed(format!("{}: {e}", path.display())),
     })

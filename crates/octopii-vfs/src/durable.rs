@@ -44,20 +44,42 @@ pub fn read_file(vfs: &dyn Vfs, path: &Path, limit: u64) -> io::Result<Vec<u8>> 
 ///
 /// Written to `path` with `.tmp` appended, synced, renamed over `path`, and the directory synced.
 pub fn write_file_durable(vfs: &dyn Vfs, path: &Path, data: &[u8]) -> io::Result<()> {
+    through(vfs, path, ".tmp", data, |tmp| vfs.rename(tmp, path))?;
+    vfs.sync_dir(parent_or_dot(path))
+}
+
+/// Writes a new file durably and atomically: after a crash all of it is there under its name, or nothing. Only its owner can read
+/// it (mode 0600). An existing one is never replaced (`AlreadyExists`), and after an error none is left.
+///
+/// As [`write_file_durable`], through a file that has this process's id in its name, since two may be at it. A crash can leave that.
+pub fn create_file_durable(vfs: &dyn Vfs, path: &Path, data: &[u8]) -> io::Result<()> {
+    let suffix = format!(".{}.tmp", std::process::id());
+    through(vfs, path, &suffix, data, |tmp| vfs.rename_no_replace(tmp, path))?;
+    vfs.sync_dir(parent_or_dot(path)).inspect_err(|_| {
+        // If it cannot be removed either, the first error says why.
+        let _ = vfs.remove_file(path);
+    })
+}
+
+/// Writes to `path` with `suffix` appended, syncs that and gives it its name.
+fn through(
+    vfs: &dyn Vfs,
+    path: &Path,
+    suffix: &str,
+    data: &[u8],
+    name: impl FnOnce(&Path) -> io::Result<()>,
+) -> io::Result<()> {
     let mut tmp = path.as_os_str().to_owned();
-    tmp.push(".tmp");
+    tmp.push(suffix);
     let tmp = PathBuf::from(tmp);
     match vfs.remove_file(&tmp) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let renamed = write_synced(vfs, &tmp, data).and_then(|()| vfs.rename(&tmp, path));
-    if let Err(error) = renamed {
+    write_synced(vfs, &tmp, data).and_then(|()| name(&tmp)).inspect_err(|_| {
         // Best effort: the next attempt removes it as well.
         let _ = vfs.remove_file(&tmp);
-        return Err(error);
-    }
-    vfs.sync_dir(parent_or_dot(path))
+    })
 }
 
 fn write_synced(vfs: &dyn Vfs, path: &Path, data: &[u8]) -> io::Result<()> {

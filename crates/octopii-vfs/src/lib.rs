@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use dir::{Attributes, DirHandle, EntryKind, Timestamp, VfsDir};
-pub use durable::{create_dir_all_durable, read_file, write_file_durable};
+pub use durable::{create_dir_all_durable, create_file_durable, read_file, write_file_durable};
 pub use real::RealVfs;
 
 /// A shared handle to an open file.

@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // What `octopii cluster init` does. The file admits nodes: mode 0600, and on one well-guarded machine only.
     let authority = ClusterAuthority::generate()?;
     let file = home.path().join("authority.pem");
-    write_secret(&file, &authority.to_pem())?;
+    octopii::create_file_durable(&octopii::RealVfs, &file, authority.to_pem().as_bytes())?;
 
     let runtime = OctopiiRuntime::new(2);
     runtime.block_on(async {
@@ -74,15 +74,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         issuing.shutdown().await;
         Ok(())
     })
-}
-
-/// A new file that nobody else can read.
-fn write_secret(path: &std::path::Path, text: &str) -> std::io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
 }
 
 /// Once more if the connection was cut under the call: the next one is made with the certificate in use.

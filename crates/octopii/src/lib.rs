@@ -55,7 +55,6 @@ mod peer;
 mod revocation;
 mod rotation;
 mod runtime;
-mod secret;
 mod service;
 
 pub use client::{Client, bind_for};
@@ -88,13 +87,12 @@ pub use octopii_transport::{
     Health, Identity, IdentityError, JoinError, JoinRefusal, JoinToken, Limits, NameRules, NodeId,
     NotAnAddress, PeerIdentity, PeerRole, PeerStats, Profile, Revocation, RevokeError, Revoked, TokenError,
 };
-pub use octopii_vfs::{RealVfs, Vfs};
+pub use octopii_vfs::{RealVfs, Vfs, create_file_durable};
 pub use octopii_wal::{Durability, Topic, WriteAheadLog};
 pub use peer::Peer;
 pub use revocation::{RevokeRequest, RevokedSummary};
 pub use rotation::RotateError;
 pub use runtime::{OctopiiRuntime, RuntimeOptions};
-pub use secret::write_secret;
 pub use service::{ECHO, Member, MembershipChange, NodeStatus};
 
 /// The write-ahead log by itself.

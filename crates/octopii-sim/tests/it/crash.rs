@@ -5,7 +5,9 @@ use std::io;
 use std::path::Path;
 
 use octopii_sim::{Operation, SimDisk, Trace};
-use octopii_vfs::{OpenMode, Vfs, create_dir_all_durable, read_file, write_file_durable};
+use octopii_vfs::{
+    OpenMode, Vfs, create_dir_all_durable, create_file_durable, read_file, write_file_durable,
+};
 
 fn names(vfs: &dyn Vfs, dir: &str) -> BTreeSet<String> {
     let entries = vfs.read_dir(Path::new(dir)).unwrap();
@@ -114,6 +116,45 @@ fn a_durable_replacement_is_all_or_nothing() {
         outcomes.insert(after);
     }
     assert_eq!(outcomes.len(), 2);
+}
+
+/// Such as an authority's key: half of one under its name would be in the way of the next attempt, and one whose name is not
+/// durable would be missed after others rely on it.
+#[test]
+fn a_new_durable_file_is_all_or_nothing() {
+    let path = Path::new("/authority.pem");
+    let (mut whole, mut died) = (0, 0);
+    for seed in 0..300 {
+        let disk = SimDisk::new(seed);
+        // The power fails before each step in turn, and after the last.
+        disk.crash_after(seed % 8);
+        let written = create_file_durable(disk.vfs().as_ref(), path, &[1; 2000]);
+        died += usize::from(written.is_err());
+        disk.stay_up();
+        disk.crash();
+        match read_file(disk.vfs().as_ref(), path, 10_000) {
+            Ok(content) => {
+                assert_eq!(content, [1; 2000], "seed {seed}");
+                whole += 1;
+            }
+            Err(e) => assert!(e.kind() == io::ErrorKind::NotFound && written.is_err(), "seed {seed}: {e}"),
+        }
+        if written.is_ok() {
+            let again = create_file_durable(disk.vfs().as_ref(), path, b"another").unwrap_err();
+            assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(read_file(disk.vfs().as_ref(), path, 10_000).unwrap(), [1; 2000]);
+        }
+    }
+    assert!(died > 100 && whole > 50 && whole < 300 - 50, "{died} died, {whole} left a file");
+
+    for operation in
+        [Operation::Open, Operation::Write, Operation::SyncData, Operation::Rename, Operation::SyncDir]
+    {
+        let disk = SimDisk::new(1);
+        disk.fail_nth(operation, 1);
+        create_file_durable(disk.vfs().as_ref(), path, b"secret").unwrap_err();
+        assert_eq!(disk.vfs().read_dir(Path::new("/")).unwrap().len(), 0, "{operation:?} left something");
+    }
 }
 
 #[test]

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use octopii_sim::SimDisk;
-use octopii_vfs::{OpenMode, RealVfs, Vfs, create_dir_all_durable, read_file, write_file_durable};
+use octopii_vfs::{
+    OpenMode, RealVfs, Vfs, create_dir_all_durable, create_file_durable, read_file, write_file_durable,
+};
 
 /// Runs `script` in an empty directory of either file system and compares what it saw, line by line.
 fn compare(script: impl Fn(&dyn Vfs, &Path) -> Vec<String>) {
@@ -285,6 +287,9 @@ fn durable_replacement() {
         seen.push(outcome("second", write_file_durable(vfs, &path, b"two")));
         seen.push(get(vfs, &path));
         seen.push(outcome("too long", read_file(vfs, &path, 2)));
+        seen.push(outcome("taken", create_file_durable(vfs, &path, b"three")));
+        seen.push(get(vfs, &path));
+        seen.push(outcome("new", create_file_durable(vfs, &base.join("new"), b"four")));
         seen.push(listing(vfs, base));
         seen
     });
