@@ -13,7 +13,7 @@ use crate::wire::{self, Acceptance, Acknowledgement, Tag, TransferStatus};
 use crate::{FailureCode, Refusal, TransferError, TransferId};
 
 /// A lost acknowledgement is asked for this often.
-const STATUS_PERIOD: Duration = Duration::from_millis(200);
+pub(crate) const STATUS_PERIOD: Duration = Duration::from_millis(200);
 
 /// Reads the answer to an offer.
 pub(crate) async fn read_acceptance(recv: &mut Inlet, peer: SocketAddr) -> Result<Acceptance, TransferError> {

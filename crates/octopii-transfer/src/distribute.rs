@@ -13,6 +13,7 @@ use crate::source::OpenSource;
 use crate::supply::Outgoing;
 use crate::{AckLevel, ChunkSource, Digest, Receipt, SendOptions, Transfer, TransferError};
 
+mod fate;
 mod ledger;
 mod member;
 mod origin;

@@ -10,8 +10,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, timeout};
 
 use crate::activity::Activity;
-use crate::asking::{may_have_arrived, what_became_of_it};
+use crate::asking::may_have_arrived;
 use crate::checkpoints::Checkpoints;
+use crate::distribute::fate::{Fate, ask, is_whole};
 use crate::distribute::ledger::{Content, Ledger};
 use crate::distribute::member::{Ended, Member, converse};
 use crate::distribute::plan::{Plan, Upstream};
@@ -33,9 +34,6 @@ const MANY_BLOCKS: u64 = 64 << 10;
 
 /// How often it is looked at who supplies whom.
 const REVIEW: Duration = Duration::from_millis(500);
-
-/// How long a receiver that was lost is asked whether it had everything by then.
-const ASK: Duration = Duration::from_secs(1);
 
 /// What the conversations of a distribution share.
 #[derive(Debug)]
@@ -259,23 +257,33 @@ async fn persist(origin: &Origin, i: usize) -> Result<Settled, TransferError> {
         };
         // Those it supplied go elsewhere.
         origin.lose(i);
-        if member.done.load(Ordering::Relaxed) && may_have_arrived(&error) {
-            // All was vouched for long before it could have all: one that did not report the end hardly had it.
-            let is_whole = member.verified.load(Ordering::Relaxed) == origin.content.ledger.size();
-            let limit = if is_whole { idle } else { ASK.min(idle) };
-            match what_became_of_it(&origin.shared, member.addr, member.id(), limit, error.clone()).await {
-                Ok(ack) => {
+        let mut advanced = member.verified.load(Ordering::Relaxed) > before;
+        // Others may have supplied it with the rest since it was last heard of. Offered again while it has that, or is about to,
+        // it would end up with two.
+        let (mut is_open, mut may_begin) =
+            (member.done.load(Ordering::Relaxed) && may_have_arrived(&error), false);
+        loop {
+            match if is_open { ask(origin, i).await } else { Fate::Failed } {
+                Fate::Arrived(ack) => {
                     origin.check(&ack)?;
                     return Ok(Settled { ack, open: None });
                 }
-                Err(unknown) if is_whole => return Err(unknown),
-                Err(_) => {}
+                Fate::Failed => (is_open, may_begin) = (false, true),
+                // It had all of it when it was last heard of: that it is nowhere else is not known.
+                Fate::Forgotten if is_whole(origin, i) => return Err(origin.unknown_if_done(i, error)),
+                Fate::Forgotten => may_begin = true,
+                Fate::Open => {}
             }
+            let Some(pause) = retry.pause(&error, advanced) else {
+                return Err(if is_open { origin.unknown_if_done(i, error) } else { error });
+            };
+            sleep(pause).await;
+            if may_begin {
+                break;
+            }
+            advanced = false;
         }
-        let advanced = member.verified.load(Ordering::Relaxed) > before;
-        let Some(pause) = retry.pause(&error, advanced) else { return Err(error) };
         tracing::info!(peer = %member.addr, "the transfer is tried again: {error}");
-        sleep(pause).await;
         member.begin_anew();
     }
 }

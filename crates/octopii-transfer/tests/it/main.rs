@@ -13,6 +13,7 @@ mod many;
 mod names;
 mod nodes;
 mod raw;
+mod receivers_by_hand;
 mod recording;
 mod relays;
 mod relays_by_hand;

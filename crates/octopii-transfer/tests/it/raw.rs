@@ -167,3 +167,15 @@ pub(crate) async fn acknowledge(acceptor: &mut Acceptor, body: &[u8]) {
     raw.send.finish().unwrap();
     let _ = raw.send.stopped().await;
 }
+
+/// What a hand-made receiver answers when it is asked for the status.
+pub(crate) async fn answer_status(acceptor: &mut Acceptor, body: &[u8]) -> TransferId {
+    let mut raw = Raw::accept(acceptor).await;
+    raw.read_version().await;
+    let (tag, asked) = raw.read().await;
+    assert_eq!(tag, 9);
+    raw.write(&message(10, body)).await;
+    raw.send.finish().unwrap();
+    let _ = raw.send.stopped().await;
+    TransferId(u128::from_le_bytes(asked[..].try_into().unwrap()))
+}

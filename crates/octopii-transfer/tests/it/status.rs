@@ -12,7 +12,8 @@ use octopii_vfs::RealVfs;
 
 use crate::nodes::{Node, content, endpoint, eventually, names, quick};
 use crate::raw::{
-    ACCEPT, ACK, Raw, accept_body, ack_body, acknowledge, data, done, message, opening, query, read_offer,
+    ACCEPT, ACK, Raw, accept_body, ack_body, acknowledge, answer_status, data, done, message, opening, query,
+    read_offer,
 };
 
 /// A sender that loses its connection right after its last byte finds out that the receiver has everything.
@@ -96,19 +97,6 @@ async fn the_receiver_remembers_what_failed() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("the failure was forgotten");
-}
-
-/// What a hand-made receiver answers when it is asked for the status.
-async fn answer_status(acceptor: &mut Acceptor, body: &[u8]) -> TransferId {
-    let mut raw = Raw::accept(acceptor).await;
-    let mut version = [0];
-    raw.recv.read_exact(&mut version).await.unwrap();
-    let (tag, asked) = raw.read().await;
-    assert_eq!(tag, 9);
-    raw.write(&message(10, body)).await;
-    raw.send.finish().unwrap();
-    let _ = raw.send.stopped().await;
-    TransferId(u128::from_le_bytes(asked[..].try_into().unwrap()))
 }
 
 /// Takes a whole transfer and cuts the connection instead of acknowledging it.

@@ -1,0 +1,152 @@
+//! Receivers of a chunk for many that speak the protocol by hand, honestly and not.
+
+use std::time::Duration;
+
+use octopii_transfer::{
+    ChunkSource, Digest, Distribution, SendOptions, Topology, TransferError, TransferId, TransferResult,
+};
+use octopii_transport::{Acceptor, Endpoint, StreamKind};
+
+use crate::nodes::{Node, content, endpoint};
+use crate::raw::{ACCEPT, ACK, Raw, accept_body, ack_body, answer_status, message, read_offer};
+
+const DONE: u8 = 5;
+const SIZE: usize = 100;
+
+/// A sender, and one receiver by hand.
+struct Scene {
+    a: Node,
+    receiver: Endpoint,
+    acceptor: Acceptor,
+}
+
+fn scene() -> Scene {
+    let (a, receiver) = (Node::new(1), endpoint(2));
+    let acceptor = receiver.acceptor(StreamKind::Transfer).unwrap();
+    Scene { a, receiver, acceptor }
+}
+
+impl Scene {
+    /// Sends [`SIZE`] bytes as one of many, while the receiver does what it does.
+    async fn send(
+        self,
+        options: SendOptions,
+        receiving: impl AsyncFnOnce(&mut Acceptor),
+    ) -> (TransferResult, Acceptor) {
+        let Self { a, receiver, mut acceptor } = self;
+        let source = ChunkSource::Memory(content(SIZE).into());
+        let how = Distribution { topology: Topology::Chain, ..options.into() };
+        let sending = a.transfer.send_to_all(&source, vec![receiver.local_addr()], how);
+        let (mut results, ()) = tokio::join!(sending, receiving(&mut acceptor));
+        (results.remove(0), acceptor)
+    }
+}
+
+fn retrying(retries: u32) -> SendOptions {
+    SendOptions { retries, ..SendOptions::new("file") }
+}
+
+/// Accepts, and reads until everything was said.
+async fn take(acceptor: &mut Acceptor) -> (Raw, TransferId) {
+    let mut raw = Raw::accept(acceptor).await;
+    let id = read_offer(&mut raw).await;
+    raw.write(&message(ACCEPT, &accept_body(0, b""))).await;
+    while raw.read().await.0 != DONE {}
+    (raw, id)
+}
+
+/// Takes everything and loses its connection before it has said a word about that.
+async fn take_and_cut(acceptor: &mut Acceptor) -> TransferId {
+    let (raw, id) = take(acceptor).await;
+    raw.connection.close("cut");
+    id
+}
+
+async fn take_and_acknowledge(acceptor: &mut Acceptor, body: &[u8]) {
+    let (mut raw, _) = take(acceptor).await;
+    raw.write(&message(ACK, body)).await;
+    let _ = raw.send.finish();
+    let _ = raw.send.stopped().await;
+}
+
+fn receiving(verified: u64) -> Vec<u8> {
+    [&[1][..], &verified.to_le_bytes()].concat()
+}
+
+fn whole() -> Vec<u8> {
+    ack_body(SIZE as u64, Digest::of(&content(SIZE)))
+}
+
+/// Others may supply a receiver with what is missing after the sender has lost it. It is asked until it knows, and not offered the
+/// chunk a second time meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_was_lost_may_finish_all_the_same() {
+    for retries in [0, 3] {
+        let (result, _) = scene()
+            .send(retrying(retries), async |acceptor| {
+                let id = take_and_cut(acceptor).await;
+                // Longer than one that does not answer is waited for. Nothing else comes meanwhile, no offer either.
+                for verified in [0, 0, 0, 30, 30, 30, 60, 60] {
+                    assert_eq!(answer_status(acceptor, &receiving(verified)).await, id);
+                }
+                assert_eq!(answer_status(acceptor, &[&[2][..], &whole()].concat()).await, id);
+            })
+            .await;
+        assert!(result.success, "{result:?}");
+    }
+}
+
+/// What cannot be known is not said to have failed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_became_of_a_receiver_may_stay_unknown() {
+    // It has restarted; it does not answer; it stands still.
+    let answers: [Option<Vec<u8>>; 3] = [Some(vec![0]), None, Some(receiving(30))];
+    for answer in answers {
+        let options = SendOptions { idle_timeout: Duration::from_millis(1500), ..retrying(0) };
+        let scene = scene();
+        let receiver = scene.receiver.clone();
+        let (result, _acceptor) = scene
+            .send(options, async |acceptor| {
+                take_and_cut(acceptor).await;
+                let Some(answer) = answer else {
+                    return receiver.close(Duration::ZERO).await;
+                };
+                // Until nobody asks any more.
+                while let Ok(Some(incoming)) =
+                    tokio::time::timeout(Duration::from_secs(1), acceptor.accept()).await
+                {
+                    let mut send = incoming.send;
+                    let _ = send.write_all(&message(10, &answer)).await;
+                    let _ = send.finish();
+                }
+            })
+            .await;
+        let error = result.error.expect("it never said that it has it");
+        assert!(matches!(error, TransferError::OutcomeUnknown { .. }), "{error}");
+    }
+}
+
+/// Only what has failed, or was forgotten before it was whole, is offered again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_has_nothing_is_offered_it_again() {
+    let failed = [&[3, 13, 0, 2, 0][..], b"no"].concat();
+    for answer in [failed, vec![0]] {
+        let (result, _) = scene()
+            .send(retrying(3), async |acceptor| {
+                let id = take_and_cut(acceptor).await;
+                assert_eq!(answer_status(acceptor, &answer).await, id);
+                take_and_acknowledge(acceptor, &whole()).await;
+            })
+            .await;
+        assert!(result.success, "{result:?}");
+    }
+    let failed = [&[3, 13, 0, 2, 0][..], b"no"].concat();
+    let (result, _) = scene()
+        .send(retrying(0), async |acceptor| {
+            take_and_cut(acceptor).await;
+            answer_status(acceptor, &failed).await;
+        })
+        .await;
+    let error = result.error.expect("it has failed");
+    assert!(matches!(error, TransferError::Lost(_)), "{error}");
+}
