@@ -14,6 +14,7 @@ use crate::distribute::plan::Upstream;
 use crate::link::Inlet;
 use crate::pace::Pace;
 use crate::progress::{Meter, Phase, Progress};
+use crate::relay::gather::MAX_NEEDS;
 use crate::storing::MAX_REPAIRS;
 use crate::wire::relay::{self, Need, Supplier};
 use crate::wire::{self, Acceptance, Acknowledgement, Have, OfferBody, ResumeKey, Span, Tag};
@@ -226,6 +227,7 @@ async fn read(origin: &Origin, i: usize, recv: &mut Inlet) -> Result<Acknowledge
     let member = &origin.members[i];
     let size = origin.content.ledger.size();
     let mut damaged = (0, 0);
+    let (mut needs, mut repairs) = (0, 0);
     loop {
         let header = recv.header().await?;
         let body = recv.body(header).await?;
@@ -238,7 +240,11 @@ async fn read(origin: &Origin, i: usize, recv: &mut Inlet) -> Result<Acknowledge
                 member.stir.notify_one();
                 report(origin, i, verified);
             }
+            Tag::Need if needs == MAX_NEEDS => {
+                return Err(TransferError::Protocol("the receiver needed another supplier too often"));
+            }
             Tag::Need => {
+                needs += 1;
                 let Need { offset, why } = relay::decode_need(&body)?;
                 if offset > size || !offset.is_multiple_of(u64::from(origin.block_size)) && offset != size {
                     return Err(TransferError::Protocol("the receiver needs what is no block of the chunk"));
@@ -257,14 +263,12 @@ async fn read(origin: &Origin, i: usize, recv: &mut Inlet) -> Result<Acknowledge
                 }
                 member.order(Order { supply, from: Some(offset), first });
             }
+            Tag::Again if repairs == MAX_REPAIRS => {
+                return Err(TransferError::Protocol("too many blocks were asked for again"));
+            }
             Tag::Again => {
-                let span = wire::decode_again(&body)?;
-                let mut orders = member.lock();
-                if orders.again.len() >= MAX_REPAIRS {
-                    return Err(TransferError::Protocol("too many blocks were asked for again at once"));
-                }
-                orders.again.push_back(span);
-                drop(orders);
+                repairs += 1;
+                member.lock().again.push_back(wire::decode_again(&body)?);
                 member.stir.notify_one();
             }
             Tag::Ack => return Ok(wire::decode_ack(&body)?),

@@ -23,8 +23,8 @@ use crate::{Digest, FailureCode, TransferError};
 /// Blocks that may be vouched for ahead of those verified: 32 bytes each. The sender keeps to a quarter of it.
 const MAX_AHEAD: usize = 4096;
 
-/// A sender that can find no supplier in this many attempts has none.
-const MAX_NEEDS: u32 = 1000;
+/// A sender that can find no supplier in this many attempts has none, and a receiver that finds fault with so many wants none.
+pub(crate) const MAX_NEEDS: u32 = 1000;
 
 /// What the sender says.
 #[derive(Debug)]

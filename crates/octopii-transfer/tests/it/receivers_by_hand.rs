@@ -8,9 +8,10 @@ use octopii_transfer::{
 use octopii_transport::{Acceptor, Endpoint, StreamKind};
 
 use crate::nodes::{Node, content, endpoint};
-use crate::raw::{ACCEPT, ACK, Raw, accept_body, ack_body, answer_status, message, read_offer};
+use crate::raw::{ACCEPT, ACK, AGAIN, Raw, accept_body, ack_body, answer_status, message, read_offer};
 
 const DONE: u8 = 5;
+const NEED: u8 = 13;
 const SIZE: usize = 100;
 
 /// A sender, and one receiver by hand.
@@ -149,4 +150,28 @@ async fn a_receiver_that_has_nothing_is_offered_it_again() {
         .await;
     let error = result.error.expect("it has failed");
     assert!(matches!(error, TransferError::Lost(_)), "{error}");
+}
+
+/// However often it finds fault, the sender does not read and send for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_always_wants_more_is_given_up() {
+    let need = message(NEED, &[&0u64.to_le_bytes()[..], &14u16.to_le_bytes()].concat());
+    let again = message(AGAIN, &[&0u64.to_le_bytes()[..], &10u32.to_le_bytes()].concat());
+    for (request, most) in [(need, 1000), (again, 256)] {
+        let (result, _) = scene()
+            .send(retrying(0), async |acceptor| {
+                let (mut raw, _) = take(acceptor).await;
+                // One at a time, so that none takes another's place.
+                for _ in 0..most {
+                    raw.write(&request).await;
+                    assert!(matches!(raw.read().await.0, 4 | 17));
+                }
+                raw.write(&request).await;
+                let mut rest = [0; 5];
+                assert!(raw.recv.read_exact(&mut rest).await.is_err(), "it was answered once more");
+            })
+            .await;
+        let error = result.error.expect("there is an end to it");
+        assert!(matches!(error, TransferError::Protocol(_)), "{error}");
+    }
 }
