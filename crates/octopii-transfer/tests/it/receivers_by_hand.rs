@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use octopii_transfer::{
-    ChunkSource, Digest, Distribution, SendOptions, Topology, TransferError, TransferId, TransferResult,
+    AckLevel, ChunkSource, Digest, Distribution, SendOptions, Topology, TransferError, TransferId,
+    TransferResult,
 };
 use octopii_transport::{Acceptor, Endpoint, StreamKind};
 
@@ -173,5 +174,47 @@ async fn a_receiver_that_always_wants_more_is_given_up() {
             .await;
         let error = result.error.expect("there is an end to it");
         assert!(matches!(error, TransferError::Protocol(_)), "{error}");
+    }
+}
+
+/// A receiver that acknowledges less than it was asked for, or something else than it was sent, has not done what it was asked
+/// for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_false_acknowledgement_of_many_is_not_believed() {
+    let right = Digest::of(&content(SIZE));
+    let body = |level: u8, size: u64, digest: Digest| [&[level][..], &size.to_le_bytes(), &digest.0].concat();
+    let size = SIZE as u64;
+    let cases = [
+        (body(3, size, right), true, false),
+        (body(2, size, right), false, false),
+        (body(1, size, right), false, false),
+        (body(3, size - 1, right), false, true),
+        (body(3, 0, right), false, true),
+        (body(3, size, Digest::of(b"")), false, true),
+    ];
+    for (body, is_right, is_other) in cases {
+        let options = SendOptions { ack: Some(AckLevel::Durable), ..retrying(0) };
+        let (result, _) =
+            scene().send(options, async |acceptor| take_and_acknowledge(acceptor, &body).await).await;
+        assert_eq!(result.success, is_right, "{result:?}");
+        let Some(error) = result.error else { continue };
+        match error {
+            TransferError::DigestMismatch(_) => assert!(is_other, "{error}"),
+            TransferError::Protocol(_) => assert!(!is_other, "{error}"),
+            error => panic!("{error}"),
+        }
+    }
+    // Asked what became of it, it is believed no more.
+    for (body, is_other) in [(body(2, size, right), false), (body(3, size, Digest::of(b"")), true)] {
+        let options = SendOptions { ack: Some(AckLevel::Durable), ..retrying(0) };
+        let (result, _) = scene()
+            .send(options, async |acceptor| {
+                take_and_cut(acceptor).await;
+                answer_status(acceptor, &[&[2][..], &body].concat()).await;
+            })
+            .await;
+        let error = result.error.expect("it is no acknowledgement");
+        assert_eq!(matches!(error, TransferError::DigestMismatch(_)), is_other, "{error}");
+        assert_eq!(matches!(error, TransferError::Protocol(_)), !is_other, "{error}");
     }
 }
