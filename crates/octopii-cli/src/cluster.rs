@@ -115,9 +115,12 @@ pub(crate) async fn members(
     Ok(members)
 }
 
-/// Asks the nodes given and every member that they tell of.
+/// Far more than can agree on anything.
+const MAX_ASKED: usize = 256;
+
+/// Asks the nodes given and every member that they tell of, [`MAX_ASKED`] at most.
 async fn ask_everyone(client: &Client) -> BTreeMap<Address, Result<NodeStatus, Status>> {
-    let mut told = BTreeMap::new();
+    let mut told: BTreeMap<Address, _> = BTreeMap::new();
     let mut waiting: BTreeSet<Address> = client.nodes().iter().cloned().collect();
     while !waiting.is_empty() {
         let asked: Vec<_> = std::mem::take(&mut waiting).into_iter().collect();
@@ -137,6 +140,8 @@ async fn ask_everyone(client: &Client) -> BTreeMap<Address, Result<NodeStatus, S
             told.insert(addr, answer);
         }
         waiting.retain(|addr| !told.contains_key(addr));
+        // A member that makes up others would be followed without an end.
+        while told.len() + waiting.len() > MAX_ASKED && waiting.pop_last().is_some() {}
     }
     // Who was asked by name and by address is one node.
     let id = |told: &Result<NodeStatus, Status>| told.as_ref().ok().map(|status| status.node_id);

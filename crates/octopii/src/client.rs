@@ -76,20 +76,13 @@ impl Client {
 
     /// As [`query`](Self::query), of this node alone: it answers from its own state, up to date.
     pub async fn query_at(&self, node: impl Into<Address>, query: Bytes) -> Result<Bytes, Status> {
-        let node = node.into();
-        let end = self.endpoint.executor().deadline(self.timeout);
-        let connecting = member_at(&self.endpoint, &node);
-        let connection = match self.endpoint.executor().timeout(self.timeout, connecting).await {
-            Some(connected) => connected?,
-            None => return Err(no_answer(&node)),
-        };
-        let left = end.saturating_duration_since(self.endpoint.executor().now());
-        self.rpc.call_on(&connection, QUERY, query, left).await
+        self.ask_one(&node.into(), QUERY, query).await
     }
 
-    /// What one node knows of itself and its cluster.
+    /// What one member knows of itself and its cluster.
     pub async fn status_of(&self, node: impl Into<Address>) -> Result<NodeStatus, Status> {
-        self.rpc.call(node, STATUS, &(), self.timeout).await
+        let body = self.ask_one(&node.into(), STATUS, Bincode::encode(&())?.into()).await?;
+        Bincode::decode(&body).map_err(|e| Status::new(Code::DataLoss, e.to_string()))
     }
 
     /// Changes the membership.
@@ -129,8 +122,8 @@ impl Client {
         self.administer(LIST_REVOKED, &(), Repeat::Always).await
     }
 
-    /// Has one node replace its key and certificate, asking `issuer` for it (itself, if `None`). Gives the new
-    /// certificate's hash.
+    /// Has one node replace its key and certificate, asking `issuer` for it (itself, if `None`). Gives what that node, which need
+    /// not be a member, says is the new certificate's hash.
     pub async fn rotate_identity_of(
         &self,
         node: impl Into<Address>,
@@ -168,6 +161,15 @@ impl Client {
             Ok(KvResponse::Previous(value)) => Ok(value),
             _ => Err(not_key_value()),
         }
+    }
+
+    /// Asks this node alone.
+    async fn ask_one(&self, node: &Address, method: &str, body: Bytes) -> Result<Bytes, Status> {
+        let executor = self.endpoint.executor();
+        let end = executor.deadline(self.timeout);
+        let connecting = executor.timeout(self.timeout, member_at(&self.endpoint, node));
+        let connection = connecting.await.unwrap_or_else(|| Err(no_answer(node)))?;
+        self.rpc.call_on(&connection, method, body, end.saturating_duration_since(executor.now())).await
     }
 
     /// Asks one node after the other.

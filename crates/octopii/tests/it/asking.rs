@@ -13,7 +13,8 @@ use octopii_rpc::{Server, StreamKind};
 use octopii_transport::{Endpoint, EndpointOptions};
 
 const SOON: Duration = Duration::from_secs(20);
-const METHODS: [&str; 6] = [
+const METHODS: [&str; 7] = [
+    "octopii.status",
     "octopii.propose",
     "octopii.query",
     "octopii.member",
@@ -88,6 +89,7 @@ fn only_members_answer_in_the_name_of_the_cluster() {
                 alone.propose("x".into()).await.map(drop),
                 alone.query("x".into()).await.map(drop),
                 alone.query_at(liar.endpoint.local_addr(), "x".into()).await.map(drop),
+                alone.status_of(liar.endpoint.local_addr()).await.map(drop),
                 alone.create_token(&token_request()).await.map(drop),
                 alone.change_membership(&MembershipChange::Remove { id: 1 }).await,
                 alone.revoke(&RevokeRequest::Node(1)).await,
