@@ -93,7 +93,7 @@ pub(crate) async fn accept_connections(shared: Arc<Shared>) {
             continue;
         }
         let is_proven = incoming.remote_address_validated();
-        if !is_proven && incoming.may_retry() && handshakes.is_half_full() {
+        if !is_proven && incoming.may_retry() && handshakes.is_quarter_full() {
             // Under load an address must be proven before it costs a handshake. An error means it was proven.
             let _ = incoming.retry();
             continue;

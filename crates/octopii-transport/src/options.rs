@@ -95,9 +95,9 @@ impl EndpointOptions {
 /// Bounds on what peers may make an endpoint hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Handshakes of unverified peers under way at once. From half of it on, an address must be proven by a retry
-    /// packet first, and one address (of IPv6, one network of 64 bits) has at most a quarter of them; beyond it, attempts are
-    /// refused. Default 256.
+    /// Handshakes of unverified peers under way at once. From a quarter of it on, an address must be proven by a retry
+    /// packet first; from half of it on, an address (of IPv6, a network of 64 bits) that has a quarter gets no more; beyond it,
+    /// attempts are refused. Default 256.
     pub handshakes: usize,
     /// A handshake must finish within this. Default 5 s.
     pub handshake_timeout: Duration,

@@ -53,9 +53,9 @@ impl Places {
         self.taken.lock().expect("no panic while held")
     }
 
-    /// Whether shares count by now.
-    pub(crate) fn is_half_full(&self) -> bool {
-        self.taken().all * 2 >= self.limit
+    /// Whether who comes now must prove its address: nobody has a share of what is taken without that.
+    pub(crate) fn is_quarter_full(&self) -> bool {
+        self.taken().all * 4 >= self.limit
     }
 
     /// A place, if there is one for this address; `None` stands for one that is not proven, which has no share.
@@ -122,8 +122,10 @@ mod tests {
     #[test]
     fn a_forged_address_counts_against_nobody() {
         let places = Places::new(8);
-        let forged: Vec<_> = (0..4).map(|_| places.take(None).unwrap()).collect();
-        assert!(places.is_half_full());
+        let mut forged = vec![places.take(None).unwrap()];
+        assert!(!places.is_quarter_full());
+        forged.extend((0..3).map(|_| places.take(None).unwrap()));
+        assert!(places.is_quarter_full());
         let owner: Vec<_> = std::iter::from_fn(|| places.take(from("10.0.0.1"))).collect();
         assert_eq!(owner.len(), 2);
         drop((forged, owner));
