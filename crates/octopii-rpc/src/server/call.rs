@@ -42,8 +42,7 @@ pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming) {
     let first = read_first(&shared, connection.peer().node_id, &mut recv).await;
     let outcome = match first {
         Ok((frame, memory)) if memory.is_none() && wire::opens_lane(&frame) => {
-            drop(flushing);
-            return lane::serve(shared, connection, send, recv).await;
+            return lane::serve(shared, connection, send, recv, flushing).await;
         }
         Ok((frame, _memory)) => run(&shared, &connection, &mut send, recv, frame, &mut deadline).await,
         Err(ending) => Err(ending),

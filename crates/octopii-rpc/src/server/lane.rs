@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::context::EndOnDrop;
 use crate::server::Shared;
-use crate::server::admission::Permit;
+use crate::server::admission::{Flushing, Permit};
 use crate::server::call::{Begun, begin, context, panicked};
 use crate::wire::{
     INLINE, LANE_PIECE, LANE_REQUEST, OnLane, put_lane_extras, put_lane_failure, put_lane_response,
@@ -31,17 +31,18 @@ const BATCH_CALLS: usize = 256;
 /// A handler that computes longer than this before it first waits is from then on begun on a task of its own.
 const BUSY: Duration = Duration::from_micros(50);
 
-/// Serves a lane until it ends. What is under way then is cancelled.
+/// Serves a lane until it ends. What is under way then is cancelled. Who drains waits for it from the start (`flushing`), so that what
+/// has come on it is refused in order and not cut off.
 pub(super) async fn serve(
     shared: Arc<Shared>,
     connection: Connection,
     mut send: SendStream,
     mut recv: RecvStream,
+    flushing: Flushing,
 ) {
     let remote_addr = connection.remote_addr();
     let (out, running) = (Arc::default(), Running::default());
     let mut lane = Lane { shared: &shared, connection, remote_addr, out, running };
-    let flushing = shared.admission.flushing();
     let (mut stopping, mut stopped) = (std::pin::pin!(shared.admission.stopping()), false);
     let (mut written, mut held) = (None, Held::default());
     loop {
@@ -169,6 +170,7 @@ impl Lane<'_> {
             body: Body::Whole(body),
         };
         let (handler, inherited) = (Arc::clone(&method.handler), request.context.inherited());
+        let told = ended.0.clone();
         let call = async move {
             // The call itself may panic as well as its future.
             let result = match AssertUnwindSafe(async { handler(request).await }).catch_unwind().await {
@@ -196,7 +198,8 @@ impl Lane<'_> {
         let out = Arc::clone(&self.out);
         let task = self.shared.executor.spawn(async move {
             let result = timeout_at(deadline, call).await.unwrap_or_else(|_| {
-                (Err(Status::new(Code::DeadlineExceeded, "the handler did not finish in time")), None)
+                let late = Status::new(Code::DeadlineExceeded, "the handler did not finish in time");
+                (Err(late), told.take_metadata())
             });
             out.respond(id, result, Some(permit), true);
             out.made.notify_one();

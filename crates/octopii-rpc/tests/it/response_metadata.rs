@@ -1,5 +1,7 @@
 //! What handlers send back beside their responses.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use octopii_rpc::{
@@ -7,6 +9,7 @@ use octopii_rpc::{
     ResponseStream, Router, ServerOptions, Status,
 };
 use octopii_transport::StreamKind;
+use tokio::time::timeout;
 
 use crate::{SOON, pair, serve};
 
@@ -42,6 +45,10 @@ fn shop_and_more(router: &mut Router) {
         tokio::task::yield_now().await;
         context.respond_with("served-by", "a task").map_err(|e| Status::new(Code::Internal, e.to_string()))
     });
+    router.register("never", |context: Context, (): ()| async move {
+        context.respond_with("so_far", "begun").map_err(|e| Status::new(Code::Internal, e.to_string()))?;
+        std::future::pending::<Result<(), Status>>().await
+    });
     router.register("large", |context: Context, size: usize| async move {
         context.respond_with("size", size.to_string()).unwrap();
         Ok("x".repeat(size))
@@ -59,7 +66,8 @@ fn shop_and_more(router: &mut Router) {
 #[tokio::test]
 async fn it_comes_beside_answers_and_failures_on_lanes_and_streams() {
     let (a, b) = pair();
-    let _server = serve(&b, ServerOptions::default(), shop_and_more);
+    let options = ServerOptions { max_deadline: Duration::from_millis(300), ..ServerOptions::default() };
+    let _server = serve(&b, options, shop_and_more);
     for lanes in [true, false] {
         let options = ClientOptions { lanes, ..ClientOptions::default() };
         let client = Client::with_options(&a, StreamKind::Rpc, options);
@@ -74,6 +82,9 @@ async fn it_comes_beside_answers_and_failures_on_lanes_and_streams() {
         assert_eq!(received.get(), told, "a failure has it as well, and only its own");
         client.call::<_, ()>(to, "later", &(), options()).await.unwrap();
         assert_eq!(received.get().iter().count(), 1);
+        // The server has no more patience than this, whatever the caller grants.
+        let status = client.call::<_, ()>(to, "never", &(), options()).await.unwrap_err();
+        assert_eq!((status.code, received.get().get_str("so_far")), (Code::DeadlineExceeded, Some("begun")));
         for size in [10, 5000, 100_000] {
             let body: String = client.call(to, "large", &size, options()).await.unwrap();
             assert_eq!((body.len(), received.get().get_str("size")), (size, Some(&*size.to_string())));
@@ -107,28 +118,47 @@ async fn streams_have_it_ahead_of_what_it_belongs_to() {
 /// A server that goes by no bounds.
 #[tokio::test]
 async fn more_than_may_come_fails_the_call_that_wants_it() {
-    let (a, b) = pair();
-    let mut acceptor = b.acceptor(StreamKind::Rpc).unwrap();
-    let client =
-        Client::with_options(&a, StreamKind::Rpc, ClientOptions { lanes: false, ..ClientOptions::default() });
-    for (extras, wanted, ends) in [
-        (b"\x02\x02\0\x01n".repeat(65), true, Err(Code::Unknown)),
-        (b"\x02\x02\0\x01n".repeat(65), false, Ok(())),
-        (vec![2, 200, 0, 1], true, Err(Code::Unknown)),
-        (b"\x02\x02\0\x01n".to_vec(), true, Ok(())),
-    ] {
-        let (client, to, received) = (client.clone(), b.local_addr(), ResponseMetadata::new());
-        let kept = received.clone();
-        let calling = tokio::spawn(async move {
-            let mut options = CallOptions::new(SOON);
-            options.response_metadata = wanted.then_some(kept);
-            client.call_raw(to, "x", Bytes::new(), options).await
-        });
-        let mut incoming = tokio::time::timeout(SOON, acceptor.accept()).await.unwrap().unwrap();
-        incoming.send.write_frame(&[&[253][..], &extras].concat()).await.unwrap();
-        incoming.send.write_frame(&[0]).await.unwrap();
-        incoming.send.finish().unwrap();
-        assert_eq!(calling.await.unwrap().map(drop).map_err(|e| e.code), ends);
-        assert!(received.get().iter().count() <= MAX_METADATA_ENTRIES);
+    for lanes in [true, false] {
+        let (a, b) = pair();
+        let mut acceptor = b.acceptor(StreamKind::Rpc).unwrap();
+        let options = ClientOptions { lanes, ..ClientOptions::default() };
+        let client = Client::with_options(&a, StreamKind::Rpc, options);
+        let mut lane = None;
+        for (extras, wanted, ends) in [
+            (b"\x02\x02\0\x01n".repeat(65), true, Err(Code::Unknown)),
+            (b"\x02\x02\0\x01n".repeat(65), false, Ok(())),
+            (vec![2, 200, 0, 1], true, Err(Code::Unknown)),
+            (b"\x02\x02\0\x01n".to_vec(), true, Ok(())),
+        ] {
+            let (client, to, received) = (client.clone(), b.local_addr(), ResponseMetadata::new());
+            let kept = received.clone();
+            let calling = tokio::spawn(async move {
+                let mut options = CallOptions::new(SOON);
+                options.response_metadata = wanted.then_some(kept);
+                client.call_raw(to, "x", Bytes::new(), options).await
+            });
+            let mut incoming = match lane.take() {
+                Some(lane) => lane,
+                None => timeout(SOON, acceptor.accept()).await.unwrap().unwrap(),
+            };
+            // On a lane each frame begins with the call's number, and the call must have come before it is answered.
+            let mut head = Vec::new();
+            while lanes && head.is_empty() {
+                match timeout(SOON, incoming.recv.read_frame(1000)).await.unwrap().unwrap() {
+                    Some(call) if call.len() > 5 => head.extend_from_slice(&call[1..5]),
+                    Some(_opening) => {}
+                    None => incoming = timeout(SOON, acceptor.accept()).await.unwrap().unwrap(),
+                }
+            }
+            incoming.send.write_frame(&[&head[..], &[253], &extras].concat()).await.unwrap();
+            incoming.send.write_frame(&[&head[..], &[0]].concat()).await.unwrap();
+            if lanes {
+                lane = Some(incoming);
+            } else {
+                incoming.send.finish().unwrap();
+            }
+            assert_eq!(calling.await.unwrap().map(drop).map_err(|e| e.code), ends, "lanes: {lanes}");
+            assert!(received.get().iter().count() <= MAX_METADATA_ENTRIES);
+        }
     }
 }
