@@ -1,6 +1,7 @@
 //! Runs the handlers of a router.
 
 mod admission;
+mod begin;
 mod call;
 mod lane;
 

@@ -1,6 +1,5 @@
 //! One call, from its first byte to its last.
 
-use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -11,13 +10,13 @@ use octopii_transport::{Connection, Incoming, NodeId, RecvStream, SendStream, St
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::context::EndOnDrop;
-use crate::router::Method;
-use crate::server::admission::{Memory, Permit};
+use crate::server::admission::Memory;
+use crate::server::begin::{Begun, begin, context, panicked};
 use crate::server::{Shared, lane};
 use crate::wire::{
-    self, Head, INLINE, REFUSED, REQUEST_OVERHEAD, failure_frame, put_response_extras, response_head,
+    self, INLINE, REFUSED, REQUEST_OVERHEAD, failure_frame, put_response_extras, response_head,
 };
-use crate::{Body, Cancellation, Code, Context, Metadata, Reply, Request, Shape, Status};
+use crate::{Body, Cancellation, Code, Reply, Request, Shape, Status};
 
 /// How a call ends that has no whole response.
 enum Ending {
@@ -110,56 +109,6 @@ async fn run(
         let _ = timeout_at(last, send.write_chunk(frame.freeze())).await;
     }
     outcome
-}
-
-/// A call that may run.
-pub(super) struct Begun<'a> {
-    pub(super) method: &'a Method,
-    pub(super) head: Head<String, Metadata>,
-    pub(super) body: Bytes,
-    /// Held until the response is taken: a caller that does not read it holds a call, never more of our memory.
-    pub(super) permit: Permit,
-    pub(super) deadline: Instant,
-}
-
-/// Decodes a request and admits its call.
-pub(super) fn begin<'a>(
-    shared: &'a Shared,
-    connection: &Connection,
-    frame: Bytes,
-    now: Instant,
-) -> Result<Begun<'a>, Status> {
-    let wire::Request { head, body } = wire::Request::decode(frame)?;
-    let method = shared.router.method(&head.method, head.shape)?;
-    let permit = shared.admission.begin(connection.peer().node_id)?;
-    let options = &shared.options;
-    let longest = if head.shape == Shape::Unary { options.max_deadline } else { options.max_stream_deadline };
-    let deadline = now + head.deadline.min(longest);
-    Ok(Begun { method, head, body, permit, deadline })
-}
-
-pub(super) fn context(
-    connection: &Connection,
-    remote_addr: SocketAddr,
-    head: Head<String, Metadata>,
-    deadline: Instant,
-    ended: &EndOnDrop,
-) -> Context {
-    Context {
-        peer: *connection.peer(),
-        remote_addr,
-        deadline,
-        method: head.method,
-        shape: head.shape,
-        encoding: head.encoding,
-        metadata: head.metadata,
-        trace: head.trace,
-        cancellation: ended.0.clone(),
-    }
-}
-
-pub(super) fn panicked() -> Status {
-    Status::new(Code::Internal, "the handler panicked")
 }
 
 /// Awaits what a handler does, as long as the caller waits and the deadline has not passed.

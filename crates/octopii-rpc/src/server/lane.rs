@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::context::EndOnDrop;
 use crate::server::Shared;
 use crate::server::admission::{Flushing, Permit};
-use crate::server::call::{Begun, begin, context, panicked};
+use crate::server::begin::{Begun, begin, context, panicked};
 use crate::wire::{
     INLINE, LANE_PIECE, LANE_REQUEST, OnLane, put_lane_extras, put_lane_failure, put_lane_response,
 };
