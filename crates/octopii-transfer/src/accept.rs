@@ -12,7 +12,7 @@ use crate::journal::{About, SMALLEST_BLOCK};
 use crate::registry::Registration;
 use crate::relay::shelf::Shelved;
 use crate::shared::Shared;
-use crate::sink::{Opened, Sink};
+use crate::sink::{Announced, Opened, Sink};
 use crate::wire::{AckLevel, OfferBody};
 use crate::{Destination, FailureCode, Offer, ReceivePolicy, Refusal, TransferError, tree};
 
@@ -152,12 +152,11 @@ async fn open(
     mut about: Option<About>,
     level: AckLevel,
 ) -> Result<Box<Sink>, TransferError> {
-    let (size, block_size) = (body.size, body.block_size);
+    let announced = Announced { size: body.size, stored: body.stored, block_size: body.block_size };
     let mut attempts = 0;
     loop {
         let (resources, to) = (Arc::clone(&shared.resources), Arc::clone(destination));
-        let opening =
-            shared.executor.blocking(move || Sink::open(&resources, &to, size, block_size, about, level));
+        let opening = shared.executor.blocking(move || Sink::open(&resources, &to, announced, about, level));
         match opening.await? {
             Opened::Sink(sink) => return Ok(sink),
             Opened::InUse => {

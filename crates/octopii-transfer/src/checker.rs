@@ -14,10 +14,10 @@ use crate::{Digest, TransferError};
 /// How often one block is asked for again before it is given up.
 const ATTEMPTS: u32 = 3;
 
-/// Bytes that may wait behind a damaged block: more than are under way when it is asked for again.
+/// Bytes that may wait behind a damaged block, as they arrived: more than are under way when it is asked for again.
 const MAX_WAITING: u64 = 64 << 20;
 
-/// The same in blocks, which may be short.
+/// The same in blocks, which may be short, or of zeroes.
 const MAX_WAITING_BLOCKS: usize = 1 << 14;
 
 /// The running digest of what has arrived.
@@ -42,6 +42,8 @@ pub(crate) struct Checker {
 struct Waiting {
     span: Span,
     prefix: Digest,
+    /// Bytes of it that arrived.
+    travelled: usize,
 }
 
 impl Checker {
@@ -92,9 +94,9 @@ impl Checker {
                 (block.parts, block.compressed) = (vec![content], false);
             }
             let span = Span { offset: block.offset, len: block.len as u32 };
-            let waiting = Waiting { span, prefix: block.prefix };
+            let waiting = Waiting { span, prefix: block.prefix, travelled: block.travelled };
             if self.damaged.is_some() {
-                self.waiting_bytes += u64::from(span.len);
+                self.waiting_bytes += block.travelled as u64;
                 if self.waiting_bytes > MAX_WAITING || self.waiting.len() == MAX_WAITING_BLOCKS {
                     return Err(TransferError::Protocol("a damaged block is not sent again"));
                 }
@@ -133,7 +135,7 @@ impl Checker {
         }
         store.write_at(offset, &parts)?;
         while let Some(next) = self.waiting.pop_front() {
-            self.waiting_bytes -= u64::from(next.span.len);
+            self.waiting_bytes -= next.travelled as u64;
             let content = Bytes::from(store.read_at(next.span)?);
             if !self.advance(next, &[content]) {
                 self.damaged = Some((next, 1));

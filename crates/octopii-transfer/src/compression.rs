@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use zstd_safe::{CCtx, DCtx};
 
 use crate::buffers::Buffers;
-use crate::source::Block;
+use crate::source::{Block, Form};
 
 /// What may be asked for. Higher ones take tens of MiB per transfer, for blocks that gain nothing from it.
 pub(crate) const LEVELS: RangeInclusive<i32> = 1..=19;
@@ -46,6 +46,21 @@ impl Compressor {
         let len = self.context.compress(room, content, self.level).ok()?;
         // A copy, for this one waits until the network has it, and must not keep a whole block's memory until then.
         (len > 0).then(|| Bytes::copy_from_slice(&room[..len]))
+    }
+}
+
+impl Compressor {
+    /// Lets a block travel compressed if less of it travels then.
+    fn shrink(&mut self, block: &mut Block) {
+        let plain = match &block.form {
+            Form::Sparse(pages) => pages.content_len(),
+            Form::Plain | Form::Compressed(_) => block.content.len(),
+        };
+        if plain > 0
+            && let Some(frame) = self.compress(&block.content).filter(|frame| frame.len() < plain)
+        {
+            block.form = Form::Compressed(frame);
+        }
     }
 }
 
@@ -105,7 +120,7 @@ pub(crate) async fn compress_all(
         if compressor.is_some() {
             let compressing = move || {
                 for block in &mut step {
-                    block.compressed = compressor.as_mut().and_then(|c| c.compress(&block.content));
+                    compressor.iter_mut().for_each(|compressor| compressor.shrink(block));
                 }
                 (compressor, step)
             };

@@ -9,6 +9,7 @@ use crate::compression::{Compressor, Decompressor};
 use crate::framing::HEADER_LEN;
 use crate::journal::{self, About};
 use crate::outcomes;
+use crate::pages::Pages;
 use crate::tree::wire as tree;
 use crate::wire::relay;
 use crate::wire::{self, Header, ResumeKey, Tag};
@@ -63,7 +64,26 @@ pub fn message(data: &[u8]) {
         }
         // Content is not decoded.
         Tag::Data | Tag::Content | Tag::Repair | Tag::Compressed => {}
+        Tag::Sparse => sparse(body),
+        Tag::SparseContent => sparse(body),
     }
+}
+
+/// A block with pages of zeroes: its offset, its length, its map, and more.
+fn sparse(body: &[u8]) {
+    let Some((len, rest)) = body.get(8..).and_then(<[u8]>::split_first_chunk) else { return };
+    let len = u32::from_le_bytes(*len);
+    let Some((map, content)) = Pages::map_len(len).ok().and_then(|map| rest.split_at_checked(map)) else {
+        return;
+    };
+    let Ok(pages) = Pages::decode(len, map) else { return };
+    assert!(pages.map() == map && pages.len() == len as usize && pages.content_len() < pages.len());
+    let Some(content) = content.get(..pages.content_len()) else { return };
+    let whole = pages.fill(content.chunks(700).map(Bytes::copy_from_slice).collect()).concat();
+    assert_eq!(whole.len(), pages.len());
+    // What is said to have content may be zeroes, too; never the other way round.
+    let again = Pages::of(&whole);
+    assert!(again.is_some_and(|again| again.content_len() <= pages.content_len()));
 }
 
 /// One message of a tree's stream; the first byte chooses the decoder, since headers would only be in the way.
@@ -150,11 +170,17 @@ pub fn seeds() -> Vec<(u8, Vec<u8>)> {
         resume: Some(ResumeKey([3; 16])),
         ack: Some(wire::AckLevel::Received),
         compressed: false,
+        stored: Some(3),
     };
     let have = wire::Have { bytes: wire::CHECKPOINT, prefix: digest };
+    let mut block = vec![0; 12_000];
+    block[5000] = 1;
+    let Some(pages) = Pages::of(&block) else { return Vec::new() };
     let messages = [
         wire::offer(&offer),
         wire::accept(&wire::Acceptance { shares: true, decompresses: true, have }),
+        [wire::sparse_start(9, &pages), vec![1; pages.content_len()], digest.0.to_vec()].concat(),
+        [wire::sparse_content_start(9, &pages), vec![1; pages.content_len()]].concat(),
         wire::done(5, digest),
         wire::progress(5),
         wire::again(wire::Span { offset: 4096, len: 4096 }),

@@ -47,6 +47,7 @@ mod name;
 mod options;
 mod outcomes;
 mod pace;
+mod pages;
 mod policy;
 mod progress;
 mod reading;

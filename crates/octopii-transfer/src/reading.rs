@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::activity::Activity;
 use crate::link::Inlet;
+use crate::pages::{MAX_MAP, Pages};
 use crate::store::IncomingBlock;
 use crate::storing::Arrival;
 use crate::wire::{self, Header, Tag};
@@ -44,11 +46,10 @@ pub(crate) async fn read_arrivals(
         let header = recv.header().await?;
         let message = async {
             match header.tag {
-                Tag::Data | Tag::Compressed if !done && (header.tag == Tag::Data || expected.compressed) => {
-                    let block = match header.tag {
-                        Tag::Compressed => read_compressed(recv, header, activity).await?,
-                        _ => read_block(recv, header, activity).await?,
-                    };
+                Tag::Data | Tag::Sparse | Tag::Compressed
+                    if !done && (header.tag != Tag::Compressed || expected.compressed) =>
+                {
+                    let block = read_block(recv, header, activity).await?;
                     if block.offset != received {
                         return Err(TransferError::Protocol("a block does not follow the one before it"));
                     }
@@ -91,38 +92,67 @@ pub(crate) async fn read_arrivals(
     }
 }
 
-/// Reads a data message whose header has been read. Not cancel-safe.
+/// Reads a block whose message's header has been read, in whichever form it travels. Not cancel-safe.
 pub(crate) async fn read_block(
     recv: &mut Inlet,
     header: Header,
     activity: &Activity,
 ) -> Result<IncomingBlock, TransferError> {
-    let len = header.len - wire::DATA_PREFIX - wire::DATA_SUFFIX;
+    let rest = header.len - wire::DATA_PREFIX - wire::DATA_SUFFIX;
     let offset = read_offset(recv).await?;
-    let parts = recv.parts(len, activity).await?;
+    let Body { parts, len, travelled } = match header.tag {
+        Tag::Sparse => read_sparse(recv, rest, activity).await?,
+        Tag::Compressed => read_compressed(recv, rest, activity).await?,
+        _ => Body { parts: recv.parts(rest, activity).await?, len: rest, travelled: rest },
+    };
     let mut prefix = [0; wire::DATA_SUFFIX];
     recv.read_exact(&mut prefix).await?;
-    Ok(IncomingBlock { offset, parts, len, prefix: Digest(prefix), compressed: false })
+    let compressed = header.tag == Tag::Compressed;
+    Ok(IncomingBlock { offset, parts, len, prefix: Digest(prefix), compressed, travelled })
 }
 
-/// The same of a compressed block.
-async fn read_compressed(
+/// A block without what is around it.
+pub(crate) struct Body {
+    pub(crate) parts: Vec<Bytes>,
+    /// Of the content.
+    pub(crate) len: usize,
+    travelled: usize,
+}
+
+/// Reads the `rest` bytes of a block with pages of zeroes that follow its offset, and puts those pages in. Not cancel-safe.
+pub(crate) async fn read_sparse(
     recv: &mut Inlet,
-    header: Header,
+    rest: usize,
     activity: &Activity,
-) -> Result<IncomingBlock, TransferError> {
-    let compressed_len = header.len - wire::COMPRESSED_PREFIX - wire::DATA_SUFFIX;
-    let offset = read_offset(recv).await?;
-    let mut len = [0; 4];
-    recv.read_exact(&mut len).await?;
-    let len = u32::from_le_bytes(len) as usize;
-    if compressed_len >= len {
+) -> Result<Body, TransferError> {
+    let len = read_length(recv).await?;
+    let map_len = Pages::map_len(len)?;
+    let travelled = rest.checked_sub(wire::LENGTH + map_len);
+    let travelled = travelled.ok_or(TransferError::Protocol("a block is shorter than its map"))?;
+    let mut map = [0; MAX_MAP];
+    recv.read_exact(&mut map[..map_len]).await?;
+    let pages = Pages::decode(len, &map[..map_len])?;
+    if pages.content_len() != travelled {
+        return Err(TransferError::Protocol("a block's content is not what its map tells of"));
+    }
+    let parts = pages.fill(recv.parts(travelled, activity).await?);
+    Ok(Body { parts, len: pages.len(), travelled })
+}
+
+/// The same of a compressed block, which stays so.
+async fn read_compressed(recv: &mut Inlet, rest: usize, activity: &Activity) -> Result<Body, TransferError> {
+    let travelled = rest - wire::LENGTH;
+    let len = read_length(recv).await? as usize;
+    if travelled >= len {
         return Err(TransferError::Protocol("a block that compression does not make smaller comes as it is"));
     }
-    let parts = recv.parts(compressed_len, activity).await?;
-    let mut prefix = [0; wire::DATA_SUFFIX];
-    recv.read_exact(&mut prefix).await?;
-    Ok(IncomingBlock { offset, parts, len, prefix: Digest(prefix), compressed: true })
+    Ok(Body { parts: recv.parts(travelled, activity).await?, len, travelled })
+}
+
+async fn read_length(recv: &mut Inlet) -> Result<u32, TransferError> {
+    let mut len = [0; wire::LENGTH];
+    recv.read_exact(&mut len).await?;
+    Ok(u32::from_le_bytes(len))
 }
 
 pub(crate) async fn read_offset(recv: &mut Inlet) -> Result<u64, TransferError> {

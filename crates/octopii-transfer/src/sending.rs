@@ -25,7 +25,7 @@ use crate::shared::{AbortOnDrop, Shared};
 use crate::source::Block;
 use crate::storing::MAX_REPAIRS;
 use crate::supply::{QUEUE, Reading, Supply, Whole};
-use crate::wire::{self, Acceptance, Acknowledgement, OfferBody, ResumeKey, Span, Tag};
+use crate::wire::{self, Acceptance, Acknowledgement, OfferBody, Span, Tag};
 use crate::{FailureCode, TransferError, TransferId};
 
 /// What is wrong with an acknowledgement of less than was asked for.
@@ -185,7 +185,7 @@ impl Sending {
         let mut recv = Inlet::new(recv);
         let talk = async {
             let key = supply.key();
-            let opening = [&[wire::VERSION][..], &wire::offer(&self.offer(key))].concat();
+            let opening = [&[wire::VERSION][..], &wire::offer(&self.offer(supply))].concat();
             let sent = send.write_all(&opening).await;
             let Acceptance { have, decompresses, .. } = match read_acceptance(&mut recv, self.addr).await {
                 Ok(acceptance) => acceptance,
@@ -235,7 +235,7 @@ impl Sending {
         }
     }
 
-    fn offer(&self, key: Option<ResumeKey>) -> OfferBody {
+    fn offer(&self, supply: &Supply) -> OfferBody {
         OfferBody {
             id: self.id(),
             block_size: wire::MAX_BLOCK,
@@ -244,9 +244,10 @@ impl Sending {
             name: self.options.name.clone(),
             meta: self.options.meta.clone(),
             relay: None,
-            resume: key,
+            resume: supply.key(),
             ack: self.options.ack,
             compressed: self.options.compress.is_some(),
+            stored: supply.stored(),
         }
     }
 
@@ -330,25 +331,27 @@ impl Sending {
         block: Block,
         pace: &mut Pace,
     ) -> Result<(), TransferError> {
-        let Block { offset, content, prefix, compressed } = block;
-        let len = content.len() as u64;
-        let travelling = match compressed {
-            Some(compressed) => {
-                send.write_all(&wire::compressed_start(offset, len as u32, compressed.len())).await?;
-                compressed
-            }
-            None => {
-                send.write_all(&wire::data_start(offset, content.len())).await?;
-                content
-            }
-        };
-        let all = travelling.len() as u64;
-        self.write(send, travelling, pace, |sent| {
-            self.flight.sent.store(offset + len * sent / all, Ordering::Relaxed);
+        let (offset, len, prefix) = (block.offset, block.content.len() as u64, block.prefix);
+        let (start, parts) = block.message();
+        send.write_all(&start).await?;
+        let all: usize = parts.iter().map(Bytes::len).sum();
+        let mut before = 0;
+        for part in parts {
+            let end = before + part.len() as u64;
+            self.write(send, part, pace, |sent| {
+                self.flight.sent.store(offset + len * (before + sent) / all as u64, Ordering::Relaxed);
+                self.report(Phase::Sending);
+            })
+            .await?;
+            before = end;
+        }
+        send.write_all(&prefix.0).await?;
+        if all == 0 {
+            self.flight.sent.store(offset + len, Ordering::Relaxed);
+            self.flight.activity.tick();
             self.report(Phase::Sending);
-        })
-        .await?;
-        Ok(send.write_all(&prefix.0).await?)
+        }
+        Ok(())
     }
 
     async fn repair(

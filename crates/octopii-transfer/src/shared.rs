@@ -35,6 +35,9 @@ pub struct TransferOptions {
     /// Offers that would leave less than this free on the destination's file system are refused, so that transfers
     /// never starve the log beside them. Default 64 MiB.
     pub leave_free: u64,
+    /// How long a file with holes may be that has no room here but for its holes. They cost the sender next to nothing, and both sides
+    /// the time to hash them: about 10 minutes for 1 TiB. Default 16 TiB, which is as long as most file systems let a file be.
+    pub max_sparse: u64,
     /// A sender from which nothing arrives for this long is given up; that of a tree also if it only gives signs of life, and
     /// nothing is done, for ten times as long. Default 30 s.
     pub idle_timeout: Duration,
@@ -63,6 +66,7 @@ impl Default for TransferOptions {
             max_incoming: 32,
             max_memory: 256 << 20,
             leave_free: 64 << 20,
+            max_sparse: 16 << 40,
             idle_timeout: Duration::from_secs(30),
             offer_timeout: Duration::from_secs(5),
             remembered: 1024,
@@ -129,7 +133,12 @@ impl Shared {
         Self {
             endpoint: endpoint.clone(),
             executor: endpoint.executor().clone(),
-            resources: Arc::new(Resources { vfs, memory, leave_free: options.leave_free }),
+            resources: Arc::new(Resources {
+                vfs,
+                memory,
+                leave_free: options.leave_free,
+                max_sparse: options.max_sparse,
+            }),
             registry,
             claims: Arc::default(),
             outcomes,

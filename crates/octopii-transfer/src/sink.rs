@@ -34,16 +34,25 @@ pub(crate) enum Opened {
     InUse,
 }
 
+/// What a sender says of the content.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Announced {
+    pub(crate) size: Option<u64>,
+    /// If it has holes: about how many bytes are none.
+    pub(crate) stored: Option<u64>,
+    pub(crate) block_size: u32,
+}
+
 impl Sink {
     /// Opens the destination, to go on from what is left of `resume` in it.
     pub(crate) fn open(
         with: &Resources,
         to: &Destination,
-        size: Option<u64>,
-        block_size: u32,
+        announced: Announced,
         resume: Option<About>,
         level: AckLevel,
     ) -> Result<Opened, TransferError> {
+        let Announced { size, block_size, .. } = announced;
         let mut checker = Checker::new(PrefixHasher::default(), 0, block_size);
         let (mut journal, mut earlier, mut have) = (None, Arc::<Prefix>::default(), Have::nothing());
         let target = match to {
@@ -65,10 +74,22 @@ impl Sink {
                         temporary
                     }
                 };
-                reserve_space(with, &temporary, size, have.bytes)?;
-                let (scratch, crcs) = (Vec::new(), BTreeMap::new());
-                let leave_free = size.is_none().then_some(with.leave_free);
-                Target::File { temporary, name: name.clone(), replace: *replace, scratch, crcs, leave_free }
+                let reserved = reserve_space(with, &temporary, announced, have.bytes)?;
+                let leave_free = (!reserved).then_some(with.leave_free);
+                let around_holes = announced.stored.map(|_| have.bytes);
+                if let Some(end) = around_holes {
+                    // Where nothing will be written, nothing of an earlier transfer may be left.
+                    temporary.cut(end)?;
+                }
+                Target::File {
+                    temporary,
+                    name: name.clone(),
+                    replace: *replace,
+                    scratch: Vec::new(),
+                    crcs: BTreeMap::new(),
+                    leave_free,
+                    around_holes,
+                }
             }
             Destination::Memory { limit } => {
                 if size.is_some_and(|size| size > *limit) {
@@ -84,7 +105,7 @@ impl Sink {
                 }
             }
         };
-        let store = Store { target, cached: false };
+        let store = Store { target, cached: false, written: 0 };
         Ok(Opened::Sink(Box::new(Self { checker, store, journal, earlier, have, block_size, level })))
     }
 

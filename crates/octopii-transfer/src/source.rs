@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use octopii_vfs::{DirHandle, FileHandle, FileKind, FileVersion, OpenMode, Vfs};
+use octopii_vfs::{DirHandle, FileHandle, FileKind, FileVersion, OpenMode, Vfs, VfsFile};
 
 use crate::buffers::Buffers;
 use crate::checkpoints::Checkpoints;
 use crate::digest::PrefixHasher;
-use crate::wire::{CHECKPOINT, Span};
+use crate::pages::{Pages, zeroes};
+use crate::wire::{self, CHECKPOINT, Span};
 use crate::{Digest, SourceError, TransferError};
 
 /// A chunk to send.
@@ -55,7 +56,14 @@ pub(crate) struct OpenSource {
 
 #[derive(Debug)]
 enum Content {
-    File { path: PathBuf, target: PathBuf, file: FileHandle, version: FileVersion },
+    File {
+        path: PathBuf,
+        target: PathBuf,
+        file: FileHandle,
+        version: FileVersion,
+        /// If it has holes: about how many bytes are none.
+        stored: Option<u64>,
+    },
     Memory(Bytes),
 }
 
@@ -65,8 +73,38 @@ pub(crate) struct Block {
     pub(crate) offset: u64,
     pub(crate) content: Bytes,
     pub(crate) prefix: Digest,
-    /// The content as it travels, if not as it is.
-    pub(crate) compressed: Option<Bytes>,
+    pub(crate) form: Form,
+}
+
+/// How a block travels.
+#[derive(Debug, Clone)]
+pub(crate) enum Form {
+    /// As it is.
+    Plain,
+    /// Without the pages of zeroes in it.
+    Sparse(Pages),
+    Compressed(Bytes),
+}
+
+impl Form {
+    /// How this content travels, if it is not compressed.
+    pub(crate) fn of(content: &[u8]) -> Self {
+        Pages::of(content).map_or(Self::Plain, Self::Sparse)
+    }
+}
+
+impl Block {
+    /// What to send of it before the prefix digest: how its message begins, and the content that follows.
+    pub(crate) fn message(self) -> (Vec<u8>, Vec<Bytes>) {
+        let Self { offset, content, form, .. } = self;
+        match form {
+            Form::Plain => (wire::data_start(offset, content.len()), vec![content]),
+            Form::Sparse(pages) => (wire::sparse_start(offset, &pages), pages.slices(&content)),
+            Form::Compressed(frame) => {
+                (wire::compressed_start(offset, content.len(), frame.len()), vec![frame])
+            }
+        }
+    }
 }
 
 impl OpenSource {
@@ -84,7 +122,8 @@ impl OpenSource {
                 }
                 let file = vfs.open(&target, OpenMode::Read).map_err(unreadable)?;
                 let version = file.version().map_err(unreadable)?;
-                (Content::File { path: path.clone(), target, file, version }, version.len)
+                let stored = stored(&*file, version.len).map_err(unreadable)?;
+                (Content::File { path: path.clone(), target, file, version, stored }, version.len)
             }
         };
         Ok(Self { content, size, buffers: Arc::default() })
@@ -99,12 +138,21 @@ impl OpenSource {
         if (version.len, version.modified_ns) != (source.len, source.modified_ns) {
             return Err(TransferError::SourceChanged(path));
         }
-        let content = Content::File { target: path.clone(), path, file, version };
+        let stored = stored(&*file, version.len).map_err(unreadable)?;
+        let content = Content::File { target: path.clone(), path, file, version, stored };
         Ok(Self { content, size: version.len, buffers: Arc::default() })
     }
 
     pub(crate) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// If it has holes: about how many bytes are none.
+    pub(crate) fn stored(&self) -> Option<u64> {
+        match &self.content {
+            Content::File { stored, .. } => *stored,
+            Content::Memory(_) => None,
+        }
     }
 
     /// The file's one path and its version; `None` for memory.
@@ -133,15 +181,49 @@ impl OpenSource {
     pub(crate) fn content_at(&self, offset: u64, len: usize) -> Result<Bytes, TransferError> {
         match &self.content {
             Content::Memory(bytes) => Ok(bytes.slice(offset as usize..offset as usize + len)),
-            Content::File { path, file, .. } => {
-                let mut buffer = self.buffers.take(len);
-                file.read_exact_at(buffer.as_mut_slice(), offset).map_err(|error| match error.kind() {
+            Content::File { path, file, stored, .. } => {
+                let read = match stored {
+                    None => self.read(&**file, offset, len),
+                    Some(_) => self.read_between_holes(&**file, offset, len),
+                };
+                read.map_err(|error| match error.kind() {
                     io::ErrorKind::UnexpectedEof => TransferError::SourceChanged(path.clone()),
                     _ => unreadable(path, error).into(),
-                })?;
-                Ok(buffer.freeze())
+                })
             }
         }
+    }
+
+    fn read(&self, file: &dyn VfsFile, offset: u64, len: usize) -> io::Result<Bytes> {
+        let mut buffer = self.buffers.take(len);
+        file.read_exact_at(buffer.as_mut_slice(), offset)?;
+        Ok(buffer.freeze())
+    }
+
+    /// Reads nothing that the file system knows to be zeroes. What is filled meanwhile has changed the file.
+    fn read_between_holes(&self, file: &dyn VfsFile, offset: u64, len: usize) -> io::Result<Bytes> {
+        let end = offset + len as u64;
+        let mut next = file.content_from(offset)?.filter(|stretch| stretch.start < end);
+        if next.is_none() {
+            return Ok(zeroes(len));
+        }
+        let mut buffer = self.buffers.take(len);
+        let mut rest = buffer.as_mut_slice();
+        let mut at = offset;
+        while let Some(stretch) = next {
+            let (start, stop) = (stretch.start.max(at), stretch.end.min(end));
+            let (hole, behind) = rest.split_at_mut((start - at) as usize);
+            let (content, behind) = behind.split_at_mut(stop.saturating_sub(start) as usize);
+            hole.fill(0);
+            file.read_exact_at(content, start)?;
+            (at, rest) = (start.max(stop), behind);
+            next = match at < end {
+                true => file.content_from(at)?.filter(|stretch| stretch.start < end),
+                false => None,
+            };
+        }
+        rest.fill(0);
+        Ok(buffer.freeze())
     }
 
     /// Length and time of the last change must be what they were. A file that was only renamed meanwhile may be sent.
@@ -232,8 +314,19 @@ impl BlockReader {
         {
             self.checkpoints.note(self.offset, chain);
         }
-        Ok(Some(Block { offset, content, prefix: self.hasher.prefix(), compressed: None }))
+        let form = Form::of(&content);
+        Ok(Some(Block { offset, content, prefix: self.hasher.prefix(), form }))
     }
+}
+
+/// About how many bytes of a file are none of its holes; `None` if it has none.
+fn stored(file: &dyn VfsFile, len: u64) -> io::Result<Option<u64>> {
+    let stored = file.stored()?;
+    // Some file systems make content smaller by themselves, without a hole.
+    if stored >= len || file.content_from(0)? == Some(0..len) {
+        return Ok(None);
+    }
+    Ok(Some(stored))
 }
 
 fn unreadable(path: &Path, error: io::Error) -> SourceError {

@@ -8,6 +8,8 @@ use bytes::Bytes;
 use octopii_vfs::{Vfs, VfsFile};
 
 use crate::budget::{MemoryBudget, Reservation};
+use crate::pages::{Pages, Run};
+use crate::sink::Announced;
 use crate::temporary::TemporaryFile;
 use crate::wire::Span;
 use crate::{Digest, FailureCode, Refusal, TransferError};
@@ -30,6 +32,8 @@ pub(crate) struct IncomingBlock {
     /// Bytes of content: in all parts or, if they are `compressed`, once they are not.
     pub(crate) len: usize,
     pub(crate) compressed: bool,
+    /// Bytes of content as they arrived: without pages of zeroes, compressed.
+    pub(crate) travelled: usize,
     /// What the sender says the digest of everything up to this block's end is.
     pub(crate) prefix: Digest,
 }
@@ -41,6 +45,8 @@ pub(crate) struct Resources {
     pub(crate) memory: Arc<MemoryBudget>,
     /// Bytes to leave free on the disk.
     pub(crate) leave_free: u64,
+    /// How long a file with holes may be that would not fit without them.
+    pub(crate) max_sparse: u64,
 }
 
 /// Where blocks go.
@@ -49,6 +55,8 @@ pub(crate) struct Store {
     pub(crate) target: Target,
     /// Content is read again soon.
     pub(crate) cached: bool,
+    /// Bytes that were written, pages of zeroes that were left out not among them.
+    pub(crate) written: u64,
 }
 
 #[derive(Debug)]
@@ -59,8 +67,10 @@ pub(crate) enum Target {
         replace: bool,
         scratch: Vec<u8>,
         crcs: BTreeMap<u64, u32>,
-        /// For what has no size to reserve space for: what must stay free.
+        /// For that of which no space could be reserved: what must stay free.
         leave_free: Option<u64>,
+        /// For content with holes, of which pages of zeroes are not stored: how long the file is.
+        around_holes: Option<u64>,
     },
     Memory {
         buffer: Vec<u8>,
@@ -99,26 +109,34 @@ impl Store {
     pub(crate) fn write_at(&mut self, offset: u64, parts: &[Bytes]) -> Result<(), TransferError> {
         let len = parts.iter().map(Bytes::len).sum::<usize>();
         match &mut self.target {
-            Target::File { temporary, scratch, crcs, leave_free, .. } => {
-                if let Some(leave_free) = *leave_free
-                    && temporary.free_space()? < leave_free.saturating_add(len as u64)
-                {
-                    return Err(TransferError::StorageFull(format!(
-                        "{leave_free} bytes must stay free, and more than {offset} arrived: make room there"
-                    )));
-                }
+            Target::File { temporary, scratch, crcs, leave_free, around_holes, .. } => {
                 let content = match parts {
                     // A small file need not pay for a large buffer.
                     [only] if only.len() < ALIGNMENT => &only[..],
                     parts => gather(scratch, parts, len),
                 };
+                let pages = around_holes.and_then(|_| Pages::of(content));
+                let needed = pages.map_or(len, |pages| pages.content_len()) as u64;
+                if let Some(leave_free) = leave_free.filter(|_| needed > 0)
+                    && temporary.free_space()? < leave_free.saturating_add(needed)
+                {
+                    return Err(TransferError::StorageFull(format!(
+                        "{leave_free} bytes must stay free, and more than {offset} arrived: make room there"
+                    )));
+                }
+                self.written += needed;
                 if temporary.is_resumable() {
                     crcs.insert(offset, crc32c::crc32c(content));
                 }
-                // Whatever was received is hardly read at once, and its pages in the cache cost as much as hashing it.
-                let written = match self.cached {
-                    false => temporary.file().write_all_at_uncached(content, offset),
-                    true => write_in_pieces(&**temporary.file(), content, offset),
+                let (file, cached) = (&**temporary.file(), self.cached);
+                let written = match (around_holes, pages) {
+                    (Some(end), Some(pages)) => {
+                        write_around_holes(file, content, offset, cached, &pages, end)
+                    }
+                    (end, _) => {
+                        end.iter_mut().for_each(|end| *end = offset.saturating_add(len as u64).max(*end));
+                        write(file, content, offset, cached)
+                    }
                 };
                 written.map_err(|e| TransferError::store("writing", temporary.path(), e))?;
             }
@@ -170,6 +188,43 @@ impl Store {
     }
 }
 
+fn write(file: &dyn VfsFile, content: &[u8], offset: u64, cached: bool) -> io::Result<()> {
+    match cached {
+        true => write_in_pieces(file, content, offset),
+        // Whatever was received is hardly read at once, and its pages in the cache cost as much as hashing it.
+        false => file.write_all_at_uncached(content, offset),
+    }
+}
+
+/// Writes what is no page of zeroes into a file that is `end` bytes long now. Before its end there may be something else, if this is a
+/// repair.
+fn write_around_holes(
+    file: &dyn VfsFile,
+    content: &[u8],
+    offset: u64,
+    cached: bool,
+    pages: &Pages,
+    end: &mut u64,
+) -> io::Result<()> {
+    for Run { range, has_content } in pages.runs() {
+        let at = offset + range.start as u64;
+        if has_content {
+            // A few pages are not worth a write of their own to the disk.
+            let cached = cached || range.len() < PIECE;
+            write(file, &content[range.clone()], at, cached)?;
+            *end = (at + range.len() as u64).max(*end);
+        } else if at < *end {
+            file.punch_hole(at, range.len() as u64)?;
+        }
+    }
+    let behind = offset + content.len() as u64;
+    if *end < behind {
+        file.set_len(behind)?;
+        *end = behind;
+    }
+    Ok(())
+}
+
 /// Into the page cache, where one large write takes several times as long as many small ones.
 fn write_in_pieces(file: &dyn VfsFile, content: &[u8], offset: u64) -> io::Result<()> {
     let pieces = content.chunks(PIECE).zip((offset..).step_by(PIECE));
@@ -190,27 +245,41 @@ fn gather<'a>(scratch: &'a mut Vec<u8>, parts: &[Bytes], len: usize) -> &'a [u8]
     &scratch[start..end]
 }
 
-/// Makes sure, as far as the file system lets us, that the disk will not fill half way.
+/// Makes sure, as far as the file system lets us, that the disk will not fill half way. Says whether the space is reserved: where holes
+/// will be is not known beforehand.
 pub(crate) fn reserve_space(
     with: &Resources,
     temporary: &TemporaryFile,
-    size: Option<u64>,
+    announced: Announced,
     have: u64,
-) -> Result<(), TransferError> {
-    let Some(size) = size.filter(|&size| size > 0) else { return Ok(()) };
+) -> Result<bool, TransferError> {
+    let Announced { size: Some(size), stored, .. } = announced else { return Ok(false) };
+    if size == 0 {
+        return Ok(true);
+    }
     let free = temporary.free_space()?;
+    let room = free.saturating_sub(with.leave_free);
+    if stored.is_some() && size > room && size > with.max_sparse {
+        let message = format!(
+            "{size} bytes were offered, holes included, {room} have room here, and of files with holes {} are taken",
+            with.max_sparse
+        );
+        return Err(TransferError::Unacceptable(Refusal::new(FailureCode::TooLarge, message)));
+    }
+    let size = stored.unwrap_or(size);
     let missing = size.saturating_sub(have);
-    if missing > free.saturating_sub(with.leave_free) {
+    if missing > room {
         let message = format!(
             "{size} bytes were offered, {free} are free, and {} of them must stay free: make room there",
             with.leave_free
         );
         return Err(TransferError::StorageFull(message));
     }
-    temporary
-        .file()
-        .allocate(size)
-        .map_err(|e| TransferError::store("reserving space for", temporary.dir(), e))
+    if stored.is_some() {
+        return Ok(false);
+    }
+    let allocated = temporary.file().allocate(size);
+    allocated.map_err(|e| TransferError::store("reserving space for", temporary.dir(), e)).map(|()| true)
 }
 
 pub(crate) fn too_large(limit: u64) -> TransferError {

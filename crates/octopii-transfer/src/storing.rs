@@ -28,6 +28,9 @@ const STEP: usize = 4;
 /// killed transfer loses little.
 const EARLY_SYNC: u64 = 16 << 20;
 
+/// The same with holes among them, which cost nothing but the time to hash them again.
+const EARLY_SYNC_WITH_HOLES: u64 = 256 << 20;
+
 /// Blocks that are asked for again in one transfer, at the most.
 pub(crate) const MAX_REPAIRS: usize = 256;
 
@@ -92,6 +95,8 @@ pub(crate) struct Storing {
     stored: u64,
     /// Sync has begun for everything before this.
     synced: u64,
+    /// Bytes that had been written then.
+    written: u64,
     syncing: Option<AbortOnDrop<Result<Option<Journal>, TransferError>>>,
     checking_earlier: Option<AbortOnDrop<Result<Vec<Span>, TransferError>>>,
     /// Blocks of an earlier transfer that are damaged on the disk, and how often they were asked for.
@@ -127,6 +132,7 @@ impl Storing {
             checked: Vec::new(),
             stored: have,
             synced: have,
+            written: 0,
             syncing: None,
             checking_earlier,
             damaged_earlier: BTreeMap::new(),
@@ -363,7 +369,10 @@ impl Storing {
     /// At most one early sync runs at a time. One that failed dooms the file: what it left unwritten, a later sync would no
     /// longer report.
     async fn sync_early(&mut self, place: &mut Option<Box<Sink>>) -> Result<(), TransferError> {
-        if self.stored - self.synced < EARLY_SYNC {
+        let unsynced = self.stored - self.synced;
+        let written = place.as_ref().map_or(0, |sink| sink.store.written);
+        let is_due = written.saturating_sub(self.written) >= EARLY_SYNC || unsynced >= EARLY_SYNC_WITH_HOLES;
+        if unsynced < EARLY_SYNC || !is_due {
             return Ok(());
         }
         self.finish_sync(place).await?;
@@ -372,7 +381,7 @@ impl Storing {
         let entries =
             journal.as_ref().map(|journal| sink.vouch_for(journal, self.stored)).unwrap_or_default();
         let Some(temporary) = sink.store.file() else { return Ok(()) };
-        self.synced = self.stored;
+        (self.synced, self.written) = (self.stored, written);
         let (file, path) = (FileHandle::clone(temporary.file()), temporary.path().to_owned());
         let (lock, fate) = (Arc::clone(temporary.lock()), temporary.fate());
         let executor = self.executor.clone();

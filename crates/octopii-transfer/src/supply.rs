@@ -17,7 +17,7 @@ use crate::checkpoints::Checkpoints;
 use crate::digest::PrefixHasher;
 use crate::options::SendOptions;
 use crate::shared::Shared;
-use crate::source::{Beneath, Block, BlockReader, OpenSource};
+use crate::source::{Beneath, Block, BlockReader, Form, OpenSource};
 use crate::wire::{self, CHECKPOINT, Have, ResumeKey, Span};
 use crate::{ChunkSource, Digest, TransferError};
 
@@ -108,6 +108,14 @@ impl Supply {
     pub(crate) fn size(&self) -> Option<u64> {
         match self {
             Self::Stored { source, .. } => Some(source.size()),
+            Self::Stream { .. } => None,
+        }
+    }
+
+    /// If it has holes: about how many bytes are none.
+    pub(crate) fn stored(&self) -> Option<u64> {
+        match self {
+            Self::Stored { source, .. } => source.stored(),
             Self::Stream { .. } => None,
         }
     }
@@ -247,11 +255,12 @@ async fn read_stream(
         let content = buffer.freeze().slice(..filled);
         let hash = move || {
             hasher.update(&content);
-            (hasher, content)
+            let form = Form::of(&content);
+            (hasher, content, form)
         };
-        let content;
-        (hasher, content) = executor.blocking(hash).await;
-        let block = Block { offset, content, prefix: hasher.prefix(), compressed: None };
+        let (content, form);
+        (hasher, content, form) = executor.blocking(hash).await;
+        let block = Block { offset, content, prefix: hasher.prefix(), form };
         offset += filled as u64;
         recent.push(block.clone());
         permit.send(block);

@@ -240,6 +240,11 @@ impl TemporaryFile {
         Ok(path)
     }
 
+    /// Forgets what lies behind the first `len` bytes, and what was reserved there.
+    pub(crate) fn cut(&self, len: u64) -> Result<(), TransferError> {
+        self.file.set_len(len).map_err(|e| TransferError::store("cutting", &self.path, e))
+    }
+
     /// Gives back the space that was reserved and has not been written.
     fn give_back_space(&self) {
         if let Err(e) = give_back_space(&self.file) {

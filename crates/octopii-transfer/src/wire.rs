@@ -11,10 +11,11 @@ mod opening;
 pub(crate) mod relay;
 
 use crate::framing::{HEADER_LEN, MAX_MESSAGE, Malformed, Reader, body_len, message};
+use crate::pages::MAX_MAP;
 
 pub(crate) use self::blocks::{
-    COMPRESSED_PREFIX, DATA_PREFIX, DATA_SUFFIX, Span, again, compressed_start, data_start, decode_again,
-    repair_start,
+    DATA_PREFIX, DATA_SUFFIX, LENGTH, Span, again, compressed_start, content_start, data_start, decode_again,
+    repair_start, sparse_content_start, sparse_start,
 };
 pub use self::ending::{AckLevel, Acknowledgement, TransferStatus};
 pub(crate) use self::ending::{
@@ -56,6 +57,8 @@ pub(crate) enum Tag {
     Again = 16,
     Repair = 17,
     Compressed = 18,
+    Sparse = 19,
+    SparseContent = 20,
 }
 
 /// What precedes every body.
@@ -88,9 +91,17 @@ impl Header {
             17 => (Tag::Repair, DATA_PREFIX + 1..=DATA_PREFIX + MAX_BLOCK as usize),
             18 => (
                 Tag::Compressed,
-                COMPRESSED_PREFIX + 1 + DATA_SUFFIX
-                    ..=COMPRESSED_PREFIX + MAX_BLOCK as usize - 1 + DATA_SUFFIX,
+                DATA_PREFIX + LENGTH + 1 + DATA_SUFFIX
+                    ..=DATA_PREFIX + LENGTH + MAX_BLOCK as usize - 1 + DATA_SUFFIX,
             ),
+            19 => {
+                let fields = DATA_PREFIX + LENGTH + DATA_SUFFIX;
+                (Tag::Sparse, fields + 1..=fields + MAX_MAP + MAX_BLOCK as usize - 1)
+            }
+            20 => {
+                let fields = DATA_PREFIX + LENGTH;
+                (Tag::SparseContent, fields + 1..=fields + MAX_MAP + MAX_BLOCK as usize - 1)
+            }
             _ => return Err(Malformed("unknown message tag")),
         };
         Ok(Self { tag, len: body_len(bytes, limit)? })

@@ -223,7 +223,7 @@ impl VfsFile for RealFile {
                 Ok(end) => Ok(Some(start..end)),
                 // It was cut meanwhile.
                 Err(Errno::NXIO) => Ok(None),
-                Err(_) => Ok(Some(start..len.max(start))),
+                Err(_) => Ok(Some(start..len.max(start + 1))),
             },
             Err(Errno::NXIO) => Ok(None),
             Err(_) => Ok(Some(offset..len)),

@@ -15,6 +15,7 @@ use crate::link::Inlet;
 use crate::pace::Pace;
 use crate::progress::{Meter, Phase, Progress};
 use crate::relay::gather::MAX_NEEDS;
+use crate::source::{Block, Form};
 use crate::storing::MAX_REPAIRS;
 use crate::wire::relay::{self, Need, Supplier};
 use crate::wire::{self, Acceptance, Acknowledgement, Have, OfferBody, ResumeKey, Span, Tag};
@@ -219,6 +220,7 @@ fn offer(origin: &Origin, id: TransferId, resume: Option<ResumeKey>) -> OfferBod
         resume,
         ack: origin.options.ack,
         compressed: false,
+        stored: origin.content.source.stored(),
     }
 }
 
@@ -334,15 +336,22 @@ async fn step(
         && let Some(block) = ledger.block(at)
     {
         let (source, was_wrong) = (Arc::clone(source), said.was_wrong);
-        let reading = move || match was_wrong {
-            // Perhaps it is the source that is not what it was when it was hashed.
-            true => source.read_again(Span { offset: block.offset, len: block.len }),
-            false => source.content_at(block.offset, block.len as usize),
+        let reading = move || {
+            let content = match was_wrong {
+                // Perhaps it is the source that is not what it was when it was hashed.
+                true => source.read_again(Span { offset: block.offset, len: block.len }),
+                false => source.content_at(block.offset, block.len as usize),
+            }?;
+            let form = Form::of(&content);
+            Ok::<_, TransferError>(Block { offset: block.offset, content, prefix: block.prefix, form })
         };
         let content = origin.shared.executor.blocking(reading).await?;
-        member.travelled.fetch_add(content.len() as u64, Ordering::Relaxed);
-        send.write_all(&wire::data_start(at, content.len())).await?;
-        said.pace.write(send, content, |_| origin.activity(i)).await?;
+        let (start, parts) = content.message();
+        send.write_all(&start).await?;
+        for part in parts {
+            member.travelled.fetch_add(part.len() as u64, Ordering::Relaxed);
+            said.pace.write(send, part, |_| origin.activity(i)).await?;
+        }
         send.write_all(&block.prefix.0).await?;
         let end = at + u64::from(block.len);
         said.direct = Some(end);

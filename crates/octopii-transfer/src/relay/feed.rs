@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use crate::activity::Activity;
 use crate::link::Inlet;
+use crate::reading::{Body, read_offset, read_sparse};
 use crate::shared::{AbortOnDrop, Shared};
 use crate::wire::relay::{self, RelayKey};
 use crate::wire::{self, DATA_PREFIX, Tag};
@@ -92,14 +93,21 @@ async fn fetch(
             Err(error) => return Err(error),
         };
         match header.tag {
-            Tag::Content => {
-                let len = header.len - DATA_PREFIX;
-                let mut start = [0; DATA_PREFIX];
-                recv.read_exact(&mut start).await?;
-                if u64::from_le_bytes(start) != offset || len > wanted.block_size as usize {
+            Tag::Content | Tag::SparseContent => {
+                let rest = header.len - DATA_PREFIX;
+                if read_offset(&mut recv).await? != offset {
                     return Err(TransferError::Protocol("a relay's block is not the next one"));
                 }
-                let parts = recv.parts(len, activity).await?;
+                let (parts, len) = match header.tag {
+                    Tag::SparseContent => {
+                        let Body { parts, len, .. } = read_sparse(&mut recv, rest, activity).await?;
+                        (parts, len)
+                    }
+                    _ => (recv.parts(rest, activity).await?, rest),
+                };
+                if len > wanted.block_size as usize {
+                    return Err(TransferError::Protocol("a relay's block is larger than it is offered"));
+                }
                 if blocks.send(Ok(Fed { offset, parts, len })).await.is_err() {
                     return Ok(());
                 }

@@ -72,14 +72,14 @@ async fn read_order(
     match header.tag {
         Tag::Vouch => Ok(Order::Vouch(decode_vouch(&recv.body(header).await?)?)),
         Tag::Supplier => Ok(Order::Supplier(decode_supplier(&recv.body(header).await?)?)),
-        Tag::Data => {
-            let len = header.len - wire::DATA_PREFIX - wire::DATA_SUFFIX;
-            if len > block_size as usize {
-                return Err(TransferError::Protocol("a block is larger than was offered"));
-            }
+        Tag::Data | Tag::Sparse => {
             let patience = idle.saturating_mul(BLOCK_PATIENCE);
             let reading = timeout(patience, read_block(recv, header, activity)).await;
-            reading.unwrap_or(Err(TransferError::Stalled { idle: patience })).map(Order::Block)
+            let block = reading.unwrap_or(Err(TransferError::Stalled { idle: patience }))?;
+            if block.len > block_size as usize {
+                return Err(TransferError::Protocol("a block is larger than was offered"));
+            }
+            Ok(Order::Block(block))
         }
         Tag::Repair => {
             let offset = read_offset(recv).await?;
@@ -315,6 +315,7 @@ impl Gather {
             len: fed.len,
             prefix,
             compressed: false,
+            travelled: fed.len,
         }))
     }
 

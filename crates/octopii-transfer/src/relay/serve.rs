@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use octopii_transport::{SendStream, StreamError};
 use tokio::time::timeout;
 
+use crate::pages::Pages;
 use crate::relay::shelf::{End, Held};
 use crate::shared::Shared;
-use crate::wire::relay::{RelayKey, content_start};
+use crate::wire::relay::RelayKey;
 use crate::{FailureCode, Refusal, TransferError, wire};
 
 /// Blocks read in one step on a blocking thread.
@@ -85,17 +87,22 @@ async fn copy(
                 let mut bytes = vec![0; (until - at).min(block) as usize];
                 file.read_exact_at(&mut bytes, at)
                     .map_err(|e| TransferError::store("reading back", "a chunk being received", e))?;
+                let bytes = Bytes::from(bytes);
+                blocks.push(match Pages::of(&bytes) {
+                    None => (wire::content_start(at, bytes.len()), vec![bytes.clone()]),
+                    Some(pages) => (wire::sparse_content_start(at, &pages), pages.slices(&bytes)),
+                });
                 at += bytes.len() as u64;
-                blocks.push(bytes::Bytes::from(bytes));
             }
             Ok::<_, TransferError>(blocks)
         });
-        for bytes in read.await? {
-            let len = bytes.len();
-            let idle = shared.options.idle_timeout;
-            within(idle, send.write_all(&content_start(offset, len))).await?;
-            within(idle, send.write_chunk(bytes)).await?;
-            offset += len as u64;
+        let idle = shared.options.idle_timeout;
+        for (start, parts) in read.await? {
+            within(idle, send.write_all(&start)).await?;
+            for part in parts {
+                within(idle, send.write_chunk(part)).await?;
+            }
         }
+        offset = until;
     }
 }

@@ -14,7 +14,7 @@ pub(crate) const MAX_META: usize = 64 << 10;
 
 pub(super) const OFFER_FIXED: usize = 1 + 16 + 4 + 8 + 1 + 2 + 4;
 pub(super) const MAX_OFFER: usize =
-    OFFER_FIXED + MAX_PURPOSE + MAX_NAME_FIELD + MAX_META + relay::KEY_LEN + ResumeKey::LEN;
+    OFFER_FIXED + MAX_PURPOSE + MAX_NAME_FIELD + MAX_META + relay::KEY_LEN + ResumeKey::LEN + STORED_LEN;
 
 const FLAG_SIZE: u8 = 1;
 const FLAG_NAME: u8 = 2;
@@ -24,6 +24,9 @@ const FLAG_COMPRESSED: u8 = 16;
 /// Where the level of the acknowledgement that is asked for begins; two bits, 0 for none.
 const ACK_SHIFT: u32 = 5;
 const FLAG_ACK: u8 = 3 << ACK_SHIFT;
+const FLAG_HOLES: u8 = 128;
+/// Of the length of what is no hole.
+const STORED_LEN: usize = 8;
 /// Of an acceptance: others may fetch what this receiver gets.
 const FLAG_SHARES: u8 = 1;
 /// Of an acceptance: blocks may come compressed.
@@ -46,6 +49,8 @@ pub(crate) struct OfferBody {
     pub(crate) ack: Option<AckLevel>,
     /// Blocks would come compressed.
     pub(crate) compressed: bool,
+    /// If the source has holes: about how many bytes of it are none.
+    pub(crate) stored: Option<u64>,
 }
 
 /// Names a content of one source across transfers: made at random by the sender and told to nobody but the receivers, so that
@@ -98,6 +103,7 @@ pub(crate) fn offer(offer: &OfferBody) -> Vec<u8> {
         flags |= if offer.relay.is_some() { FLAG_RELAY } else { 0 };
         flags |= if offer.resume.is_some() { FLAG_RESUME } else { 0 };
         flags |= if offer.compressed { FLAG_COMPRESSED } else { 0 };
+        flags |= if offer.stored.is_some() { FLAG_HOLES } else { 0 };
         flags |= offer.ack.map_or(0, AckLevel::to_u8) << ACK_SHIFT;
         let name = offer.name.as_deref().unwrap_or_default();
         out.push(flags);
@@ -112,6 +118,7 @@ pub(crate) fn offer(offer: &OfferBody) -> Vec<u8> {
         out.extend_from_slice(&offer.meta);
         out.extend(offer.relay.iter().flat_map(|key| key.0.to_le_bytes()));
         out.extend(offer.resume.iter().flat_map(|key| key.0));
+        out.extend(offer.stored.iter().flat_map(|stored| stored.to_le_bytes()));
     })
 }
 
@@ -130,9 +137,6 @@ pub(crate) fn accept(acceptance: &Acceptance) -> Vec<u8> {
 pub(crate) fn decode_offer(body: &[u8]) -> Result<OfferBody, Malformed> {
     let mut r = Reader(body);
     let flags = r.u8()?;
-    if flags & !(FLAG_SIZE | FLAG_NAME | FLAG_RELAY | FLAG_RESUME | FLAG_COMPRESSED | FLAG_ACK) != 0 {
-        return Err(Malformed("reserved flags are set in the offer"));
-    }
     if flags & (FLAG_RELAY | FLAG_COMPRESSED) == FLAG_RELAY | FLAG_COMPRESSED {
         return Err(Malformed("what is handed on is not compressed"));
     }
@@ -159,6 +163,13 @@ pub(crate) fn decode_offer(body: &[u8]) -> Result<OfferBody, Malformed> {
         0 => None,
         _ => Some(ResumeKey(r.array()?)),
     };
+    let stored = match flags & FLAG_HOLES {
+        0 => None,
+        _ => Some(u64::from_le_bytes(r.array()?)),
+    };
+    if stored.is_some_and(|stored| flags & FLAG_SIZE == 0 || stored > size) {
+        return Err(Malformed("what has holes has a size, and no more content than that"));
+    }
     r.end()?;
     Ok(OfferBody {
         id,
@@ -171,6 +182,7 @@ pub(crate) fn decode_offer(body: &[u8]) -> Result<OfferBody, Malformed> {
         resume,
         ack: AckLevel::from_u8((flags & FLAG_ACK) >> ACK_SHIFT),
         compressed: flags & FLAG_COMPRESSED != 0,
+        stored,
     })
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use octopii_transport::NodeId;
 
-use super::{DATA_PREFIX, HEADER_LEN, Malformed, Reader, Tag, message};
+use super::{Malformed, Reader, Tag, message};
 use crate::{Digest, FailureCode};
 
 /// Bytes of a [`RelayKey`].
@@ -92,15 +92,6 @@ pub(crate) fn fetch(key: RelayKey, offset: u64) -> Vec<u8> {
     })
 }
 
-/// Header and prefix of a content message; `content_len` bytes of content must follow.
-pub(crate) fn content_start(offset: u64, content_len: usize) -> [u8; HEADER_LEN + DATA_PREFIX] {
-    let mut out = [0; HEADER_LEN + DATA_PREFIX];
-    out[0] = Tag::Content as u8;
-    out[1..HEADER_LEN].copy_from_slice(&((DATA_PREFIX + content_len) as u32).to_le_bytes());
-    out[HEADER_LEN..].copy_from_slice(&offset.to_le_bytes());
-    out
-}
-
 pub(crate) fn decode_vouch(body: &[u8]) -> Result<Vouched, Malformed> {
     let mut r = Reader(body);
     let offset = u64::from_le_bytes(r.array()?);
@@ -173,7 +164,6 @@ mod tests {
         assert_eq!(decode_supplier(body(&supplier(&Supplier::Sender), Tag::Supplier)), Ok(Supplier::Sender));
         assert!(decode_supplier(&[2]).is_err());
         assert!(decode_supplier(&[0, 0]).is_err());
-        assert_eq!(content_start(3, 10)[..5], [15, 18, 0, 0, 0]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ fn sample_offer() -> OfferBody {
         resume: Some(ResumeKey([0xab; 16])),
         ack: None,
         compressed: false,
+        stored: None,
     }
 }
 

@@ -7,6 +7,7 @@ mod cancel;
 mod compressed;
 mod disk;
 mod freed;
+mod holes;
 mod hostile;
 mod levels;
 mod many;

@@ -1,6 +1,7 @@
 //! The real file system, with a record of what was done to it and faults put in on purpose.
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use crate::tree::recording::RecordingDir;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Op {
     Allocate,
+    PunchHole,
     Write,
     SyncData,
     Rename,
@@ -319,6 +321,18 @@ impl VfsFile for RecordingFile {
 
     fn allocate(&self, len: u64) -> io::Result<()> {
         self.1.run(Op::Allocate, || self.0.allocate(len))
+    }
+
+    fn stored(&self) -> io::Result<u64> {
+        self.0.stored()
+    }
+
+    fn content_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.0.content_from(offset)
+    }
+
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.1.run(Op::PunchHole, || self.0.punch_hole(offset, len))
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -81,7 +81,7 @@ impl Scene {
         assert_eq!(names(&inbox).len(), 2, "a part and its journal: {:?}", names(&inbox));
     }
 
-    fn left(&self, suffix: &str) -> PathBuf {
+    pub(crate) fn left(&self, suffix: &str) -> PathBuf {
         let inbox = self.b.inbox();
         let name = names(&inbox).into_iter().find(|name| name.ends_with(suffix)).unwrap();
         inbox.join(name)
