@@ -32,6 +32,9 @@ pub enum SourceError {
     /// Only a directory can be sent as a tree.
     #[error("{} is not a directory: send it as a file", .0.display())]
     NotADirectory(PathBuf),
+    /// The directory is not there any more, or another one has its name: what would be told of it is not so.
+    #[error("{} was removed or replaced while it was being sent: send it again", .0.display())]
+    Replaced(PathBuf),
     /// A device, a pipe or a socket has no length and no end.
     #[error("{} is not a regular file: copy its content to a file first", .0.display())]
     NotAFile(PathBuf),

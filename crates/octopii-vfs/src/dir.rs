@@ -66,7 +66,8 @@ pub trait VfsDir: Send + Sync + fmt::Debug {
         Ok(None)
     }
 
-    /// The names in a directory, sorted by their bytes, without `.` and `..`.
+    /// The names in a directory, sorted by their bytes, without `.` and `..`. A directory that was removed is not empty but `NotFound`,
+    /// also if it is open.
     fn names(&self, path: &Path) -> io::Result<Vec<OsString>>;
 
     /// Opens or creates a regular file (mode 0600); anything else there is an error, and is not waited for.

@@ -157,12 +157,17 @@ impl VfsDir for RealDir {
 
     fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
-        for entry in Dir::new(self.readable(path)?)? {
+        let mut dir = Dir::new(self.readable(path)?)?;
+        for entry in dir.by_ref() {
             let entry = entry?;
             let name: &CStr = entry.file_name();
             if !matches!(name.to_bytes(), b"." | b"..") {
                 names.push(OsString::from_vec(name.to_bytes().to_vec()));
             }
+        }
+        // One that was removed still opens, if it is open, and lists as if it were empty.
+        if dir.stat()?.st_nlink == 0 {
+            return Err(Errno::NOENT.into());
         }
         names.sort_unstable();
         Ok(names)

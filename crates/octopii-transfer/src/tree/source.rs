@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use octopii_vfs::{DirHandle, Vfs};
 
-use super::options::{Links, TreeOptions};
-use super::walk::Walk;
+use super::options::TreeOptions;
+use super::walk::{Rules, Walk};
 use crate::SourceError;
 
 /// A directory to send: the same one however often it is walked, whatever takes its name.
@@ -15,9 +15,8 @@ pub(crate) struct Source {
     pub(crate) root: DirHandle,
     /// Without links.
     pub(crate) path: PathBuf,
-    links: Links,
-    checksum: bool,
-    strict: bool,
+    vfs: Arc<dyn Vfs>,
+    rules: Rules,
 }
 
 impl Source {
@@ -31,15 +30,19 @@ impl Source {
         // A link to the tree itself is followed; none in it is.
         let target = vfs.canonicalize(&path).map_err(unreadable)?;
         let root = vfs.open_dir(&target).map_err(unreadable)?;
-        let TreeOptions { links, checksum, strict, .. } = *options;
-        Ok(Self { root, path: target, links, checksum, strict })
+        let TreeOptions { links, checksum, strict, delete, .. } = *options;
+        let rules = Rules { links, checksum, strict, delete };
+        Ok(Self { root, path: target, vfs: Arc::clone(vfs), rules })
     }
 
     /// Begins at the beginning. Blocks.
     pub(crate) fn walk(&self) -> Result<Walk, SourceError> {
-        let strict = self.strict.then(|| self.path.clone());
-        let walk = Walk::new(Arc::clone(&self.root), self.links, self.checksum, strict);
-        walk.map_err(|error| unreadable(self.path.clone(), error))
+        let (vfs, root) = (Arc::clone(&self.vfs), Arc::clone(&self.root));
+        let walk = Walk::new(vfs, self.path.clone(), root, self.rules);
+        walk.map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => SourceError::Replaced(self.path.clone()),
+            _ => unreadable(self.path.clone(), error),
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::vec;
 
-use octopii_vfs::{Attributes, DirHandle, EntryKind, OpenMode, Timestamp};
+use octopii_vfs::{Attributes, DirHandle, EntryKind, OpenMode, Timestamp, Vfs};
 
 use super::name::{check_entry_name, stays_inside};
 use super::options::Links;
@@ -38,17 +38,28 @@ pub(crate) struct Step {
     pub(crate) left_out: Option<NotDone>,
 }
 
+/// What of a tree is told, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rules {
+    pub(crate) links: Links,
+    pub(crate) checksum: bool,
+    /// An entry that cannot be read ends the walk.
+    pub(crate) strict: bool,
+    /// What is not told of is removed at the receiver: so what vanishes is told of, as left out.
+    pub(crate) delete: bool,
+}
+
 /// A walk under way. Every call blocks.
 #[derive(Debug)]
 pub(crate) struct Walk {
+    vfs: Arc<dyn Vfs>,
+    /// Where the root is.
+    at: PathBuf,
     root: DirHandle,
     levels: Vec<Level>,
     /// What is in the present directory and above.
     path: PathBuf,
-    links: Links,
-    checksum: bool,
-    /// An entry that cannot be read ends the walk.
-    strict: Option<PathBuf>,
+    rules: Rules,
     /// What no line can be about.
     untold: Vec<(PathBuf, NotDone)>,
 }
@@ -60,16 +71,11 @@ struct Level {
 }
 
 impl Walk {
-    /// `strict`: the root's path, for errors, if whatever cannot be read is to end the walk.
-    pub(crate) fn new(
-        root: DirHandle,
-        links: Links,
-        checksum: bool,
-        strict: Option<PathBuf>,
-    ) -> io::Result<Self> {
+    /// `root` was opened at `at`.
+    pub(crate) fn new(vfs: Arc<dyn Vfs>, at: PathBuf, root: DirHandle, rules: Rules) -> io::Result<Self> {
         let path = PathBuf::new();
         let level = Level { attributes: root.attributes(&path)?, names: root.names(&path)?.into_iter() };
-        Ok(Self { root, levels: vec![level], path, links, checksum, strict, untold: Vec::new() })
+        Ok(Self { vfs, at, root, levels: vec![level], path, rules, untold: Vec::new() })
     }
 
     /// What was met since this was last called and has no line, since its name does not fit into one, and why it is not sent.
@@ -82,7 +88,10 @@ impl Walk {
         loop {
             let Some(level) = self.levels.last_mut() else { return Ok(None) };
             let Some(name) = level.names.next() else {
-                let Attributes { mode, modified, .. } = level.attributes;
+                let Attributes { mode, modified, id, .. } = level.attributes;
+                if self.levels.len() == 1 {
+                    self.still_there(id)?;
+                }
                 let step = Step {
                     entry: Entry::End { mode: permissions(mode), modified },
                     path: self.path.clone(),
@@ -96,9 +105,13 @@ impl Walk {
             advance();
             match self.entry(&path, name, advance) {
                 Ok(entry) => return Ok(Some(Step { entry, path, left_out: None })),
-                Err(Failed::Vanished) => {}
-                Err(Failed::Unreadable(_, error)) if self.strict.is_some() => {
-                    let path = self.strict.as_deref().unwrap_or(Path::new("")).join(&path);
+                Err(Failed::Vanished(name)) if self.rules.delete => {
+                    let why = "vanished while the directory was read; nothing is removed for that";
+                    return Ok(Some(left_out(name, path, NotDone::new(EntryFailure::Changed, why))));
+                }
+                Err(Failed::Vanished(_)) => {}
+                Err(Failed::Unreadable(_, error)) if self.rules.strict => {
+                    let path = self.at.join(&path);
                     return Err(SourceError::Unreadable { path, error: Arc::new(error) }.into());
                 }
                 Err(Failed::Unreadable(name, error)) => {
@@ -106,15 +119,27 @@ impl Walk {
                     return Ok(Some(left_out(name, path, why)));
                 }
                 Err(Failed::LeftOut(name, why)) if name.len() > MAX_NAME => {
-                    if let Some(root) = &self.strict {
+                    if self.rules.strict {
                         let error = io::Error::new(io::ErrorKind::InvalidInput, why.message);
-                        let path = root.join(&path);
+                        let path = self.at.join(&path);
                         return Err(SourceError::Unreadable { path, error: Arc::new(error) }.into());
                     }
                     self.untold.push((path, why));
                 }
                 Err(Failed::LeftOut(name, why)) => return Ok(Some(left_out(name, path, why))),
             }
+        }
+    }
+
+    /// Whether what was told is what has the root's name: one that was removed or replaced looks empty, or like what it was.
+    fn still_there(&self, id: (u64, u64)) -> Result<(), SourceError> {
+        let now = self.vfs.open_dir(&self.at).and_then(|dir| dir.attributes(Path::new("")));
+        match now {
+            Ok(now) if now.id == id => Ok(()),
+            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Err(SourceError::Unreadable { path: self.at.clone(), error: Arc::new(error) })
+            }
+            Ok(_) | Err(_) => Err(SourceError::Replaced(self.at.clone())),
         }
     }
 
@@ -126,7 +151,7 @@ impl Walk {
         let attributes = self.root.attributes(path).map_err(|e| failed(&name, e))?;
         match attributes.kind {
             EntryKind::File => {
-                let digest = match self.checksum {
+                let digest = match self.rules.checksum {
                     true => {
                         Some(hash(&self.root, path, attributes.len, advance).map_err(|e| failed(&name, e))?)
                     }
@@ -154,7 +179,7 @@ impl Walk {
                 self.path = path.to_owned();
                 Ok(Entry::Directory { name })
             }
-            EntryKind::Link if self.links == Links::Skip => {
+            EntryKind::Link if self.rules.links == Links::Skip => {
                 let why = "symbolic links are not sent unless asked for";
                 Err(Failed::LeftOut(name, NotDone::new(EntryFailure::Link, why)))
             }
@@ -180,14 +205,14 @@ impl Walk {
 
 enum Failed {
     /// Removed between listing and looking.
-    Vanished,
+    Vanished(Vec<u8>),
     Unreadable(Vec<u8>, io::Error),
     LeftOut(Vec<u8>, NotDone),
 }
 
 fn failed(name: &[u8], error: io::Error) -> Failed {
     match error.kind() {
-        io::ErrorKind::NotFound => Failed::Vanished,
+        io::ErrorKind::NotFound => Failed::Vanished(name.to_owned()),
         _ => Failed::Unreadable(name.to_owned(), error),
     }
 }
@@ -257,4 +282,74 @@ pub(crate) fn nanoseconds(time: Timestamp) -> i128 {
 /// The file is not what the manifest says any more.
 pub(crate) fn changed() -> NotDone {
     NotDone::new(EntryFailure::Changed, "changed while the tree was being sent")
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "changes the real thing from beside")]
+mod tests {
+    use std::fs;
+
+    use octopii_vfs::RealVfs;
+
+    use super::*;
+
+    fn walk(at: &Path, delete: bool) -> Walk {
+        let rules = Rules { links: Links::Skip, checksum: false, strict: false, delete };
+        Walk::new(RealVfs::shared(), at.to_owned(), RealVfs.open_dir(at).unwrap(), rules).unwrap()
+    }
+
+    /// What the next line says, in words.
+    fn next(walk: &mut Walk) -> String {
+        let step = walk.next(&|| {}).unwrap().unwrap();
+        let path = step.path.display();
+        match step.entry {
+            Entry::Directory { .. } => format!("into {path}"),
+            Entry::End { .. } => format!("out of {path}"),
+            Entry::LeftOut { why, .. } => format!("{path} left out: {why}"),
+            Entry::File { .. } | Entry::Link { .. } => format!("{path}"),
+        }
+    }
+
+    /// A directory that is exchanged for another one while it is read: names of the old one are not in the new one, or not yet. Not
+    /// to tell of them would have them removed.
+    #[test]
+    fn what_vanishes_is_told_of_if_what_is_not_told_of_goes() {
+        for delete in [true, false] {
+            let home = tempfile::tempdir().unwrap();
+            let at = home.path().join("tree");
+            fs::create_dir_all(at.join("d/sub")).unwrap();
+            fs::write(at.join("d/a"), "").unwrap();
+            fs::write(at.join("d/b"), "").unwrap();
+            let mut walk = walk(&at, delete);
+            assert_eq!(next(&mut walk), "into d");
+            fs::rename(at.join("d"), at.join("old")).unwrap();
+            fs::create_dir(at.join("d")).unwrap();
+            fs::write(at.join("d/a"), "new").unwrap();
+            assert_eq!(next(&mut walk), "d/a");
+            if delete {
+                assert_eq!(next(&mut walk), "d/b left out: changed meanwhile");
+                assert_eq!(next(&mut walk), "d/sub left out: changed meanwhile");
+            }
+            assert_eq!(next(&mut walk), "out of d");
+            assert_eq!(next(&mut walk), "out of ");
+        }
+    }
+
+    #[test]
+    fn a_tree_that_was_replaced_does_not_end() {
+        for removed in [false, true] {
+            let home = tempfile::tempdir().unwrap();
+            let at = home.path().join("tree");
+            fs::create_dir_all(at.join("d")).unwrap();
+            let mut walk = walk(&at, false);
+            assert_eq!(next(&mut walk), "into d");
+            fs::rename(&at, home.path().join("old")).unwrap();
+            if !removed {
+                fs::create_dir_all(at.join("d")).unwrap();
+            }
+            assert_eq!(next(&mut walk), "out of d");
+            let error = walk.next(&|| {}).unwrap_err();
+            assert!(matches!(error, TransferError::Source(SourceError::Replaced(_))), "{error}");
+        }
+    }
 }

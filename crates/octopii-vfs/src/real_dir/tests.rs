@@ -122,3 +122,17 @@ fn a_pipe_is_not_waited_for() {
     assert!(dir.open(Path::new("pipe"), OpenMode::Read).is_err());
     assert_eq!(dir.attributes(Path::new("pipe")).unwrap().kind, EntryKind::Special);
 }
+
+/// Whoever takes its list for what is in it would take everything for gone.
+#[test]
+fn a_removed_directory_is_not_an_empty_one() {
+    let home = tempfile::tempdir().unwrap();
+    for n in 0..2 {
+        let base = home.path().join(n.to_string());
+        std::fs::create_dir(&base).unwrap();
+        let dir = &both(&base)[n];
+        assert_eq!(dir.names(Path::new("")).unwrap(), [""; 0]);
+        std::fs::remove_dir(&base).unwrap();
+        assert_eq!(dir.names(Path::new("")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}

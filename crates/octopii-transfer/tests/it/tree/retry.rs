@@ -1,11 +1,12 @@
 //! Trees that are cut off and begun again.
 
+use std::fs;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use octopii_transfer::{EntryOutcome, TransferError, TreeOptions};
+use octopii_transfer::{EntryOutcome, SourceError, TransferError, TreeOptions};
 
 use super::hand::{Hand, content, end, file, opening};
 use super::{picture, put};
@@ -60,6 +61,31 @@ async fn a_lost_connection_is_made_again_and_the_tree_goes_on() {
     assert!(report.bytes_before >= 1000 * report.stored_before, "{report:?}");
     assert_eq!(picture(&b.inbox().join("second")), picture(&a.tree()));
     assert_eq!(names(&b.inbox()), [".octopii-trees", "second", "tree"], "no second directory was begun");
+}
+
+/// What is held open of a directory that was removed looks empty: told so by the next attempt, it would empty the receiver.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_made_anew_between_attempts_empties_nothing() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    b.open_trees(|inbox| inbox.delete(true));
+    source(&a);
+    a.send_tree(&b).await.unwrap();
+    let before = picture(&b.inbox().join("tree")).into_keys().collect::<Vec<_>>();
+    // One after the other, since the rate is limited.
+    put(&a.tree(), "large", &bytes(3 << 20));
+    put(&a.tree(), "larger", &bytes(12 << 20));
+    let (tree, cut) = (a.tree(), cut(&a, &b));
+    let make_anew = move || {
+        fs::remove_dir_all(&tree).unwrap();
+        fs::create_dir(&tree).unwrap();
+        cut();
+    };
+    let options = TreeOptions { delete: true, ..once_stored(3, make_anew) };
+    let error = a.transfer.send_tree(b.addr(), a.tree(), options).await.unwrap_err();
+    assert!(matches!(error, TransferError::Source(SourceError::Replaced(_))), "{error}");
+    let mut left = picture(&b.inbox().join("tree"));
+    left.retain(|path, _| before.contains(path));
+    assert_eq!(left.into_keys().collect::<Vec<_>>(), before);
 }
 
 /// The time limit is for all attempts together.
