@@ -85,10 +85,11 @@ pub trait VfsDir: Send + Sync + fmt::Debug {
     /// Renames `from` to `to`, atomically. If `to` exists, it is replaced or, if not wanted, `AlreadyExists` is returned.
     fn rename(&self, from: &Path, to: &Path, replace: bool) -> io::Result<()>;
 
-    /// Removes the name of what is not a directory.
+    /// Removes the name of what is not a directory: from the directory that has the rest of the path at this moment, and not if a
+    /// file system is mounted on the way (`CrossesDevices`).
     fn remove_file(&self, path: &Path) -> io::Result<()>;
 
-    /// Removes an empty directory. File systems that do not offer this fail with `Unsupported`.
+    /// Removes an empty directory, under the same conditions. File systems that do not offer this fail with `Unsupported`.
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         let _ = path;
         Err(io::ErrorKind::Unsupported.into())

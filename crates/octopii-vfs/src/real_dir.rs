@@ -37,7 +37,7 @@ struct Latest {
 }
 
 /// A directory that is kept open is looked up again after so many uses, and whenever something in it is not found: what others
-/// rename or replace is noticed soon.
+/// rename or replace is noticed soon. Nothing is removed by way of it.
 const MAX_USES: u32 = 256;
 
 /// What every directory on the way is opened with.
@@ -53,8 +53,8 @@ impl RealDir {
     }
 
     /// Opens the directory at `path`, which is not the handle itself.
-    fn descend(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    fn descend(&self, path: &Path, flags: OFlags, also: ResolveFlags) -> io::Result<OwnedFd> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | also;
         for _ in 0..TRIES {
             if self.by_component.load(Ordering::Relaxed) {
                 break;
@@ -95,8 +95,31 @@ impl RealDir {
                 other => return Ok(other?),
             }
         }
-        let fd = Arc::new(self.descend(parent, OFlags::PATH)?);
+        let fd = Arc::new(self.descend(parent, OFlags::PATH, ResolveFlags::empty())?);
         self.keep(parent, &fd);
+        Ok(work(fd.as_fd(), name)?)
+    }
+
+    /// Like [`at`](Self::at), for what cannot be taken back: in the directory that has this path at this moment, and only where no other
+    /// file system is mounted on the way.
+    fn at_now(
+        &self,
+        path: &Path,
+        work: impl Fn(BorrowedFd<'_>, &OsStr) -> Result<(), Errno>,
+    ) -> io::Result<()> {
+        check(path)?;
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => return Ok(work(self.fd.as_fd(), name)?),
+        };
+        let fd = self.descend(parent, OFlags::PATH, ResolveFlags::NO_XDEV)?;
+        // Without the call that knows of mounts.
+        if self.by_component.load(Ordering::Relaxed)
+            && rustix::fs::fstat(&fd)?.st_dev != rustix::fs::fstat(&self.fd)?.st_dev
+        {
+            return Err(Errno::XDEV.into());
+        }
         Ok(work(fd.as_fd(), name)?)
     }
 
@@ -122,7 +145,7 @@ impl RealDir {
         if path.as_os_str().is_empty() {
             return Ok(rustix::fs::openat(&self.fd, ".", DIRECTORY | OFlags::RDONLY, Mode::empty())?);
         }
-        self.descend(path, OFlags::RDONLY)
+        self.descend(path, OFlags::RDONLY, ResolveFlags::empty())
     }
 }
 
@@ -227,11 +250,11 @@ impl VfsDir for RealDir {
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.at(path, |dir, name| rustix::fs::unlinkat(dir, name, AtFlags::empty()))
+        self.at_now(path, |dir, name| rustix::fs::unlinkat(dir, name, AtFlags::empty()))
     }
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        self.at(path, |dir, name| rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR))
+        self.at_now(path, |dir, name| rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR))
     }
 
     fn set_attributes(&self, path: &Path, mode: u32, modified: Option<Timestamp>) -> io::Result<()> {

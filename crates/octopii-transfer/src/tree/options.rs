@@ -39,7 +39,8 @@ pub struct TreeOptions {
     pub checksum: bool,
     /// Removes at the receiver, in the tree's directory, what the source no longer has: last of all, and only if everything else
     /// was done: what vanishes while the tree is being read counts as not done, and a tree that is removed or replaced meanwhile fails with
-    /// [`SourceError::Replaced`](crate::SourceError::Replaced). Links are removed, never followed. The receiver's policy must allow it
+    /// [`SourceError::Replaced`](crate::SourceError::Replaced). Links are removed, never followed; what is mounted there
+    /// stays. The receiver's policy must allow it
     /// ([`TreeDestination::delete`](crate::TreeDestination::delete)), or the tree is refused. Default: no.
     pub delete: bool,
     /// Only asks what would be done: what the report then counts, and what is told of each entry, is what would be stored and removed as

@@ -312,7 +312,9 @@ impl Receiving<'_> {
             if extras.is_empty() || work.ledger.tally.not_done > 0 {
                 return Ok(());
             }
-            (Removal::new(Arc::clone(&work.root.base), extras, false), work.root.base_path.clone())
+            let base_path = work.root.base_path.clone();
+            let removal = Removal::new(Arc::clone(&work.root.base), extras, false);
+            (removal.map_err(|e| TransferError::store("looking at", &base_path, e))?, base_path)
         };
         loop {
             let step = move |work: &mut Work| {

@@ -100,7 +100,8 @@ async fn answer(
     };
     if ledger.tally.not_done == 0 {
         let extras = std::mem::take(&mut checker.extras);
-        let mut removal = Removal::new(Arc::clone(&root.base), extras, true);
+        let removal = Removal::new(Arc::clone(&root.base), extras, true);
+        let mut removal = removal.map_err(|e| TransferError::store("looking at", &root.base_path, e))?;
         loop {
             let step = move || (removal.step(REMOVED_AT_ONCE), removal);
             let working = pulse.working();

@@ -9,7 +9,7 @@ use std::vec;
 use octopii_vfs::{Attributes, DirHandle, EntryKind};
 
 use super::check::failed;
-use super::outcome::{EntryOutcome, NotDone};
+use super::outcome::{EntryFailure, EntryOutcome, NotDone};
 use crate::{FailureCode, Refusal, TransferError};
 
 /// What is remembered of names to remove, in bytes.
@@ -57,12 +57,15 @@ pub(crate) struct Removal {
     parents: BTreeMap<PathBuf, Attributes>,
     /// Only tells.
     dry_run: bool,
+    /// The file system that the tree is on.
+    device: u64,
 }
 
 impl Removal {
-    pub(crate) fn new(base: DirHandle, extras: Extras, dry_run: bool) -> Self {
+    pub(crate) fn new(base: DirHandle, extras: Extras, dry_run: bool) -> io::Result<Self> {
+        let device = base.attributes(Path::new(""))?.id.0;
         let todo = extras.paths.into_iter();
-        Self { base, todo, emptying: Vec::new(), parents: BTreeMap::new(), dry_run }
+        Ok(Self { base, todo, emptying: Vec::new(), parents: BTreeMap::new(), dry_run, device })
     }
 
     /// Removes up to `most` things and tells what came of each; nothing means that all is done.
@@ -109,6 +112,9 @@ impl Removal {
     /// Removes what is no directory; begins to empty one, which says `false`.
     fn begin(&mut self, path: &Path) -> io::Result<bool> {
         let found = self.base.attributes(path)?;
+        if found.id.0 != self.device {
+            return Err(io::ErrorKind::CrossesDevices.into());
+        }
         if found.kind != EntryKind::Directory {
             let removed = if self.dry_run { Ok(()) } else { self.base.remove_file(path) };
             return removed.map(|()| true);
@@ -153,5 +159,11 @@ impl Removal {
 }
 
 fn not_removed(error: io::Error) -> NotDone {
-    failed("removing what the source no longer has")(error)
+    match error.kind() {
+        io::ErrorKind::CrossesDevices => NotDone::new(
+            EntryFailure::Clash,
+            "another file system is mounted there: unmount it, or keep it elsewhere",
+        ),
+        _ => failed("removing what the source no longer has")(error),
+    }
 }

@@ -47,6 +47,8 @@ struct State {
     hanging: Option<(Op, usize)>,
     // There is a name of 300 bytes in every directory, and links lead to one of 5,000.
     odd: bool,
+    // Beneath it another file system seems to be mounted.
+    mounted: Option<PathBuf>,
     rotten: Option<Rot>,
     lies: usize,
     // Locks in force, and how often one was not to be had.
@@ -112,6 +114,15 @@ impl RecordingVfs {
 
     pub(crate) fn is_odd(&self) -> bool {
         self.0.lock().unwrap().odd
+    }
+
+    /// Lets what is beneath `path` in an open directory look as if it were on another file system.
+    pub(crate) fn mount(&self, path: &str) {
+        self.0.lock().unwrap().mounted = Some(path.into());
+    }
+
+    pub(crate) fn is_mounted(&self, path: &Path) -> bool {
+        self.0.lock().unwrap().mounted.as_ref().is_some_and(|mounted| path.starts_with(mounted))
     }
 
     /// Makes every read slow.

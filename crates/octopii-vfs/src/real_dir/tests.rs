@@ -136,3 +136,33 @@ fn a_removed_directory_is_not_an_empty_one() {
         assert_eq!(dir.names(Path::new("")).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }
+
+#[test]
+fn nothing_is_removed_from_a_directory_that_was_moved_out() {
+    let home = tempfile::tempdir().unwrap();
+    for n in 0..2 {
+        let (base, rescue) = (home.path().join(format!("base{n}")), home.path().join(format!("rescue{n}")));
+        std::fs::create_dir_all(base.join("d/sub")).unwrap();
+        std::fs::write(base.join("d/1"), "").unwrap();
+        std::fs::write(base.join("d/2"), "").unwrap();
+        let dir = &both(&base)[n];
+        dir.attributes(Path::new("d/1")).unwrap();
+        dir.remove_file(Path::new("d/1")).unwrap();
+        std::fs::rename(base.join("d"), &rescue).unwrap();
+        assert_eq!(dir.remove_file(Path::new("d/2")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(dir.remove_dir(Path::new("d/sub")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(rescue.join("2").exists() && rescue.join("sub").exists());
+    }
+}
+
+/// Of a name that is not there: nothing is lost if it goes wrong.
+#[test]
+fn nothing_is_removed_from_another_file_system() {
+    for dir in both(Path::new("/")) {
+        for path in ["proc/no such name", "proc/sys/no such name"] {
+            let path = Path::new(path);
+            assert_eq!(dir.remove_file(path).unwrap_err().kind(), io::ErrorKind::CrossesDevices, "{path:?}");
+            assert_eq!(dir.remove_dir(path).unwrap_err().kind(), io::ErrorKind::CrossesDevices, "{path:?}");
+        }
+    }
+}

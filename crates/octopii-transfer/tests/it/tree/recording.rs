@@ -17,7 +17,9 @@ struct RecordingFile(FileHandle, RecordingVfs);
 
 impl VfsDir for RecordingDir {
     fn attributes(&self, path: &Path) -> io::Result<Attributes> {
-        self.0.attributes(path)
+        let mut found = self.0.attributes(path)?;
+        found.id.0 += u64::from(self.1.is_mounted(path));
+        Ok(found)
     }
 
     fn born(&self, path: &Path) -> io::Result<Option<Timestamp>> {

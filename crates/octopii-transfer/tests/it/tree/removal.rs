@@ -119,3 +119,21 @@ async fn what_cannot_be_removed_is_reported() {
     let (report, removed) = send(&a, &b).await.unwrap();
     assert_eq!((report.not_done, removed), (0, ["d".to_owned()].into()));
 }
+
+/// What somebody has mounted in the tree is somebody else's.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_mounted_in_the_tree_stays() {
+    let vfs = RecordingVfs::default();
+    let (a, b) = (Node::new(1), Node::with(2, vfs.shared(), quick()));
+    b.open_trees(|inbox| inbox.delete(true));
+    put(&a.tree(), "f", b"");
+    send(&a, &b).await.unwrap();
+    for path in ["tree/mounted/precious", "tree/x/deep/precious", "tree/x/y"] {
+        put(&b.inbox(), path, b"precious");
+    }
+    vfs.mount("tree/mounted");
+    let (report, removed) = send(&a, &b).await.unwrap();
+    assert_eq!(undone(&report), [("mounted".to_owned(), EntryFailure::Clash)]);
+    assert_eq!(removed, ["x", "x/deep", "x/deep/precious", "x/y"].map(str::to_owned).into());
+    assert!(b.inbox().join("tree/mounted/precious").exists());
+}
