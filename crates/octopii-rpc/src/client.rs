@@ -180,7 +180,7 @@ impl Client {
         if let Some(received) = received {
             received.clear();
         }
-        if self.shared.options.lanes && body.len() <= INLINE {
+        if self.shared.options.lanes && body.len() <= INLINE && !connection.is_lossy() {
             let lane = self.shared.lanes.on(
                 connection,
                 self.kind,

@@ -153,6 +153,12 @@ impl Connection {
         self.inner.close(0u32.into(), reason.as_bytes());
     }
 
+    /// Whether packets that were sent on it are being lost, often enough and on a way long enough for what is behind them on the same stream
+    /// to wait noticeably. It is found out once a second, and ends when nothing has been lost for ten. Costs nothing to ask.
+    pub fn is_lossy(&self) -> bool {
+        self.state.sampled.is_lossy()
+    }
+
     /// Figures of this moment.
     pub fn stats(&self) -> ConnectionStats {
         let stats = self.inner.stats();

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -66,9 +67,42 @@ pub enum Health {
 
 const LOSSY: f64 = 0.05;
 
-/// The last second.
+/// The last second, and whether packets are being lost.
 #[derive(Debug)]
-pub(crate) struct Sampled(Mutex<Sample>);
+pub(crate) struct Sampled {
+    last: Mutex<Sample>,
+    lossy: Lossy,
+}
+
+/// Whether packets are being lost on a way that is long enough for that to hold things up: asked for with each call.
+#[derive(Debug, Default)]
+struct Lossy {
+    now: AtomicBool,
+    /// Seconds in a row in which nothing was lost.
+    clean: AtomicU32,
+}
+
+/// The part of the packets of a second that must be lost, and how many of them: a queue that overflows now and then is no bad way.
+const LOSING: f64 = 0.01;
+const LOSING_PACKETS: u64 = 2;
+/// On shorter ways a lost packet is sent again before anybody notices.
+const LOSING_RTT: Duration = Duration::from_millis(2);
+/// So many seconds without a loss end it.
+const CLEAN: u32 = 10;
+
+impl Lossy {
+    /// Takes a second into account. Only one task does.
+    fn take(&self, lost: u64, loss: f64, rtt: Duration) {
+        if lost >= LOSING_PACKETS && loss > LOSING && rtt > LOSING_RTT {
+            self.now.store(true, Ordering::Relaxed);
+        }
+        let clean = if lost == 0 { self.clean.load(Ordering::Relaxed).saturating_add(1) } else { 0 };
+        self.clean.store(clean, Ordering::Relaxed);
+        if clean >= CLEAN {
+            self.now.store(false, Ordering::Relaxed);
+        }
+    }
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Sample {
@@ -88,7 +122,7 @@ pub(crate) const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
 impl Sampled {
     pub(crate) fn new(now: Instant) -> Self {
-        Self(Mutex::new(Sample {
+        let last = Mutex::new(Sample {
             at: now,
             heard: now,
             sent: 0,
@@ -98,16 +132,24 @@ impl Sampled {
             send_rate: 0,
             receive_rate: 0,
             loss: 0.0,
-        }))
+        });
+        Self { last, lossy: Lossy::default() }
+    }
+
+    pub(crate) fn is_lossy(&self) -> bool {
+        self.lossy.now.load(Ordering::Relaxed)
     }
 
     pub(crate) fn take(&self, quic: &quinn::Connection, now: Instant) {
         let stats = quic.stats();
-        let mut sample = self.0.lock().expect("no panic while held");
+        let mut sample = self.last.lock().expect("no panic while held");
         let millis = u64::try_from(now.duration_since(sample.at).as_millis()).unwrap_or(u64::MAX).max(1);
         let rate = |now: u64, before: u64| now.saturating_sub(before).saturating_mul(1000) / millis;
         let sent = stats.path.sent_packets.saturating_sub(sample.packets);
         let lost = stats.path.lost_packets.saturating_sub(sample.lost);
+        // What is judged lost now may have been sent before.
+        let loss = if sent == 0 { 0.0 } else { (lost as f64 / sent as f64).min(1.0) };
+        self.lossy.take(lost, loss, stats.path.rtt);
         *sample = Sample {
             at: now,
             heard: if stats.udp_rx.bytes == sample.received { sample.heard } else { now },
@@ -117,8 +159,7 @@ impl Sampled {
             lost: stats.path.lost_packets,
             send_rate: rate(stats.udp_tx.bytes, sample.sent),
             receive_rate: rate(stats.udp_rx.bytes, sample.received),
-            // What is judged lost now may have been sent before.
-            loss: if sent == 0 { 0.0 } else { (lost as f64 / sent as f64).min(1.0) },
+            loss,
         };
     }
 }
@@ -126,7 +167,7 @@ impl Sampled {
 pub(crate) fn describe(connection: &Connection, now: Instant, keep_alive: Duration) -> PeerStats {
     let (quic, state) = (connection.quic(), connection.state());
     let stats = quic.stats();
-    let sample = *state.sampled.0.lock().expect("no panic while held");
+    let sample = *state.sampled.last.lock().expect("no panic while held");
     let silent_for =
         if stats.udp_rx.bytes == sample.received { now.duration_since(sample.heard) } else { Duration::ZERO };
     let health = if silent_for > keep_alive * 2 + SAMPLE_EVERY {
@@ -156,5 +197,32 @@ pub(crate) fn describe(connection: &Connection, now: Instant, keep_alive: Durati
         loss: sample.loss,
         silent_for,
         health,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_way_is_lossy_from_a_share_of_losses_on_until_none_has_come_for_a_while() {
+        let (near, far) = (Duration::from_millis(1), Duration::from_millis(50));
+        let lossy = Lossy::default();
+        let is = || lossy.now.load(Ordering::Relaxed);
+        // Nothing, one packet of few, some of very many, and many where they are soon sent again.
+        for (lost, loss, rtt) in [(0, 0.0, far), (1, 0.1, far), (100, 0.001, far), (100, 0.1, near)] {
+            lossy.take(lost, loss, rtt);
+            assert!(!is(), "{lost} {loss} {rtt:?}");
+        }
+        lossy.take(2, 0.02, far);
+        assert!(is());
+        // A single loss, and the time begins again.
+        for _ in 0..2 {
+            (1..CLEAN).for_each(|_| lossy.take(0, 0.0, far));
+            assert!(is());
+            lossy.take(1, 0.001, far);
+        }
+        (0..CLEAN).for_each(|_| lossy.take(0, 0.0, far));
+        assert!(!is());
     }
 }

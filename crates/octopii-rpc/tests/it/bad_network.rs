@@ -11,7 +11,7 @@ use octopii_transport::StreamKind;
 use tokio::net::UdpSocket;
 use tokio::sync::Semaphore;
 
-use crate::{pair, serve};
+use crate::{SOON, pair, serve};
 
 /// Passes datagrams on between whoever sends to it and one server.
 pub(crate) struct Proxy {
@@ -186,6 +186,35 @@ async fn every_call_is_answered_once_or_fails_with_a_status() {
     );
     assert!(answered > calls / 2, "only {answered} of {calls} were answered");
     assert!(broken >= 5 && lost > 0, "{broken} connections broken, {lost} datagrams lost: nothing was tried");
+}
+
+/// A lost packet holds up everything behind it on a lane: where many are lost, each call has a stream of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_calls_leave_the_lane_where_packets_are_lost() {
+    let (a, b) = pair();
+    let proxy = Proxy::start(b.local_addr(), 10, Duration::from_millis(5)).await;
+    let _server = serve(&b, ServerOptions::default(), |router| {
+        router.register("echo", |_: Context, n: u64| async move { Ok(n) });
+    });
+    let client = Client::new(&a, StreamKind::Rpc);
+    let streams_of_ten_calls = async |to: SocketAddr| {
+        let streams = || a.connections().iter().map(|c| c.streams_total).sum::<u64>();
+        let before = streams();
+        for n in 0..10u64 {
+            assert_eq!(client.call::<_, u64>(to, "echo", &n, SOON).await.unwrap(), n);
+        }
+        streams() - before
+    };
+    // Where nothing is lost, one, and another one if it lay unused for so long that it was closed.
+    assert!(streams_of_ten_calls(b.local_addr()).await <= 5);
+    let connection = a.connect(proxy.addr).await.unwrap();
+    let begun = tokio::time::Instant::now();
+    while !connection.is_lossy() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nobody sees what is lost");
+        streams_of_ten_calls(proxy.addr).await;
+    }
+    // Ten seconds without a loss would end it.
+    assert_eq!(streams_of_ten_calls(proxy.addr).await, 10);
 }
 
 /// What a lane costs when packets are lost: `--ignored --nocapture a_lane_beside`. The figures are in docs/BENCHMARKS.md.
