@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use octopii_transport::NodeId;
 use octopii_vfs::{FileHandle, FileVersion, OpenMode, Vfs};
 use sha2::{Digest as _, Sha256};
 
@@ -80,8 +81,15 @@ impl Checkpoints {
         Self::in_memory()
     }
 
-    pub(crate) fn key(&self) -> ResumeKey {
-        self.key
+    /// Under what this receiver may keep the content. Each has a key of its own: what one was told is of no use at another.
+    pub(crate) fn key_at(&self, receiver: NodeId) -> ResumeKey {
+        let mut hasher = Sha256::new();
+        hasher.update(b"octopii resume");
+        hasher.update(self.key.0);
+        hasher.update(receiver.to_le_bytes());
+        let mut key = [0; ResumeKey::LEN];
+        key.copy_from_slice(&hasher.finalize()[..ResumeKey::LEN]);
+        ResumeKey(key)
     }
 
     /// Remembers where hashing stands at `offset`, a multiple of [`CHECKPOINT`]. Blocks.
@@ -230,20 +238,29 @@ mod tests {
         first.note(CHECKPOINT, Chain([1; 32]));
         first.note(3 * CHECKPOINT, Chain([3; 32]));
         let second = of(&dir, &version(5));
-        assert_eq!(second.key(), first.key());
+        assert_eq!(second.key, first.key);
         assert_eq!(second.at(CHECKPOINT), Some(Chain([1; 32])));
         assert_eq!(second.at(3 * CHECKPOINT), Some(Chain([3; 32])));
         for unknown in [0, 1, CHECKPOINT - 1, 2 * CHECKPOINT, 4 * CHECKPOINT, u64::MAX] {
             assert_eq!(second.at(unknown), None);
         }
         let other = Checkpoints::of_file(&RealVfs, &dir, Path::new("/a"), &version(5), ("p", "m"));
-        assert_ne!(other.key(), first.key());
+        assert_ne!(other.key, first.key);
         let changed = of(&dir, &version(6));
-        assert_ne!(changed.key(), first.key());
+        assert_ne!(changed.key, first.key);
         assert_eq!(changed.at(CHECKPOINT), None);
         let renewed = changed.renew();
-        assert_ne!(renewed.key(), changed.key());
-        assert_ne!(of(&dir, &version(6)).key(), changed.key());
+        assert_ne!(renewed.key, changed.key);
+        assert_ne!(of(&dir, &version(6)).key, changed.key);
+    }
+
+    #[test]
+    fn each_receiver_has_a_key_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, other) = (of(dir.path(), &version(5)), Checkpoints::in_memory());
+        assert_eq!(first.key_at(1), of(dir.path(), &version(5)).key_at(1));
+        let keys = [first.key, first.key_at(1), first.key_at(2), other.key_at(1), other.key_at(2)];
+        assert_eq!(std::collections::BTreeSet::from(keys).len(), keys.len());
     }
 
     #[test]
@@ -258,7 +275,7 @@ mod tests {
             bad[at] ^= 0x10;
             octopii_vfs::write_file_durable(&RealVfs, &path, &bad).unwrap();
             let found = of(dir.path(), &version(5));
-            assert!(found.key() != first.key() || found.at(CHECKPOINT).is_none(), "byte {at}");
+            assert!(found.key != first.key || found.at(CHECKPOINT).is_none(), "byte {at}");
         }
     }
 

@@ -25,7 +25,7 @@ use crate::shared::{AbortOnDrop, Shared};
 use crate::source::Block;
 use crate::storing::MAX_REPAIRS;
 use crate::supply::{QUEUE, Reading, Supply, Whole};
-use crate::wire::{self, Acceptance, Acknowledgement, OfferBody, Span, Tag};
+use crate::wire::{self, Acceptance, Acknowledgement, OfferBody, ResumeKey, Span, Tag};
 use crate::{FailureCode, TransferError, TransferId};
 
 /// What is wrong with an acknowledgement of less than was asked for.
@@ -184,8 +184,8 @@ impl Sending {
         let (mut send, recv) = connection.open(StreamKind::Transfer).await?;
         let mut recv = Inlet::new(recv);
         let talk = async {
-            let key = supply.key();
-            let opening = [&[wire::VERSION][..], &wire::offer(&self.offer(supply))].concat();
+            let key = supply.key_at(connection.peer().node_id);
+            let opening = [&[wire::VERSION][..], &wire::offer(&self.offer(supply, key))].concat();
             let sent = send.write_all(&opening).await;
             let Acceptance { have, decompresses, .. } = match read_acceptance(&mut recv, self.addr).await {
                 Ok(acceptance) => acceptance,
@@ -235,7 +235,7 @@ impl Sending {
         }
     }
 
-    fn offer(&self, supply: &Supply) -> OfferBody {
+    fn offer(&self, supply: &Supply, resume: Option<ResumeKey>) -> OfferBody {
         OfferBody {
             id: self.id(),
             block_size: wire::MAX_BLOCK,
@@ -244,7 +244,7 @@ impl Sending {
             name: self.options.name.clone(),
             meta: self.options.meta.clone(),
             relay: None,
-            resume: supply.key(),
+            resume,
             ack: self.options.ack,
             compressed: self.options.compress.is_some(),
             stored: supply.stored(),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use octopii_transport::Executor;
+use octopii_transport::{Executor, NodeId};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
@@ -120,10 +120,10 @@ impl Supply {
         }
     }
 
-    /// Under what the receiver may keep it.
-    pub(crate) fn key(&self) -> Option<ResumeKey> {
+    /// Under what this receiver may keep it.
+    pub(crate) fn key_at(&self, receiver: NodeId) -> Option<ResumeKey> {
         match self {
-            Self::Stored { checkpoints, resume: true, .. } => Some(checkpoints.key()),
+            Self::Stored { checkpoints, resume: true, .. } => Some(checkpoints.key_at(receiver)),
             _ => None,
         }
     }

@@ -134,12 +134,12 @@ impl Member {
 
 /// Offers the chunk to receiver `i` and talks to it until it has acknowledged everything.
 pub(super) async fn converse(origin: &Origin, i: usize) -> Result<Ended, TransferError> {
-    let mut key = origin.resume_key(i);
+    let mut may_keep = origin.may_keep(i);
     loop {
-        match attempt(origin, i, key).await? {
+        match attempt(origin, i, may_keep).await? {
             Attempt::Acknowledged(ended) => return Ok(*ended),
             // What it kept under the key is another content: it gets everything, and keeps nothing if it is cut off.
-            Attempt::OtherContent => key = None,
+            Attempt::OtherContent => may_keep = false,
         }
         origin.members[i].begin_anew();
     }
@@ -150,11 +150,12 @@ enum Attempt {
     OtherContent,
 }
 
-async fn attempt(origin: &Origin, i: usize, key: Option<ResumeKey>) -> Result<Attempt, TransferError> {
+async fn attempt(origin: &Origin, i: usize, may_keep: bool) -> Result<Attempt, TransferError> {
     let member = &origin.members[i];
     let connection = origin.shared.endpoint.connect(member.addr).await?;
     let node = connection.peer().node_id;
     member.lock().node = Some(node);
+    let key = origin.key_at(node).filter(|_| may_keep);
     let (mut send, recv) = connection.open(StreamKind::Transfer).await?;
     let mut recv = Inlet::new(recv);
     let opening = [&[wire::VERSION][..], &wire::offer(&offer(origin, member.id(), key))].concat();

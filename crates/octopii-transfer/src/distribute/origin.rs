@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use octopii_transport::NodeId;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, timeout};
@@ -43,7 +44,7 @@ pub(super) struct Origin {
     pub(super) key: RelayKey,
     pub(super) block_size: u32,
     pub(super) content: Content,
-    /// The key under which receivers may keep what they have if they are cut off, and where hashing stood at times.
+    /// The secret of the keys under which receivers may keep what they have if they are cut off, and where hashing stood at times.
     checkpoints: Option<Arc<Checkpoints>>,
     pub(super) members: Vec<Member>,
     plan: Mutex<Plan>,
@@ -61,10 +62,14 @@ impl Origin {
         self.started.elapsed()
     }
 
-    /// Under what receiver `i` may keep what it has; nothing if it is in the list a second time.
-    pub(super) fn resume_key(&self, i: usize) -> Option<ResumeKey> {
-        let is_first = self.members[..i].iter().all(|other| other.addr != self.members[i].addr);
-        self.checkpoints.as_ref().filter(|_| is_first).map(|checkpoints| checkpoints.key())
+    /// Whether receiver `i` may keep what it has if it is cut off: not if it is in the list a second time.
+    pub(super) fn may_keep(&self, i: usize) -> bool {
+        self.members[..i].iter().all(|other| other.addr != self.members[i].addr)
+    }
+
+    /// Under what a receiver may keep what it has.
+    pub(super) fn key_at(&self, receiver: NodeId) -> Option<ResumeKey> {
+        self.checkpoints.as_ref().map(|checkpoints| checkpoints.key_at(receiver))
     }
 
     /// Whether the content begins with `len` bytes of this digest.

@@ -1,5 +1,7 @@
 //! Receivers of a chunk for many that speak the protocol by hand, honestly and not.
 
+use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::time::Duration;
 
 use octopii_transfer::{
@@ -7,9 +9,12 @@ use octopii_transfer::{
     TransferResult,
 };
 use octopii_transport::{Acceptor, Endpoint, StreamKind};
+use tokio::sync::Notify;
 
 use crate::nodes::{Node, content, endpoint};
-use crate::raw::{ACCEPT, ACK, AGAIN, Raw, accept_body, ack_body, answer_status, message, read_offer};
+use crate::raw::{
+    ACCEPT, ACK, AGAIN, Raw, accept_body, ack_body, answer_status, message, opening_with, read_offer,
+};
 
 const DONE: u8 = 5;
 const NEED: u8 = 13;
@@ -175,6 +180,49 @@ async fn a_receiver_that_always_wants_more_is_given_up() {
         let error = result.error.expect("there is an end to it");
         assert!(matches!(error, TransferError::Protocol(_)), "{error}");
     }
+}
+
+/// What one receiver is told is of no use against another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_cannot_take_anothers_transfer_over() {
+    let Scene { a, receiver, mut acceptor } = scene();
+    let other = Node::new(3);
+    let _inbox = other.open_inbox();
+    let data = content(6 << 20);
+    let (target, began) = (other.addr(), Arc::new(Notify::new()));
+    let told = Arc::clone(&began);
+    let options = SendOptions {
+        name: Some("f".into()),
+        // The other one is not finished before somebody tries to take over.
+        rate_limit: NonZeroU64::new(2 << 20),
+        progress: Some(Arc::new(move |p| {
+            if p.peer == target && p.verified > 0 {
+                told.notify_one();
+            }
+        })),
+        ..retrying(1)
+    };
+    let how = Distribution { topology: Topology::Chain, ..options.into() };
+    let source = ChunkSource::Memory(data.clone().into());
+    let sending = a.transfer.send_to_all(&source, vec![receiver.local_addr(), target], how);
+    let taking_over = async {
+        let mut raw = Raw::accept(&mut acceptor).await;
+        raw.read_version().await;
+        let (_, offer) = raw.read().await;
+        assert_eq!(offer[0] & 8, 8, "it can be resumed");
+        let key = offer[offer.len() - 16..].try_into().unwrap();
+        raw.write(&message(ACCEPT, &accept_body(0, b""))).await;
+        began.notified().await;
+        let mut thief = Raw::open(&receiver, target).await;
+        thief.write(&opening_with(9, Some(key), "file", Some(data.len() as u64), 256 << 10)).await;
+        thief.expect_accept().await;
+        while raw.read().await.0 != DONE {}
+        raw.write(&message(ACK, &ack_body(data.len() as u64, Digest::of(&data)))).await;
+        let _ = raw.send.finish();
+        let _ = raw.send.stopped().await;
+    };
+    let (results, ()) = tokio::join!(sending, taking_over);
+    assert!(results.iter().all(|result| result.success), "{results:?}");
 }
 
 /// A receiver that acknowledges less than it was asked for, or something else than it was sent, has not done what it was asked
