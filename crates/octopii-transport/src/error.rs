@@ -235,6 +235,14 @@ pub enum ConnectError {
         /// The id on the peer's certificate.
         found: NodeId,
     },
+    /// This node dials as many others as it may at once. Nothing was sent.
+    #[error("cannot dial {addr}: {limit} dials are under way here; try again when some of them have ended")]
+    TooManyDials {
+        /// The address asked for.
+        addr: SocketAddr,
+        /// Dials that may be under way.
+        limit: usize,
+    },
     /// This endpoint has been closed.
     #[error("this endpoint has been closed")]
     EndpointClosed,

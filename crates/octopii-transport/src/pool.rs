@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rand::Rng;
 use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::accept::{await_welcome, serve_streams, welcome};
@@ -39,6 +40,7 @@ enum Link {
         outcome: watch::Receiver<Outcome>,
         // Belongs to the dialling task: when that is gone, nobody must wait for it.
         done: Weak<watch::Sender<Outcome>>,
+        task: AbortHandle,
         failures: u32,
     },
     /// The last dial failed; the next one may begin at `retry_at`.
@@ -51,6 +53,9 @@ enum Link {
 
 /// Failed links are forgotten beyond this many, so that dialling many wrong addresses costs no memory.
 const MAX_REMEMBERED: usize = 4096;
+
+/// Dials under way at once. Peers may name addresses to dial, so one that nobody waits for any more gives way to another.
+const MAX_DIALLING: usize = 1024;
 
 impl Pool {
     /// Keeps a connection that a peer made to us: the peer dials from its own listening address, so it serves for calls
@@ -99,6 +104,7 @@ impl Pool {
             let mut outcome = match shared.pool.link(shared, addr) {
                 Step::Live(connection) => return Ok(connection),
                 Step::Wait(outcome) => outcome,
+                Step::Refuse => return Err(ConnectError::TooManyDials { addr, limit: MAX_DIALLING }),
                 Step::Sleep(until, error) => {
                     // Waiting out a short backoff serves the caller better than an old error.
                     if until.duration_since(Instant::now()) > shared.connect_timeout {
@@ -135,13 +141,17 @@ impl Pool {
                 matches!(link, Link::Live(c) if !c.is_closed()) || matches!(link, Link::Dialling { .. })
             });
         }
+        let dialling = links.values().filter(|link| matches!(link, Link::Dialling { .. })).count();
+        if dialling >= MAX_DIALLING && !give_one_up(&mut links) {
+            return Step::Refuse;
+        }
         let (done, outcome) = watch::channel(None);
         let done = Arc::new(done);
-        links
-            .insert(addr, Link::Dialling { outcome: outcome.clone(), done: Arc::downgrade(&done), failures });
+        let told = Arc::downgrade(&done);
         let shared = Arc::clone(shared);
         let executor = shared.executor.clone();
-        executor.spawn(async move {
+        // It cannot end before its link is there: that takes the lock.
+        let task = executor.spawn(async move {
             let result = dial(&shared, addr).await;
             shared.pool.dialled(&shared, addr, &result);
             if let Ok(connection) = &result {
@@ -154,6 +164,8 @@ impl Pool {
                 first
             });
         });
+        let task = task.abort_handle();
+        links.insert(addr, Link::Dialling { outcome: outcome.clone(), done: told, task, failures });
         Step::Wait(outcome)
     }
 
@@ -181,6 +193,22 @@ impl Pool {
         };
         links.insert(addr, link);
     }
+}
+
+/// Ends a dial for which nobody waits, if there is one.
+fn give_one_up(links: &mut BTreeMap<SocketAddr, Link>) -> bool {
+    let unwanted = links.iter().find_map(|(&addr, link)| match link {
+        // One of those who wait is the link itself.
+        Link::Dialling { done, task, .. } => match done.upgrade() {
+            Some(done) if done.receiver_count() > 1 => None,
+            _ => Some((addr, task.clone())),
+        },
+        _ => None,
+    });
+    let Some((addr, task)) = unwanted else { return false };
+    task.abort();
+    links.remove(&addr);
+    true
 }
 
 /// Which of two live connections to one address is used from now on. The other one ends when what is under way on it has ended.
@@ -220,6 +248,8 @@ fn backoff(failures: u32) -> Duration {
 enum Step {
     Live(Connection),
     Wait(watch::Receiver<Outcome>),
+    /// As many dials as there may be are under way, and all are waited for.
+    Refuse,
     Sleep(Instant, ConnectError),
 }
 

@@ -26,6 +26,9 @@ const MAX_AHEAD: usize = 4096;
 /// A sender that can find no supplier in this many attempts has none, and a receiver that finds fault with so many wants none.
 pub(crate) const MAX_NEEDS: u32 = 1000;
 
+/// Suppliers that a sender may name in one transfer: each may cost a dial to wherever it says.
+const MAX_SUPPLIERS: u32 = 1000;
+
 /// What the sender says.
 #[derive(Debug)]
 pub(crate) enum Order {
@@ -119,6 +122,7 @@ pub(crate) struct Gather {
     /// Everything has been handed over, and the end.
     complete: bool,
     asked: u32,
+    suppliers: u32,
 }
 
 /// What [`Gather`] needs to know.
@@ -160,6 +164,7 @@ impl Gather {
             end: None,
             complete: false,
             asked: 0,
+            suppliers: 0,
         }
     }
 
@@ -246,6 +251,10 @@ impl Gather {
                 let _ = self.needs.try_send(need);
             }
             Order::Supplier(Supplier::Receiver { node, addr }) => {
+                self.suppliers += 1;
+                if self.suppliers > MAX_SUPPLIERS {
+                    return Err(TransferError::Protocol("too many suppliers were named"));
+                }
                 self.drop_feed();
                 let wanted =
                     Wanted { node, addr, key: self.key, from: self.next, block_size: self.block_size };

@@ -209,6 +209,28 @@ async fn nobody_vouches_without_end() {
     raw.expect_failure(FAIL, 7).await;
 }
 
+/// Each supplier may be dialled: nobody has a receiver dial without end.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_names_suppliers_without_end() {
+    let mut scene = scene();
+    let data = content(BLOCK as usize);
+    let mut raw = scene.offered(1, "file", data.len(), true).await;
+    for _ in 0..1000 {
+        raw.write(&supplied_by(&scene.relay)).await;
+    }
+    // It has done what it was told: at least the latest is asked.
+    scene.fetched().await;
+    raw.write(&supplied_by(&scene.relay)).await;
+    loop {
+        let (tag, body) = raw.read().await;
+        if tag == FAIL {
+            assert_eq!(body[..2], [7, 0]);
+            break;
+        }
+        assert_eq!(tag, NEED);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_who_knows_the_key_may_fetch() {
     let scene = scene();

@@ -221,3 +221,31 @@ async fn a_peer_on_ipv6_alone_is_reached_by_address_and_by_name() {
     let connection = a.connect(name.parse::<Address>().unwrap()).await.unwrap();
     assert_eq!(connection.remote_addr(), to);
 }
+
+/// Peers may name addresses to dial: that must neither have dials without end under way, nor keep this node from dialling others.
+#[tokio::test]
+async fn dials_under_way_are_bounded_and_those_in_demand_come_first() {
+    let authority = ClusterAuthority::generate().unwrap();
+    let patient = EndpointOptions { connect_timeout: Duration::from_secs(300), ..EndpointOptions::default() };
+    let a = endpoint_with(&authority, 1, patient);
+    let (b, c) = (endpoint(&authority, 2), endpoint(&authority, 3));
+    // Nobody answers at any of its addresses.
+    let silent = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let address = move |n: u16| std::net::SocketAddr::from(([127, 1, (n >> 8) as u8, n as u8], port));
+    a.connect(b.local_addr()).await.unwrap();
+    let mut waiting = tokio::task::JoinSet::new();
+    for n in 0..1025 {
+        let a = a.clone();
+        waiting.spawn(async move { a.connect(address(n)).await.unwrap_err() });
+    }
+    let refused = tokio::time::timeout(SOON, waiting.join_next()).await;
+    let error = refused.expect("one is too many").unwrap().unwrap();
+    assert!(matches!(error, ConnectError::TooManyDials { limit: 1024, .. }), "{error}");
+    let error = a.connect(c.local_addr()).await.expect_err("none is given up that somebody waits for");
+    assert!(matches!(error, ConnectError::TooManyDials { .. }), "{error}");
+    assert!(!a.connect(b.local_addr()).await.unwrap().is_closed(), "that takes no dial");
+    waiting.shutdown().await;
+    let connecting = tokio::time::timeout(SOON, a.connect(c.local_addr())).await;
+    connecting.expect("an answer").expect("a dial that nobody waits for gives way");
+}
