@@ -137,7 +137,7 @@ impl Pair {
             let config = Config {
                 bind: *bind,
                 limits,
-                members: members.clone(),
+                members: members.iter().map(|(id, addr)| (*id, (*addr).into())).collect(),
                 identity: IdentitySource::Given(authority.issue(*id)?),
                 ..Config::new(home.path().join(id.to_string()))
             };

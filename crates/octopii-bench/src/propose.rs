@@ -78,7 +78,7 @@ impl Cluster {
         for (id, bind) in &members {
             let config = Config {
                 bind: *bind,
-                members: members.clone(),
+                members: members.iter().map(|(id, addr)| (*id, (*addr).into())).collect(),
                 identity: IdentitySource::Given(authority.issue(*id)?),
                 ..Config::new(home.path().join(id.to_string()))
             };

@@ -107,9 +107,10 @@ pub(crate) struct Node {
     /// Issue certificates with the authority in this file, made by `octopii cluster init`
     #[arg(long, value_name = "FILE")]
     pub(crate) authority: Option<PathBuf>,
-    /// An initial member of a new cluster, this node included; repeat for each, the same on every node
-    #[arg(long = "member", value_name = "ID=ADDR", value_parser = parse_member)]
-    pub(crate) members: Vec<(NodeId, SocketAddr)>,
+    /// An initial member of a new cluster, this node included; repeat for each, the same on every node. A host name is looked up
+    /// for each connection
+    #[arg(long = "member", value_name = "ID=HOST:PORT", value_parser = parse_member)]
+    pub(crate) members: Vec<(NodeId, Address)>,
     /// Take the local nodes' shared authority from this directory
     #[arg(long, value_name = "DIR", hide = true)]
     pub(crate) authority_dir: Option<PathBuf>,
@@ -331,8 +332,9 @@ pub(crate) enum ClusterCommand {
     /// Add an empty node that is up as a learner: it receives the log but does not vote
     Add {
         id: NodeId,
-        #[arg(value_parser = parse_address)]
-        addr: SocketAddr,
+        /// Where the members find it, such as 10.0.0.4:4701 or node-4.example.com:4701
+        #[arg(value_parser = parse_peer)]
+        addr: Address,
     },
     /// Make a learner that has caught up a voter
     Promote { id: NodeId },
@@ -377,8 +379,8 @@ pub(crate) enum ClusterCommand {
     /// Have the nodes named by --node replace their keys and certificates, while they run
     Rotate {
         /// The node that issues certificates; none: each node asks itself
-        #[arg(long, value_name = "ADDR", value_parser = parse_address)]
-        issuer: Option<SocketAddr>,
+        #[arg(long, value_name = "ADDR", value_parser = parse_peer)]
+        issuer: Option<Address>,
     },
     /// Issue an identity for a node or a client
     Issue {
@@ -468,10 +470,10 @@ pub(crate) struct WalDump {
     pub(crate) to: Option<u64>,
 }
 
-fn parse_member(text: &str) -> Result<(NodeId, SocketAddr), String> {
+fn parse_member(text: &str) -> Result<(NodeId, Address), String> {
     let (id, addr) = text.split_once('=').ok_or("it should look like 1=127.0.0.1:4701")?;
     let id = id.parse().map_err(|_| format!("{id:?} is not a node id (a number)"))?;
-    Ok((id, parse_address(addr)?))
+    Ok((id, parse_peer(addr)?))
 }
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {

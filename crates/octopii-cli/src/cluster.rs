@@ -1,7 +1,6 @@
 //! `octopii cluster`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -87,10 +86,7 @@ async fn status(runtime: &OctopiiRuntime, output: Output, target: Target) -> Res
 }
 
 /// The addresses of all members, as the one of the nodes knows them that has seen most.
-pub(crate) async fn members(
-    runtime: &OctopiiRuntime,
-    target: Target,
-) -> Result<BTreeSet<SocketAddr>, Failure> {
+pub(crate) async fn members(runtime: &OctopiiRuntime, target: Target) -> Result<BTreeSet<Address>, Failure> {
     let client = client(runtime, target)?;
     let told = ask_everyone(&client).await;
     client.close().await;
@@ -108,7 +104,7 @@ pub(crate) async fn members(
         }
     }
     let latest = latest.ok_or_else(|| Failure::unreachable(format!("no node answers: {reason}")))?;
-    let members: BTreeSet<_> = latest.members.iter().map(|member| member.addr).collect();
+    let members: BTreeSet<_> = latest.members.iter().map(|member| member.addr.clone()).collect();
     if members.is_empty() {
         return Err(Failure::failed(format!("node {} knows no members: name the peers", latest.node_id)));
     }
@@ -135,7 +131,7 @@ async fn ask_everyone(client: &Client) -> BTreeMap<Address, Result<NodeStatus, S
         while let Some(answer) = asking.join_next().await {
             let Ok((addr, answer)) = answer else { continue };
             if let Ok(status) = &answer {
-                waiting.extend(status.members.iter().map(|member| member.addr.into()));
+                waiting.extend(status.members.iter().map(|member| member.addr.clone()));
             }
             told.insert(addr, answer);
         }
@@ -244,12 +240,12 @@ async fn rotate(
     runtime: &OctopiiRuntime,
     output: Output,
     target: Target,
-    issuer: Option<SocketAddr>,
+    issuer: Option<Address>,
 ) -> Result<(), Failure> {
     let client = client(runtime, target)?;
     let mut failed = None;
     for node in client.nodes() {
-        match client.rotate_identity_of(node, issuer).await {
+        match client.rotate_identity_of(node, issuer.clone()).await {
             Ok(hash) => output.result(
                 format_args!("{node} has a new key; its certificate is {hash}"),
                 &json!({ "addr": node.to_string(), "certificate": hash }),

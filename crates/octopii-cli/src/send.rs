@@ -67,7 +67,11 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, mut args: Sen
             let identity = args.identity.identity.clone();
             required(&args.nodes, identity.as_deref())?;
             let target = Target { nodes: args.nodes.clone(), timeout: ASKING, identity };
-            cluster::members(runtime, target).await?.into_iter().collect()
+            let named = |addr: &octopii::Address| {
+                Failure::failed(format!("{addr} is a host name: name the peers by their IP addresses"))
+            };
+            let members = cluster::members(runtime, target).await?;
+            members.iter().map(|addr| addr.ip().ok_or_else(|| named(addr))).collect::<Result<_, _>>()?
         }
     };
     if args.quorum.is_some_and(|quorum| quorum.get() > args.peers.len()) {

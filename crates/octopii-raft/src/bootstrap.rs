@@ -5,21 +5,20 @@
 //! log entry. A node that comes back without its data is recognized by its incarnation and refused.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use octopii_transport::NodeId;
+use octopii_transport::{Address, NodeId};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
 use tokio::time::{Instant, timeout_at};
 
 use crate::core::guarded;
-use crate::error::BootstrapError;
+use crate::error::{BootstrapError, Missing};
 use crate::log::store::LogStore;
 use crate::member::Member;
-use crate::network::message::{self, Hello, HelloRequest};
-use crate::request::leader::{HELLO_TIMEOUT, Leadership};
+use crate::network::message::Hello;
+use crate::request::leader::{HELLO_TIMEOUT, Leadership, NoHello};
 
 /// Between rounds of asking.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -27,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(crate) async fn bootstrap(
     node: &Leadership,
     log: &LogStore,
-    members: &BTreeMap<NodeId, SocketAddr>,
+    members: &BTreeMap<NodeId, Address>,
 ) -> Result<(), BootstrapError> {
     let me = node.gate.node_id;
     let start = Instant::now();
@@ -40,7 +39,7 @@ pub(crate) async fn bootstrap(
             return Ok(());
         }
         // Answers of earlier rounds do not count: a node that was blank then need not be now.
-        let heard = ask_all(node, members).await?;
+        let (heard, missing) = ask_all(node, members).await?;
         for hello in heard.values().filter(|hello| hello.formed) {
             match hello.known {
                 None => return Err(BootstrapError::NotInCluster { node: me }),
@@ -48,8 +47,6 @@ pub(crate) async fn bootstrap(
                 Some(true) => {}
             }
         }
-        let missing: Vec<_> =
-            members.iter().filter(|(id, _)| **id != me && !heard.contains_key(id)).collect();
         if missing.is_empty()
             && members.keys().next() == Some(&me)
             && log.is_blank()
@@ -59,7 +56,6 @@ pub(crate) async fn bootstrap(
         }
         if Instant::now() >= deadline {
             let waited = start.elapsed();
-            let missing: Vec<_> = missing.into_iter().map(|(id, addr)| (*id, *addr)).collect();
             return Err(match missing.is_empty() {
                 true => BootstrapError::NotFormed { waited },
                 false => BootstrapError::Unreachable { waited, missing },
@@ -90,40 +86,44 @@ fn belongs(node: &Leadership) -> Result<bool, BootstrapError> {
 
 async fn ask_all(
     node: &Leadership,
-    members: &BTreeMap<NodeId, SocketAddr>,
-) -> Result<BTreeMap<NodeId, Hello>, BootstrapError> {
-    let hello = HelloRequest { from_incarnation: node.gate.incarnation };
+    members: &BTreeMap<NodeId, Address>,
+) -> Result<(BTreeMap<NodeId, Hello>, Vec<Missing>), BootstrapError> {
     let others = members.iter().filter(|(id, _)| **id != node.gate.node_id);
-    let answers = join_all(others.map(|(id, addr)| async move {
-        let answer: Result<Hello, _> = node.client.call(*addr, message::HELLO, &hello, HELLO_TIMEOUT).await;
-        (*id, *addr, answer)
-    }));
-    let mut heard = BTreeMap::new();
+    let answers = join_all(
+        others.map(|(id, addr)| async move { (*id, addr, node.hello(*id, addr, HELLO_TIMEOUT).await) }),
+    );
+    let (mut heard, mut missing) = (BTreeMap::new(), Vec::new());
+    let mut silent = |id: NodeId, addr: &Address, reason: String| {
+        tracing::debug!(node = id, %addr, reason, "an initial member does not answer yet");
+        missing.push(Missing { id, addr: addr.clone(), reason });
+    };
     for (expected, addr, answer) in answers.await {
         match answer {
-            Ok(hello) if hello.node != expected => {
-                return Err(BootstrapError::WrongNode { addr, expected, found: hello.node });
-            }
             Ok(hello) => {
                 heard.insert(expected, hello);
             }
-            Err(status) => {
-                tracing::debug!(node = expected, %addr, %status, "an initial member does not answer yet");
+            // Where a name leads may be what it was before the nodes were moved.
+            Err(NoHello::Another(found)) if addr.host().is_some() => {
+                silent(expected, addr, format!("node {found} answers there"));
             }
+            Err(NoHello::Another(found)) => {
+                return Err(BootstrapError::WrongNode { addr: addr.clone(), expected, found });
+            }
+            Err(NoHello::Silent(why)) => silent(expected, addr, why),
         }
     }
-    Ok(heard)
+    Ok((heard, missing))
 }
 
 async fn initialize(
     node: &Leadership,
-    members: &BTreeMap<NodeId, SocketAddr>,
+    members: &BTreeMap<NodeId, Address>,
     heard: &BTreeMap<NodeId, Hello>,
 ) -> Result<(), BootstrapError> {
     let incarnation = |id: &NodeId| heard.get(id).map_or(node.gate.incarnation, |hello| hello.incarnation);
     let members: BTreeMap<NodeId, Member> = members
         .iter()
-        .map(|(id, addr)| (*id, Member { addr: *addr, incarnation: incarnation(id) }))
+        .map(|(id, addr)| (*id, Member { addr: addr.clone(), incarnation: incarnation(id) }))
         .collect();
     match guarded(node.gate.raft.initialize(members)).await {
         // Not allowed: another member was faster to make us part of a cluster.

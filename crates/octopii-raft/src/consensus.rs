@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -11,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use octopii_rpc::{Client, Server, ServerOptions};
 use octopii_transfer::Transfer;
-use octopii_transport::{Endpoint, Executor, NodeId, StreamKind};
+use octopii_transport::{Address, Endpoint, Executor, NodeId, StreamKind};
 use octopii_vfs::Vfs;
 use octopii_wal::WriteAheadLog;
 use openraft::errors::Fatal;
@@ -104,12 +103,18 @@ impl Consensus {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Forms a new cluster of `members`, with their addresses. Every initial member calls this with the same map.
+    /// Forms a new cluster of `members`, with their addresses. Every initial member calls this with the same map. Host names are
+    /// kept as they are, and looked up for each connection.
     ///
     /// Returns when this node is part of the cluster, which need not have elected a leader yet. On a node that is part of it
     /// already, it returns at once, so it may be called at every start. Waits up to
     /// [`bootstrap_timeout`](RaftConfig::bootstrap_timeout) for the other members.
-    pub async fn bootstrap(&self, members: BTreeMap<NodeId, SocketAddr>) -> Result<(), BootstrapError> {
+    pub async fn bootstrap(
+        &self,
+        members: BTreeMap<NodeId, impl Into<Address>>,
+    ) -> Result<(), BootstrapError> {
+        let members: BTreeMap<NodeId, Address> =
+            members.into_iter().map(|(id, addr)| (id, addr.into())).collect();
         let (leadership, log) = (self.inner.asker.leadership.clone(), self.inner.log.clone());
         let formed = self.run(async move { bootstrap(&leadership, &log, &members).await }).await;
         formed.unwrap_or_else(|| Err(BootstrapError::Stopped(SHUTTING_DOWN.to_owned())))
@@ -149,10 +154,11 @@ impl Consensus {
     }
 
     /// The leader that this node knows of, with its address.
-    pub fn leader(&self) -> Option<(NodeId, SocketAddr)> {
+    pub fn leader(&self) -> Option<(NodeId, Address)> {
         let status = self.status();
         let leader = status.leader?;
-        status.members.iter().find(|member| member.id == leader).map(|member| (leader, member.addr))
+        let member = status.members.into_iter().find(|member| member.id == leader)?;
+        Some((leader, member.addr))
     }
 
     /// What this node knows of the group and of itself, without asking anyone.
@@ -166,7 +172,7 @@ impl Consensus {
     }
 
     /// Waits until this node knows a leader, or returns `None` after `timeout`.
-    pub async fn wait_for_leader(&self, timeout: Duration) -> Option<(NodeId, SocketAddr)> {
+    pub async fn wait_for_leader(&self, timeout: Duration) -> Option<(NodeId, Address)> {
         let consensus = self.clone();
         let found = self.run(async move {
             let wait = consensus.inner.raft.wait(Some(timeout));
@@ -176,14 +182,14 @@ impl Consensus {
         found.await.flatten()
     }
 
-    /// Makes the node at `addr`, which runs and belongs to no cluster yet, a learner: it receives the log but does not vote.
+    /// Makes the node at `addr` (an address, or a host name and a port), which runs and belongs to no cluster yet, a learner: it receives the log but does not vote.
     ///
     /// Returns when the change is committed, not when the learner has caught up. Doing it again succeeds. Works on every
     /// member.
     ///
     /// A node id stands for one data directory for ever: a node that lost its data comes back under a new id.
-    pub async fn add_learner(&self, id: NodeId, addr: SocketAddr) -> Result<(), MembershipError> {
-        self.change(Change::AddLearner { id, addr }).await
+    pub async fn add_learner(&self, id: NodeId, addr: impl Into<Address>) -> Result<(), MembershipError> {
+        self.change(Change::AddLearner { id, addr: addr.into() }).await
     }
 
     /// Makes a learner a voter. Waits, within the request's deadline, until it has caught up. Doing it again succeeds.
@@ -263,6 +269,7 @@ async fn start(options: ConsensusOptions) -> Result<Inner, StartError> {
     let network = Network {
         node_id,
         incarnation,
+        endpoint: endpoint.clone(),
         client: client.clone(),
         transfer: transfer.clone(),
         config: Arc::clone(&config),
@@ -290,7 +297,8 @@ async fn start(options: ConsensusOptions) -> Result<Inner, StartError> {
         )
     };
     transfer.receive(SNAPSHOT_PURPOSE, Policy(Arc::clone(&inbox)));
-    let leadership = Leadership { gate: gate.clone(), client, config: Arc::clone(&config) };
+    let leadership =
+        Leadership { gate: gate.clone(), endpoint: endpoint.clone(), client, config: Arc::clone(&config) };
     let service = Arc::new(Service {
         gate,
         leadership: leadership.clone(),

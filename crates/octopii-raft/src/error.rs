@@ -1,11 +1,11 @@
 //! What can go wrong, per operation.
 
+use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use octopii_transport::NodeId;
+use octopii_transport::{Address, NodeId};
 
 use crate::state_machine::Rejected;
 
@@ -130,6 +130,22 @@ pub enum QueryError {
     Stopped(String),
 }
 
+/// An initial member that did not answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// Its id.
+    pub id: NodeId,
+    /// Where it was looked for.
+    pub addr: Address,
+    /// What came of the last attempt, such as a host name that cannot be found.
+    pub reason: String,
+}
+
+fn listed(missing: &[Missing]) -> impl fmt::Display {
+    let told = missing.iter().map(|Missing { id, addr, reason }| format!("node {id} at {addr} ({reason})"));
+    told.collect::<Vec<_>>().join(", ")
+}
+
 /// Why a cluster was not formed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -143,18 +159,18 @@ pub enum BootstrapError {
         node: NodeId,
     },
     /// Some initial members did not answer in time.
-    #[error("no answer within {waited:?} from {missing:?}: start them, or check their addresses")]
+    #[error("no answer within {waited:?} from {}: start them, or check their addresses", listed(missing))]
     Unreachable {
         /// How long this node waited.
         waited: Duration,
-        /// The members that did not answer, with their addresses.
-        missing: Vec<(NodeId, SocketAddr)>,
+        /// The members that did not answer.
+        missing: Vec<Missing>,
     },
     /// Another node answers at a member's address.
     #[error("node {found} answers at {addr}, where node {expected} should be")]
     WrongNode {
         /// The address.
-        addr: SocketAddr,
+        addr: Address,
         /// The node id given for it.
         expected: NodeId,
         /// The node id in the certificate found there.

@@ -33,7 +33,9 @@ mod wire;
 
 pub use config::RaftConfig;
 pub use consensus::{Consensus, ConsensusOptions};
-pub use error::{BootstrapError, MembershipError, ProposeError, QueryError, SnapshotError, StartError};
+pub use error::{
+    BootstrapError, MembershipError, Missing, ProposeError, QueryError, SnapshotError, StartError,
+};
 pub use kv::{KvCommand, KvDecodeError, KvQuery, KvResponse, KvStore};
 pub use state_machine::{Rejected, SnapshotSource, StateMachine};
 pub use status::{MemberStatus, PeerProgress, Role, Status};

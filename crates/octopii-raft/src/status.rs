@@ -1,8 +1,6 @@
 //! What a node knows of its group.
 
-use std::net::SocketAddr;
-
-use octopii_transport::NodeId;
+use octopii_transport::{Address, NodeId};
 use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver;
 
@@ -56,8 +54,8 @@ pub struct Status {
 pub struct MemberStatus {
     /// Its id.
     pub id: NodeId,
-    /// Its address.
-    pub addr: SocketAddr,
+    /// Its address, as it was written when it was added.
+    pub addr: Address,
     /// Whether it votes; otherwise it is a learner.
     pub voter: bool,
 }
@@ -100,7 +98,11 @@ pub(crate) fn status(raft: &Raft) -> Status {
         purged: metrics.purged.map(|id| id.index),
         members: membership
             .nodes()
-            .map(|(id, member)| MemberStatus { id: *id, addr: member.addr, voter: voters.contains(id) })
+            .map(|(id, member)| MemberStatus {
+                id: *id,
+                addr: member.addr.clone(),
+                voter: voters.contains(id),
+            })
             .collect(),
     }
 }

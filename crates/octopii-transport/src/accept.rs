@@ -226,6 +226,7 @@ async fn adopt(shared: Arc<Shared>, remote: SocketAddr, connection: Connection) 
     if let Ok(Ok(instance)) = hello.await {
         connection.set_instance(instance);
         shared.pool.adopt(&shared, remote, &connection);
+        shared.names.moved(connection.peer().node_id, remote);
     }
 }
 

@@ -56,7 +56,7 @@ pub(crate) struct Shared {
     mtu: u16,
     pub(crate) dispatch: Dispatch,
     pub(crate) pool: Pool,
-    pub(crate) names: Names,
+    pub(crate) names: Arc<Names>,
 }
 
 /// What becomes of revocations when authorities change.
@@ -132,10 +132,10 @@ impl Endpoint {
             limits: options.limits.clone(),
             connect_timeout: options.connect_timeout,
             credentials: Mutex::new(Arc::new(credentials)),
+            names: Names::new(options.resolver.clone()),
             options,
             mtu,
             pool: Pool::default(),
-            names: Names::default(),
         });
         executor.spawn(accept_connections(Arc::clone(&shared)));
         Ok(Self { shared, _open: Arc::new(CloseOnDrop(quic)) })
@@ -145,10 +145,12 @@ impl Endpoint {
     /// ask at once. After a failure the next dial waits for a short, jittered backoff. Cancel-safe.
     ///
     /// A host name gives an existing connection to where it was found last, or its addresses as they are now: looked up for each
-    /// new connection, both families in turn, the next one tried when the one before has not answered for 250 ms.
+    /// new connection, both families in turn, the next one tried when the one before has not answered for 250 ms. A name that
+    /// cannot be found is looked up again after the same backoff, and for at most
+    /// [`connect_timeout`](EndpointOptions::connect_timeout).
     pub async fn connect(&self, address: impl Into<Address>) -> Result<Connection, ConnectError> {
         let address = address.into();
-        let Some(addr) = address.ip().map(canonical) else { return self.connect_host(address).await };
+        let Some(addr) = address.ip().map(canonical) else { return self.connect_host(address, None).await };
         if let Some(connection) = self.shared.pool.live(addr) {
             return Ok(connection);
         }
@@ -157,20 +159,32 @@ impl Endpoint {
         self.shared.executor.run(connect).await.unwrap_or(Err(ConnectError::EndpointClosed))
     }
 
-    async fn connect_host(&self, address: Address) -> Result<Connection, ConnectError> {
+    async fn connect_host(&self, address: Address, node: Option<NodeId>) -> Result<Connection, ConnectError> {
+        if let Some(connection) = address.host().and_then(|host| names::live(&self.shared, host, node)) {
+            return Ok(connection);
+        }
         let shared = Arc::clone(&self.shared);
-        let connect = async move { names::connect(&shared, &address.to_string()).await };
+        let connect = async move { names::connect(&shared, address.host().unwrap_or_default(), node).await };
         self.shared.executor.run(connect).await.unwrap_or(Err(ConnectError::EndpointClosed))
     }
 
-    /// As [`connect`](Self::connect), and makes sure that it is this node that answers.
-    pub async fn connect_to(&self, node: NodeId, addr: SocketAddr) -> Result<Connection, ConnectError> {
-        let connection = self.connect(addr).await?;
+    /// As [`connect`](Self::connect), and makes sure that it is this node that answers: of a host name's addresses, the one at
+    /// which it does.
+    pub async fn connect_to(
+        &self,
+        node: NodeId,
+        address: impl Into<Address>,
+    ) -> Result<Connection, ConnectError> {
+        let address = address.into();
+        if address.host().is_some() {
+            return self.connect_host(address, Some(node)).await;
+        }
+        let connection = self.connect(&address).await?;
         let found = connection.peer().node_id;
         if found == node {
             Ok(connection)
         } else {
-            Err(ConnectError::WrongNode { addr, expected: node, found })
+            Err(ConnectError::WrongNode { addr: address, expected: node, found })
         }
     }
 

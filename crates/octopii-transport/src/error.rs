@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use crate::{NodeId, PeerRole, StreamKind};
+use crate::{Address, NodeId, PeerRole, StreamKind};
 
 /// Why an endpoint could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -229,7 +229,7 @@ pub enum ConnectError {
     #[error("{addr} is node {found}, not node {expected}: correct the address or the id")]
     WrongNode {
         /// The address dialled.
-        addr: SocketAddr,
+        addr: Address,
         /// The id asked for.
         expected: NodeId,
         /// The id on the peer's certificate.

@@ -49,6 +49,7 @@ pub use identity::{
     PeerIdentity, PeerRole,
 };
 pub use join::{Admission, Applicant, JoinRefusal, JoinToken, TokenVerifier, join};
+pub use names::Resolve;
 pub use options::{EndpointOptions, Limits};
 pub use profile::{Congestion, Profile};
 pub use revocation::{KeepRevocations, Revocation, Revoked};

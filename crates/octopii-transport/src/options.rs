@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Admission, Congestion, DatagramSocket, KeepRevocations, Profile};
+use crate::{Admission, Congestion, DatagramSocket, KeepRevocations, Profile, Resolve};
 
 /// Options of [`Endpoint::bind`](crate::Endpoint::bind).
 #[derive(Clone)]
@@ -14,6 +14,8 @@ pub struct EndpointOptions {
     pub bind: SocketAddr,
     /// A socket to use instead of binding one; `bind` is then ignored. For simulated networks.
     pub socket: Option<Arc<dyn DatagramSocket>>,
+    /// Finds the addresses of host names. Default: the system's way (`/etc/hosts`, DNS).
+    pub resolver: Option<Arc<dyn Resolve>>,
     /// The kind of network, see [`Profile::options`]. Default: [`Profile::Loopback`] on a loopback address, else
     /// [`Profile::Lan`].
     pub profile: Option<Profile>,
@@ -53,6 +55,7 @@ impl Default for EndpointOptions {
         Self {
             bind: SocketAddr::from(([127, 0, 0, 1], 0)),
             socket: None,
+            resolver: None,
             profile: None,
             mtu: None,
             congestion: Congestion::default(),

@@ -241,7 +241,7 @@ fn settle(shared: &Shared, older: &Connection, newer: &Connection) -> Link {
 const SUPERSEDED_AFTER: Duration = Duration::from_secs(3);
 
 /// The longest wait after so many failures in a row.
-fn backoff(failures: u32) -> Duration {
+pub(crate) fn backoff(failures: u32) -> Duration {
     BACKOFF_MIN.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(BACKOFF_MAX)
 }
 

@@ -76,7 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let config = Config {
                 node_id: Some(*id),
                 bind: *addr,
-                members: members.clone(),
+                members: members.iter().map(|(id, addr)| (*id, (*addr).into())).collect(),
                 ..Config::new(home.path().join(format!("node{id}")))
             };
             nodes.push(OctopiiNode::builder(config).state_machine(Bank::default()).start(&runtime).await?);

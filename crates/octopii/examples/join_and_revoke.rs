@@ -59,7 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
         // A new key, while it runs; then the old certificate is revoked.
         let old = joined.identity().hash();
-        let new = joined.rotate_identity(Some(issuing.local_addr())).await?;
+        let new = joined.rotate_identity(Some(issuing.local_addr().into())).await?;
         issuing.revoke(&authority.revoke(Revoked::Certificate(old), 0)?).await?;
         let seen = ask(&peer).await?;
         println!("node {seen} goes on with certificate {new}");

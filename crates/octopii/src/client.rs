@@ -127,7 +127,7 @@ impl Client {
     pub async fn rotate_identity_of(
         &self,
         node: impl Into<Address>,
-        issuer: Option<SocketAddr>,
+        issuer: Option<Address>,
     ) -> Result<String, Status> {
         self.rpc.call(node, ROTATE, &issuer, self.timeout).await
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use octopii_raft::RaftConfig;
 use octopii_rpc::{MessengerOptions, ServerOptions};
 use octopii_transfer::TransferOptions;
-use octopii_transport::{Identity, JoinToken, Limits, NameRules, NodeId, PeerRole, Profile};
+use octopii_transport::{Address, Identity, JoinToken, Limits, NameRules, NodeId, PeerRole, Profile};
 use octopii_wal::Durability;
 use serde::Deserialize;
 
@@ -29,8 +29,9 @@ pub struct Config {
     /// are well guarded. Default none.
     pub authority: Option<PathBuf>,
     /// The members that form a new cluster, this node included, the same map on each. Empty (the default): the node waits
-    /// to be added to a cluster, or is alone. Ignored once the node belongs to a cluster.
-    pub members: BTreeMap<NodeId, SocketAddr>,
+    /// to be added to a cluster, or is alone. Ignored once the node belongs to a cluster. Host names stay as they are written, in
+    /// the membership too, and are looked up for each connection.
+    pub members: BTreeMap<NodeId, Address>,
     /// Whether the node takes part in consensus and keeps a log. Default true; without it, it ships files, sends messages
     /// and answers RPC.
     pub consensus: bool,
@@ -130,7 +131,7 @@ impl Config {
     ///
     /// Keys: `data_dir`, `bind`, `node_id`, `identity` (a PEM file), `authority` (a PEM file), `profile` (`"lan"`, `"wan"`,
     /// `"loopback"`), `consensus`, `durability` (`"synced"`, `"none"`, or
-    /// an interval such as `"200ms"`), `call_timeout`, the table `[members]` (`1 = "127.0.0.1:5001"`), the table `[limits]` (the fields of [`Limits`] in bytes, numbers
+    /// an interval such as `"200ms"`), `call_timeout`, the table `[members]` (`1 = "127.0.0.1:5001"`, `2 = "node-2.example.com:5001"`), the table `[limits]` (the fields of [`Limits`] in bytes, numbers
     /// and durations), the table `[external_identity]` (`certificate`, `key`, `roots`: PEM files;
     /// `cluster`: its name; `names`: patterns, see [`NameRules`]; `role`: of names without one), and the table
     /// `[raft]` with `heartbeat_interval`, `election_timeout_min`, `election_timeout_max`, `request_timeout`,
@@ -264,7 +265,7 @@ struct File {
     durability: Option<String>,
     call_timeout: Option<String>,
     #[serde(default)]
-    members: BTreeMap<String, SocketAddr>,
+    members: BTreeMap<String, Address>,
     #[serde(default)]
     raft: RaftFile,
     #[serde(default)]
@@ -439,14 +440,15 @@ mod tests {
             handshake_timeout = "2s"
             [members]
             1 = "127.0.0.1:5001"
-            2 = "127.0.0.1:5002"
+            2 = "node-2.example.com:5002"
             [raft]
             heartbeat_interval = "20ms"
             snapshot_every = 100
         "#;
         config.apply_toml(text, "test").expect("valid");
         assert_eq!(config.node_id, Some(1));
-        assert_eq!(config.members.len(), 2);
+        let members: Vec<_> = config.members.values().map(ToString::to_string).collect();
+        assert_eq!(members, ["127.0.0.1:5001", "node-2.example.com:5002"]);
         let limits = Limits {
             connections_per_peer: 5,
             handshake_timeout: Duration::from_secs(2),
@@ -513,6 +515,8 @@ mod tests {
             ("durability = \"sometimes\"", "sometimes"),
             ("call_timeout = \"5 parsecs\"", "parsecs"),
             ("[members]\nseven = \"127.0.0.1:1\"", "seven"),
+            ("[members]\n7 = \"node 7:1\"", "node 7:1"),
+            ("[members]\n7 = \"node-7\"", "node-7"),
             ("profile = \"moon\"", "moon"),
             ("[limits]\naccept_queue = 0", "limits.accept_queue"),
             ("[limits]\nstream_window = 5", "limits.stream_window"),

@@ -65,8 +65,9 @@ pub use issuing::{TokenRequest, TokenState, TokenSummary};
 pub use joining::JoinClusterError;
 pub use node::{NodeBuilder, OctopiiNode, StartError};
 pub use octopii_raft::{
-    BootstrapError, KvCommand, KvQuery, KvResponse, KvStore, MembershipError, PeerProgress, ProposeError,
-    QueryError, RaftConfig, Rejected, Role, SnapshotSource, StateMachine, Status as ConsensusStatus,
+    BootstrapError, KvCommand, KvQuery, KvResponse, KvStore, MembershipError, Missing, PeerProgress,
+    ProposeError, QueryError, RaftConfig, Rejected, Role, SnapshotSource, StateMachine,
+    Status as ConsensusStatus,
 };
 pub use octopii_rpc::{
     Advice, Bincode, CallOptions, Client as RpcClient, ClientOptions, Code, Codec, CodecError, Context,
@@ -85,7 +86,8 @@ pub use octopii_transfer::{
 pub use octopii_transport::{
     Address, BindError, CertificateHash, ClusterAuthority, ClusterId, ConnectError, DatagramSocket, Executor,
     Health, Identity, IdentityError, JoinError, JoinRefusal, JoinToken, Limits, NameRules, NodeId,
-    NotAnAddress, PeerIdentity, PeerRole, PeerStats, Profile, Revocation, RevokeError, Revoked, TokenError,
+    NotAnAddress, PeerIdentity, PeerRole, PeerStats, Profile, Resolve, Revocation, RevokeError, Revoked,
+    TokenError,
 };
 pub use octopii_vfs::{RealVfs, Vfs, create_file_durable};
 pub use octopii_wal::{Durability, Topic, WriteAheadLog};

@@ -120,7 +120,7 @@ impl OctopiiNode {
     /// Replaces this node's key and certificate by fresh ones from an issuing node (this one, if `None` and it issues): kept
     /// durably, then used for every new connection; live ones go on. Gives the new certificate's hash. The old certificate
     /// stays valid until it is revoked. Dropping the future changes nothing, or lets the change be carried through: never half of it.
-    pub async fn rotate_identity(&self, issuer: Option<SocketAddr>) -> Result<CertificateHash, RotateError> {
+    pub async fn rotate_identity(&self, issuer: Option<Address>) -> Result<CertificateHash, RotateError> {
         self.parts.rotation.rotate(issuer).await
     }
 
@@ -232,7 +232,7 @@ impl OctopiiNode {
     }
 
     /// Adds a node that is up and empty as a learner: it receives the log but does not vote. Works on any node.
-    pub async fn add_learner(&self, id: NodeId, addr: SocketAddr) -> Result<(), MembershipError> {
+    pub async fn add_learner(&self, id: NodeId, addr: impl Into<Address>) -> Result<(), MembershipError> {
         self.membership()?.add_learner(id, addr).await
     }
 
@@ -267,7 +267,7 @@ impl OctopiiNode {
     }
 
     /// Waits until this node knows a leader; `None` after `timeout`. Cancel-safe.
-    pub async fn wait_for_leader(&self, timeout: Duration) -> Option<(NodeId, SocketAddr)> {
+    pub async fn wait_for_leader(&self, timeout: Duration) -> Option<(NodeId, Address)> {
         self.parts.consensus.as_ref()?.wait_for_leader(timeout).await
     }
 

@@ -1,6 +1,5 @@
 //! A running node's identity, replaced without a restart.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use octopii_rpc::{Bincode, Client as RpcClient, Code, Codec, CodecError, Context, Router, Status};
 use octopii_transport::{
-    CertificateHash, Certified, Endpoint, Identity, IdentityError, NodeKey, Revocation, RevokeError,
+    Address, CertificateHash, Certified, Endpoint, Identity, IdentityError, NodeKey, Revocation, RevokeError,
 };
 use octopii_vfs::Vfs;
 use tokio::sync::Mutex;
@@ -113,7 +112,7 @@ impl Rotation {
 
     /// A fresh key and a certificate for it: kept first, then used. Dropping the future while the issuing node is asked leaves the
     /// old key; after that the change is carried through.
-    pub(crate) async fn rotate(&self, issuer: Option<SocketAddr>) -> Result<CertificateHash, RotateError> {
+    pub(crate) async fn rotate(&self, issuer: Option<Address>) -> Result<CertificateHash, RotateError> {
         let inner = &*self.0;
         let path = match &inner.home {
             Home::Own(path) => path.clone(),
@@ -162,7 +161,7 @@ impl Rotation {
 
     pub(crate) fn register(&self, router: &mut Router) {
         let own = self.clone();
-        router.register(ROTATE, move |context: Context, issuer: Option<SocketAddr>| {
+        router.register(ROTATE, move |context: Context, issuer: Option<Address>| {
             let rotation = own.clone();
             async move {
                 administering(&context)?;
@@ -195,7 +194,7 @@ impl Inner {
         Ok(())
     }
 
-    async fn certified(&self, key: &NodeKey, issuer: Option<SocketAddr>) -> Result<Certified, RotateError> {
+    async fn certified(&self, key: &NodeKey, issuer: Option<Address>) -> Result<Certified, RotateError> {
         let peer = self.endpoint.identity().peer();
         let request = Renewal::new(key, &peer)?;
         // Who issues has nobody to ask, whatever address it is known by.
@@ -211,7 +210,7 @@ impl Inner {
         // A certificate more does no harm, and the connection may have been to a former life of the issuing node.
         let answer = loop {
             tries += 1;
-            let connection = member_at(&self.endpoint, addr).await.map_err(RotateError::NotIssued)?;
+            let connection = member_at(&self.endpoint, &addr).await.map_err(RotateError::NotIssued)?;
             match self.rpc.call_on(&connection, RENEW, request.clone(), RENEW_TIMEOUT).await {
                 Err(status) if tries < RENEW_TRIES && status.code.is_outcome_unknown() => {}
                 answered => break answered.map_err(RotateError::NotIssued)?,

@@ -49,8 +49,8 @@ pub struct NodeStatus {
 pub struct Member {
     /// Its id.
     pub id: NodeId,
-    /// Its address.
-    pub addr: SocketAddr,
+    /// Its address, as it was written when it was added: a host name stays one.
+    pub addr: Address,
     /// Whether it votes; otherwise it is a learner.
     pub voter: bool,
     /// The last entry known to be durable there; told by the leader only.
@@ -64,8 +64,8 @@ pub enum MembershipChange {
     Add {
         /// Its id.
         id: NodeId,
-        /// Its address.
-        addr: SocketAddr,
+        /// Its address, which may be a host name and a port.
+        addr: Address,
     },
     /// Makes a learner a voter.
     Promote {
@@ -199,7 +199,7 @@ fn status(node_id: NodeId, addr: SocketAddr, consensus: Option<&Consensus>) -> N
     told.members = status
         .members
         .iter()
-        .map(|m| Member { id: m.id, addr: m.addr, voter: m.voter, matched: matched(m.id) })
+        .map(|m| Member { id: m.id, addr: m.addr.clone(), voter: m.voter, matched: matched(m.id) })
         .collect();
     told
 }

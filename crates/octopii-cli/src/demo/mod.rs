@@ -87,7 +87,7 @@ impl<'a> Stage<'a> {
             bind: cluster.members[&OWN],
             node_id: Some(OWN),
             identity: IdentitySource::LocalAuthority(authority_dir),
-            members: cluster.members.clone(),
+            members: cluster.members.iter().map(|(id, addr)| (*id, (*addr).into())).collect(),
             ..Config::new(cluster.data_dir(OWN))
         };
         let own_threads = OctopiiRuntime::try_new(2).map_err(Failure::failed)?;

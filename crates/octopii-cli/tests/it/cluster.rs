@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use octopii::{Client, OctopiiRuntime, RealVfs};
 
-use crate::{Home, Running, failed, free_addresses, succeeded, three_free_ports};
+use crate::{Home, Running, failed, free_addresses, stderr, succeeded, three_free_ports};
 
 struct Cluster {
     home: Home,
@@ -222,4 +222,74 @@ fn up_keeps_a_cluster_running_until_it_is_asked_to_stop() {
     for pid in pids {
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "process {pid} was left behind");
     }
+}
+
+/// As where addresses change and only names stay: nothing but a name is typed, kept or shown.
+#[test]
+fn three_processes_that_know_each_other_by_host_names() {
+    let home = Home::new();
+    let ports: Vec<u16> = free_addresses(4).iter().map(SocketAddr::port).collect();
+    let name = |id: usize| format!("localhost:{}", ports[id - 1]);
+    let members: Vec<_> = (1..=3).map(|id| format!("{id}={}", name(id))).collect();
+    let start = |id: usize, members: &[String]| {
+        let (id_text, bind, dir) =
+            (id.to_string(), format!("127.0.0.1:{}", ports[id - 1]), format!("node{id}"));
+        let mut args = vec!["node", "--id", &id_text, "--bind", &bind, "--data-dir", &dir];
+        members.iter().for_each(|member| args.extend(["--member", member]));
+        home.start(&args)
+    };
+    let mut nodes: Vec<_> = (1..=3).map(|id| start(id, &members)).collect();
+    for node in &mut nodes {
+        assert_eq!(node.line()["event"], "ready");
+    }
+    succeeded(&home.run(&["kv", "put", "greeting", "hello", "--node", &name(2)]));
+    // A killed one comes back from its disk alone: the names are in the membership.
+    nodes[2].kill();
+    succeeded(&home.run(&["kv", "put", "greeting", "hello again", "--node", &name(1)]));
+    nodes[2] = start(3, &[]);
+    assert_eq!(succeeded(&home.run(&["kv", "get", "greeting", "--node", &name(3)])), "hello again\n");
+    // One more is added by its name, by way of any of them.
+    let fourth = start(4, &[]);
+    succeeded(&home.run(&["cluster", "add", "4", &name(4), "--node", &name(3)]));
+    assert_eq!(succeeded(&home.run(&["kv", "get", "greeting", "--node", &name(4)])), "hello again\n");
+    let shown = succeeded(&home.run(&["--json", "cluster", "status", "--node", &name(1)]));
+    let statuses: Vec<serde_json::Value> =
+        shown.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(statuses.len(), 4, "every member is found by its name: {shown}");
+    for (id, member) in (1..).zip(statuses[0]["members"].as_array().unwrap()) {
+        assert_eq!(member["addr"], name(id));
+    }
+    drop(fourth);
+    // What is no name is said at once.
+    for wrong in ["2=node 2:4701", "2=node-2", "2=node-2:0", "2=:4701"] {
+        let output = home.run(&["node", "--member", wrong]);
+        assert_eq!(output.status.code(), Some(2), "{wrong}");
+        assert!(stderr(&output).contains("is not an address and a port"), "{}", stderr(&output));
+    }
+}
+
+/// One that is started before its names are known waits, says which one it is, and does not give up.
+#[test]
+fn a_member_whose_name_is_not_known_yet_is_waited_for() {
+    let home = Home::new();
+    let own = free_addresses(1)[0].to_string();
+    let mut node = home
+        .command(&["--json", "node", "--id", "1", "--bind", &own, "--data-dir", "node1"])
+        .args(["--member", &format!("1={own}"), "--member", "2=node-2.invalid:4701"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = std::io::BufReader::new(node.stderr.take().unwrap());
+    let mut told = String::new();
+    while !told.contains("node-2.invalid:4701 cannot be found") {
+        told.clear();
+        assert_ne!(std::io::BufRead::read_line(&mut log, &mut told).unwrap(), 0, "the node has ended");
+    }
+    assert!(told.contains("WARN"), "{told}");
+    let status = succeeded(&home.run(&["--json", "cluster", "status", "--node", &own]));
+    assert!(status.contains("\"node_id\":1"), "{status}");
+    assert!(node.try_wait().unwrap().is_none(), "it goes on");
+    node.kill().unwrap();
+    node.wait().unwrap();
 }

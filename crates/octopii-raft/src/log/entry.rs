@@ -118,6 +118,32 @@ mod tests {
     }
 
     #[test]
+    fn addresses_of_members_are_kept_as_they_are_and_hostile_ones_refused() {
+        let entry = |addr: &str| {
+            let member = |addr: &str| Member { addr: addr.parse().unwrap(), incarnation: 5 };
+            let membership =
+                Membership::new(vec![BTreeSet::from([1])], BTreeMap::from([(1, member(addr))])).unwrap();
+            let log_id = LogId { leader_id: LeaderId { term: 3, node_id: 9 }, index: 77 };
+            Entry { log_id, payload: EntryPayload::Membership(membership) }
+        };
+        for addr in ["10.0.0.1:4701", "[2001:db8::1]:4701", "node-1.octopii.svc:4400", "Node_1.:1"] {
+            let bytes = encode(&entry(addr));
+            assert_eq!(decode(bytes.clone()).unwrap(), entry(addr));
+            assert!(bytes.windows(addr.len()).any(|part| part == addr.as_bytes()), "as its text: {addr}");
+        }
+        // The same number of bytes, so that nothing but the name is wrong.
+        let good = encode(&entry("node:4400"));
+        let at = good.windows(9).position(|part| part == b"node:4400").unwrap();
+        for wrong in
+            [b"n\x1bde:4400", b"n de:4400", b"node:0000", b"node-4400", b"n\xffde:4400", b"n\0de:4400"]
+        {
+            let mut bytes = good.to_vec();
+            bytes[at..at + 9].copy_from_slice(wrong);
+            assert!(decode(bytes.into()).is_err(), "{}", wrong.escape_ascii());
+        }
+    }
+
+    #[test]
     fn a_command_is_laid_out_as_documented() {
         let id = ProposalId { client: 1, sequence: 2, settled: 3 };
         let entry = Entry {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, Stream, StreamExt};
 use octopii_rpc::{Client, Code, Status};
 use octopii_transfer::{ChunkSource, SendOptions, Transfer};
-use octopii_transport::NodeId;
+use octopii_transport::{Endpoint, NodeId};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{RPCOption, RPCTypes};
 use openraft::raft::{
@@ -18,6 +19,7 @@ use openraft::raft::{
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2, Snapshot};
+use tokio::time::{Instant, timeout_at};
 
 use crate::config::RaftConfig;
 use crate::group::{Group, LeaderId, LogId, Vote};
@@ -37,6 +39,7 @@ const PIPELINE: usize = 16;
 pub(crate) struct Network {
     pub(crate) node_id: NodeId,
     pub(crate) incarnation: u64,
+    pub(crate) endpoint: Endpoint,
     pub(crate) client: Client,
     pub(crate) transfer: Transfer,
     pub(crate) config: Arc<RaftConfig>,
@@ -77,7 +80,7 @@ impl Link {
     ) -> Result<AppendEntriesResponse<Group>, RPCError<Group>> {
         let deadline = self.network.config.append_timeout;
         let body = Append { address: self.address(), lane, request }.encode();
-        let reply = self.network.client.call_raw(self.member.addr, message::APPEND, body, deadline).await;
+        let reply = self.network.call_raw(self.target, &self.member, message::APPEND, body, deadline).await;
         let reply = reply.map_err(|status| self.failed(RPCTypes::AppendEntries, &status, deadline))?;
         let reply: AppendReply =
             wire::decode(&reply).map_err(|e| RPCError::Network(NetworkError::new(&e)))?;
@@ -120,10 +123,16 @@ impl Link {
         let timeout = self.network.config.snapshot_timeout;
         let options = SendOptions { timeout: Some(timeout), ..SendOptions::new(SNAPSHOT_PURPOSE) };
         let chunk = ChunkSource::File(snapshot.snapshot.path);
+        let connection = self
+            .network
+            .endpoint
+            .connect_to(self.target, &self.member.addr)
+            .await
+            .map_err(|e| RPCError::Unreachable(Unreachable::new(&e)))?;
         let receipt = self
             .network
             .transfer
-            .send(self.member.addr, &chunk, options)
+            .send(connection.remote_addr(), &chunk, options)
             .await
             .map_err(|e| RPCError::Unreachable(Unreachable::new(&e)))?;
         let body = message::InstallRequest {
@@ -172,8 +181,35 @@ impl Network {
         Request: serde::Serialize + Sync,
         Reply: serde::de::DeserializeOwned,
     {
-        let request = Addressed { address: self.address(to, member), body };
-        self.client.call(member.addr, method, &request, deadline).await
+        let request = wire::encode(&Addressed { address: self.address(to, member), body });
+        let reply = self.call_raw(to, member, method, request.into(), deadline).await?;
+        wire::decode(&reply).map_err(|e| {
+            Status::new(Code::DataLoss, format!("node {to} gave a malformed answer to {method}: {e}"))
+        })
+    }
+
+    /// One request to a member, at the address that the membership has for it. Nobody else is asked that may answer there, such as
+    /// whoever has the address now that a name led to a moment ago.
+    pub(crate) async fn call_raw(
+        &self,
+        to: NodeId,
+        member: &Member,
+        method: &'static str,
+        body: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, Status> {
+        let end = Instant::now() + deadline;
+        let connecting = timeout_at(end, self.endpoint.connect_to(to, &member.addr)).await;
+        let connection = match connecting {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(e)) => return Err(Status::new(Code::Unavailable, e.to_string())),
+            Err(_) => {
+                let told = format!("no connection to node {to} at {} within {deadline:?}", member.addr);
+                return Err(Status::new(Code::Unavailable, told));
+            }
+        };
+        let left = end.saturating_duration_since(Instant::now());
+        self.client.call_on(&connection, method, body, left).await
     }
 }
 

@@ -4,7 +4,6 @@
 //! application's bytes are laid out by hand, so that those bytes are never copied field by field; all others are bincode.
 
 use std::io;
-use std::net::SocketAddr;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use octopii_transport::NodeId;
@@ -104,9 +103,9 @@ pub(crate) struct Hello {
     pub(crate) known: Option<bool>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Change {
-    AddLearner { id: NodeId, addr: SocketAddr },
+    AddLearner { id: NodeId, addr: octopii_transport::Address },
     Promote { id: NodeId },
     Remove { id: NodeId },
     TransferLeader { to: NodeId },

@@ -135,7 +135,7 @@ impl Asker {
                 }
                 Request::ReadIndex => self.leadership.read_index().await.map(Answer::ReadIndex),
                 Request::Change(change) => {
-                    Box::pin(self.leadership.change(*change, deadline)).await.map(|()| Answer::Changed)
+                    Box::pin(self.leadership.change(change.clone(), deadline)).await.map(|()| Answer::Changed)
                 }
             };
         }
@@ -147,7 +147,7 @@ impl Asker {
             }
             Request::ReadIndex => self.network.call(leader, member, message::READ_INDEX, (), left).await,
             Request::Change(change) => {
-                self.network.call(leader, member, message::CHANGE, *change, left).await
+                self.network.call(leader, member, message::CHANGE, change.clone(), left).await
             }
         };
         match reply {
@@ -171,7 +171,7 @@ impl Asker {
             return Attempt::Stopped("it was shut down".to_owned());
         };
         let body = message::encode_propose(self.network.address(leader, member), command);
-        let reply = match self.network.client.call_raw(member.addr, message::PROPOSE, body, left).await {
+        let reply = match self.network.call_raw(leader, member, message::PROPOSE, body, left).await {
             Ok(reply) => reply,
             Err(status) => return unanswered(&status),
         };

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use octopii_rpc::Client;
-use octopii_transport::NodeId;
+use octopii_transport::{Address, ConnectError, Endpoint, NodeId};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableReadError, RaftError};
 use openraft::{ChangeMembers, ReadPolicy};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::config::RaftConfig;
 use crate::core::guarded;
@@ -16,6 +16,7 @@ use crate::group::{Command, Group, Outcome};
 use crate::member::Member;
 use crate::network::gate::Gate;
 use crate::network::message::{self, Change, Hello, HelloRequest};
+use crate::wire;
 
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +36,7 @@ pub(crate) enum Attempt<T> {
 #[derive(Clone)]
 pub(crate) struct Leadership {
     pub(crate) gate: Gate,
+    pub(crate) endpoint: Endpoint,
     pub(crate) client: Client,
     pub(crate) config: std::sync::Arc<RaftConfig>,
 }
@@ -71,16 +73,19 @@ impl Leadership {
         }
     }
 
-    async fn add_learner(&self, id: NodeId, addr: std::net::SocketAddr, deadline: Instant) -> Attempt<()> {
-        let hello = HelloRequest { from_incarnation: self.gate.incarnation };
-        let wait = deadline.saturating_duration_since(Instant::now()).min(HELLO_TIMEOUT);
-        let hello: Hello = match self.client.call(addr, message::HELLO, &hello, wait).await {
+    async fn add_learner(&self, id: NodeId, addr: Address, deadline: Instant) -> Attempt<()> {
+        // A host name has to be found first.
+        let hello_timeout = if addr.host().is_some() { 3 * HELLO_TIMEOUT } else { HELLO_TIMEOUT };
+        let wait = deadline.saturating_duration_since(Instant::now()).min(hello_timeout);
+        let hello = match self.hello(id, &addr, wait).await {
             Ok(hello) => hello,
-            Err(status) => return Attempt::Refused(format!("node {id} does not answer at {addr}: {status}")),
+            Err(NoHello::Another(found)) => {
+                return Attempt::Refused(format!("node {found} answers at {addr}, not node {id}"));
+            }
+            Err(NoHello::Silent(why)) => {
+                return Attempt::Refused(format!("node {id} does not answer at {addr}: {why}"));
+            }
         };
-        if hello.node != id {
-            return Attempt::Refused(format!("node {} answers at {addr}, not node {id}", hello.node));
-        }
         let member = Member { addr, incarnation: hello.incarnation };
         match self.gate.member(id) {
             Some(known) if known == member => return Attempt::Done(()),
@@ -99,6 +104,31 @@ impl Leadership {
             Ok(_) => Attempt::Done(()),
             Err(error) => failed(error),
         }
+    }
+
+    /// Who is there? Node `id` is looked for, which need not be a member yet.
+    pub(crate) async fn hello(
+        &self,
+        id: NodeId,
+        addr: &Address,
+        deadline: Duration,
+    ) -> Result<Hello, NoHello> {
+        let end = Instant::now() + deadline;
+        let silent = |told: String| NoHello::Silent(told);
+        let connection = match timeout_at(end, self.endpoint.connect_to(id, addr)).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(ConnectError::WrongNode { found, .. })) => return Err(NoHello::Another(found)),
+            Ok(Err(e)) => return Err(silent(e.to_string())),
+            Err(_) => return Err(silent(format!("no connection within {deadline:?}"))),
+        };
+        let request = wire::encode(&HelloRequest { from_incarnation: self.gate.incarnation });
+        let left = end.saturating_duration_since(Instant::now());
+        let answer = self.client.call_on(&connection, message::HELLO, request.into(), left).await;
+        let hello: Hello = answer
+            .map_err(|status| status.to_string())
+            .and_then(|answer| wire::decode(&answer).map_err(|e| e.to_string()))
+            .map_err(silent)?;
+        if hello.node == id { Ok(hello) } else { Err(NoHello::Another(hello.node)) }
     }
 
     async fn promote(&self, id: NodeId, deadline: Instant) -> Attempt<()> {
@@ -124,7 +154,7 @@ impl Leadership {
             if lag <= allowed {
                 break;
             }
-            match tokio::time::timeout_at(give_up, metrics.changed()).await {
+            match timeout_at(give_up, metrics.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Attempt::Stopped("it was shut down".to_owned()),
                 Err(_) => {
@@ -172,6 +202,15 @@ impl Leadership {
         }
         Attempt::Done(())
     }
+}
+
+/// Why a node has not said who it is.
+#[derive(Debug)]
+pub(crate) enum NoHello {
+    /// Another one is there.
+    Another(NodeId),
+    /// Nobody has answered.
+    Silent(String),
 }
 
 /// How long a node may take to say who it is.

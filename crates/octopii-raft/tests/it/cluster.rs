@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use octopii_raft::{
     StartError, StateMachine,
 };
 use octopii_transfer::{Transfer, TransferOptions};
-use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Executor, Identity, NodeId};
+use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Executor, Identity, NodeId, Resolve};
 use octopii_vfs::RealVfs;
 use octopii_wal::{Options, WriteAheadLog};
 use tempfile::TempDir;
@@ -33,6 +34,8 @@ pub(crate) struct Cluster {
     addresses: BTreeMap<NodeId, SocketAddr>,
     /// A node has the same certificate and key whenever it is started.
     identities: BTreeMap<NodeId, Identity>,
+    /// Where the nodes' names lead, if they have any.
+    pub(crate) resolver: Option<Arc<dyn Resolve>>,
 }
 
 impl Cluster {
@@ -43,6 +46,7 @@ impl Cluster {
             dir: tempfile::tempdir().unwrap(),
             addresses: BTreeMap::new(),
             identities: BTreeMap::new(),
+            resolver: None,
         }
     }
 
@@ -85,7 +89,7 @@ impl Cluster {
 
     async fn bind_on(&mut self, id: NodeId, executor: &Executor) -> Endpoint {
         let bind = self.addresses.get(&id).copied().unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
-        let options = EndpointOptions { bind, ..EndpointOptions::default() };
+        let options = EndpointOptions { bind, resolver: self.resolver.clone(), ..EndpointOptions::default() };
         let identity = self.identities.entry(id).or_insert_with(|| self.authority.issue(id).unwrap());
         // A port just left may be held for a moment by tasks that are being torn down.
         let endpoint = loop {
@@ -127,6 +131,11 @@ impl Cluster {
             incarnation: incarnation(&dir),
         })
         .await
+    }
+
+    /// The node is started somewhere else next time.
+    pub(crate) fn move_away(&mut self, id: NodeId) {
+        self.addresses.remove(&id);
     }
 
     pub(crate) fn incarnation_of(&self, id: NodeId) -> u64 {

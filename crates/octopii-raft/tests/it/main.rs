@@ -8,4 +8,5 @@ mod killed;
 mod kv;
 mod lifecycle;
 mod membership;
+mod names;
 mod replication;

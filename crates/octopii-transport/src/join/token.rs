@@ -178,7 +178,8 @@ pub(crate) fn is_address(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else { return false };
     let is_host = !host.is_empty()
         && host.len() <= 249
-        && host.split('.').all(|label| !label.is_empty() && label.len() <= 63)
+        // A name may say that it is whole, by a dot at its end.
+        && host.strip_suffix('.').unwrap_or(host).split('.').all(|label| !label.is_empty() && label.len() <= 63)
         && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
     is_host && port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0)
 }

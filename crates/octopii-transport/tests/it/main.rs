@@ -13,6 +13,7 @@ mod joining;
 mod keeping;
 mod limits;
 mod links;
+mod names;
 mod pool;
 mod revoking;
 mod streams;

@@ -9,7 +9,8 @@ use octopii_raft::{BootstrapError, Consensus, ConsensusOptions, KvStore, StateMa
 use octopii_rpc::{Client as RpcClient, Messenger, Router, Server, StreamKind};
 use octopii_transfer::{ReceivePolicy, Transfer, TreeInbox, TreePolicy};
 use octopii_transport::{
-    Admission, BindError, DatagramSocket, Endpoint, EndpointOptions, NodeId, PeerRole, Profile,
+    Address, Admission, BindError, DatagramSocket, Endpoint, EndpointOptions, NodeId, PeerRole, Profile,
+    Resolve,
 };
 use octopii_vfs::{RealVfs, Vfs};
 use octopii_wal::{Committer, OpenError, Options as WalOptions, WriteAheadLog};
@@ -71,7 +72,7 @@ pub enum StartError {
         /// Where it listens.
         listens: SocketAddr,
         /// Where the others would look for it.
-        listed: SocketAddr,
+        listed: Address,
     },
     /// The runtime is shutting down.
     #[error("the runtime is shutting down")]
@@ -93,6 +94,7 @@ struct Edges {
     vfs: Arc<dyn Vfs>,
     socket: Option<Arc<dyn DatagramSocket>>,
     rng_seed: Option<[u8; 32]>,
+    resolver: Option<Arc<dyn Resolve>>,
 }
 
 impl NodeBuilder {
@@ -102,7 +104,7 @@ impl NodeBuilder {
             router: Router::new(),
             state_machine: Box::new(KvStore::new()),
             policies: Vec::new(),
-            edges: Edges { vfs: RealVfs::shared(), socket: None, rng_seed: None },
+            edges: Edges { vfs: RealVfs::shared(), socket: None, rng_seed: None, resolver: None },
         }
     }
 
@@ -153,6 +155,13 @@ impl NodeBuilder {
         self
     }
 
+    /// Another way to find the addresses of host names than the system's.
+    #[must_use]
+    pub fn resolver(mut self, resolver: Arc<dyn Resolve>) -> Self {
+        self.edges.resolver = Some(resolver);
+        self
+    }
+
     /// Starts the node on `runtime`. Returns when the port is bound and the state on disk is recovered; the cluster may
     /// still be forming ([`OctopiiNode::joined`]).
     pub async fn start(self, runtime: &OctopiiRuntime) -> Result<OctopiiNode, StartError> {
@@ -166,7 +175,7 @@ impl NodeBuilder {
 async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiNode, StartError> {
     let NodeBuilder { config, mut router, state_machine, policies, edges } = builder;
     let executor = runtime.executor().clone();
-    let Edges { vfs, socket, rng_seed } = edges;
+    let Edges { vfs, socket, rng_seed, resolver } = edges;
     // What can be seen beforehand is told before a token is spent, and before the directory is anybody's.
     if let Some(id) =
         config.node_id.filter(|id| !config.members.is_empty() && !config.members.contains_key(id))
@@ -188,6 +197,7 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
         bind: config.bind,
         socket,
         rng_seed,
+        resolver,
         limits: config.limits.clone(),
         reset_secret: Some(reset_secret),
         revocations,
@@ -231,7 +241,7 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
         consensus.shutdown().await;
         endpoint.close(CLOSE_TIMEOUT).await;
         close(&executor, wal.as_ref()).await;
-        return Err(StartError::ListensElsewhere { node: node_id, listens, listed: *listed });
+        return Err(StartError::ListensElsewhere { node: node_id, listens, listed: listed.clone() });
     }
     let rpc = RpcClient::new(&endpoint, StreamKind::Rpc);
     let home = match &config.identity {
@@ -341,7 +351,7 @@ fn issuer(
 /// Forms the cluster with the other initial members, however long they take to come up.
 async fn join(
     consensus: Option<Consensus>,
-    members: BTreeMap<NodeId, SocketAddr>,
+    members: BTreeMap<NodeId, Address>,
     outcome: watch::Sender<Option<Result<(), BootstrapError>>>,
 ) {
     let result = loop {

@@ -32,7 +32,7 @@ impl Cluster {
     fn config(&self, id: NodeId) -> Config {
         Config {
             bind: self.members[&id],
-            members: self.members.clone(),
+            members: self.members.iter().map(|(id, addr)| (*id, (*addr).into())).collect(),
             identity: IdentitySource::Given(self.authority.issue(id).unwrap()),
             ..Config::new(self.home.path().join(id.to_string()))
         }
@@ -200,7 +200,7 @@ async fn start_when_free(cluster: &Cluster, config: Config) -> OctopiiNode {
 fn a_question_goes_on_to_the_next_node_when_one_takes_it_and_does_not_answer() {
     let cluster = Cluster::new();
     cluster.runtime.block_on(async {
-        let sole = Config { members: [(1, cluster.members[&1])].into(), ..cluster.config(1) };
+        let sole = Config { members: [(1, cluster.members[&1].into())].into(), ..cluster.config(1) };
         let answering = OctopiiNode::start(sole, &cluster.runtime).await.unwrap();
         answering.joined().await.unwrap();
         // Its fellow members never come: it takes requests and waits for a leader.

@@ -159,7 +159,7 @@ fn a_refused_start_leaves_the_directory_to_whoever_comes_next() {
     let home = tempdir().unwrap();
     let runtime = OctopiiRuntime::new(1);
     let addr = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let nameless = Config { bind: addr, members: [(1, addr)].into(), ..config(home.path(), "node") };
+    let nameless = Config { bind: addr, members: [(1, addr.into())].into(), ..config(home.path(), "node") };
     let error = start(&runtime, nameless.clone()).unwrap_err();
     assert!(matches!(error, StartError::NotAMember(_)), "{error}");
     start(&runtime, Config { node_id: Some(1), ..nameless }).unwrap();

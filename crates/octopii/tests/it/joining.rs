@@ -86,7 +86,7 @@ fn a_token_of_the_wrong_role_is_neither_spent_nor_a_curse_on_the_directory() {
         // Members of which the node is none.
         let mistaken = Config {
             node_id: Some(7),
-            members: [(1, cluster.issuing.local_addr())].into(),
+            members: [(1, cluster.issuing.local_addr().into())].into(),
             ..joining(&dir, &token, true)
         };
         let error = OctopiiNode::start(mistaken, &runtime).await.unwrap_err();

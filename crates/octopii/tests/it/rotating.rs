@@ -115,7 +115,7 @@ fn whoever_answers_instead_of_the_issuing_node_gains_and_breaks_nothing() {
             Liar::relaying(&executor, &ours, issuing.local_addr(), &passed_on),
         ];
         for liar in &liars {
-            victim.rotate_identity(Some(liar.endpoint.local_addr())).await.unwrap_err();
+            victim.rotate_identity(Some(liar.endpoint.local_addr().into())).await.unwrap_err();
             assert_eq!(liar.asked.load(Ordering::Relaxed), 1);
             assert!(on_disk() == before, "the old key is gone");
             assert_eq!(victim.identity().hash(), hash);
@@ -127,12 +127,12 @@ fn whoever_answers_instead_of_the_issuing_node_gains_and_breaks_nothing() {
         for role in [PeerRole::Client, PeerRole::Operator] {
             let authority = ClusterAuthority::from_pem(&ours.to_pem()).unwrap();
             let liar = Liar::forging(&executor, &ours, role, authority);
-            let error = victim.rotate_identity(Some(liar.endpoint.local_addr())).await.unwrap_err();
+            let error = victim.rotate_identity(Some(liar.endpoint.local_addr().into())).await.unwrap_err();
             assert!(matches!(error, RotateError::NotIssued(_)), "{error}");
             assert!(error.to_string().contains("instead of a member"), "{error}");
             assert_eq!(liar.asked.load(Ordering::Relaxed), 0);
         }
-        let renewed = victim.rotate_identity(Some(issuing.local_addr())).await.unwrap();
+        let renewed = victim.rotate_identity(Some(issuing.local_addr().into())).await.unwrap();
         assert_eq!(victim.identity().hash(), renewed);
         assert!(String::from_utf8(on_disk()).unwrap() == victim.identity().to_pem());
     });
