@@ -83,9 +83,10 @@ struct Level {
 }
 
 impl Level {
-    /// Collects the names before `told`, or all that are left: the source does not have them.
-    fn pass(&mut self, told: Option<&[u8]>, extras: &mut Extras) -> Result<(), TransferError> {
-        let Some(present) = &mut self.present else { return Ok(()) };
+    /// Collects the names before `told`, or all that are left: the source does not have them. Says whether `told` is listed, if a list
+    /// was made.
+    fn pass(&mut self, told: Option<&[u8]>, extras: &mut Extras) -> Result<bool, TransferError> {
+        let Some(present) = &mut self.present else { return Ok(true) };
         while let Some(name) = present.next_if(|name| told.is_none_or(|told| name.as_bytes() < told)) {
             // The source may have a name that is too long to be told of.
             let untold = name.len() > MAX_NAME;
@@ -93,10 +94,7 @@ impl Level {
                 extras.add(self.path.join(name))?;
             }
         }
-        if let Some(told) = told {
-            present.next_if(|name| name.as_bytes() == told);
-        }
-        Ok(())
+        Ok(told.is_some_and(|told| present.next_if(|name| name.as_bytes() == told).is_some()))
     }
 }
 
@@ -227,7 +225,7 @@ impl Checker {
             return Err(Malformed("names in a directory are not in order").into());
         }
         level.last.clone_from(name);
-        level.pass(Some(name), &mut self.extras)?;
+        let is_listed = level.pass(Some(name), &mut self.extras)?;
         let path = level.path.join(OsStr::from_bytes(&name.clone()));
         let (parent, is_directory) = (level.state, matches!(entry, Entry::Directory { .. }));
         // A sender leaves such a directory out. Refused ones are remembered too: nothing else bounds how many and how long.
@@ -238,7 +236,11 @@ impl Checker {
             return Err(Malformed("directories are nested too deeply").into());
         }
         let bytes = if let Entry::File { size, .. } = &entry { *size } else { 0 };
-        let outcome = self.allowed(parent, name, &path).and_then(|()| match entry {
+        let outcome = self.allowed(parent, name, &path).and_then(|()| match is_listed {
+            true => Ok(()),
+            false => nothing_there(root, &path),
+        });
+        let outcome = outcome.and_then(|()| match entry {
             Entry::File { name: _, size, mode, modified, digest } => {
                 let mode = u32::from(mode) & self.to.mode_mask;
                 let wanted = Wanted { path: path.clone(), size, mode, modified, digest };
@@ -437,6 +439,19 @@ fn would_create(root: &Root, path: &Path) -> io::Result<()> {
         Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e),
+    }
+}
+
+/// What is not listed under a name and found under it all the same is listed under another one: file systems that take some names for
+/// the same do that. That other one seems to be gone from the source; removed, it would take what was just stored with it.
+fn nothing_there(root: &Root, path: &Path) -> Result<(), NotDone> {
+    match root.base.attributes(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(_) => {
+            let why = "something is there under another spelling of the name, or since a moment ago";
+            Err(NotDone::new(EntryFailure::Clash, why))
+        }
+        Err(e) => Err(failed("looking at it")(e)),
     }
 }
 

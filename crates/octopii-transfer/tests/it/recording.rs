@@ -47,6 +47,8 @@ struct State {
     hanging: Option<(Op, usize)>,
     // There is a name of 300 bytes in every directory, and links lead to one of 5,000.
     odd: bool,
+    // Names in open directories that differ in upper and lower case only are the same.
+    folding: bool,
     // Beneath it another file system seems to be mounted.
     mounted: Option<PathBuf>,
     rotten: Option<Rot>,
@@ -114,6 +116,15 @@ impl RecordingVfs {
 
     pub(crate) fn is_odd(&self) -> bool {
         self.0.lock().unwrap().odd
+    }
+
+    /// Takes upper and lower case for the same in open directories, as some file systems do.
+    pub(crate) fn set_folding(&self) {
+        self.0.lock().unwrap().folding = true;
+    }
+
+    pub(crate) fn is_folding(&self) -> bool {
+        self.0.lock().unwrap().folding
     }
 
     /// Lets what is beneath `path` in an open directory look as if it were on another file system.

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use octopii_vfs::{Attributes, DirHandle, FileHandle, FileVersion, OpenMode, Timestamp, VfsDir, VfsFile};
@@ -15,19 +15,33 @@ pub(crate) struct RecordingDir(pub(crate) DirHandle, pub(crate) RecordingVfs);
 #[derive(Debug)]
 struct RecordingFile(FileHandle, RecordingVfs);
 
+impl RecordingDir {
+    /// The path as it is spelled on the disk, for a file system that takes other spellings for the same.
+    fn spelled(&self, path: &Path) -> PathBuf {
+        if !self.1.is_folding() {
+            return path.to_owned();
+        }
+        path.iter().fold(PathBuf::new(), |dir, name| {
+            let names = self.0.names(&dir).unwrap_or_default();
+            let same = names.into_iter().find(|there| there.eq_ignore_ascii_case(name));
+            dir.join(same.unwrap_or_else(|| name.to_owned()))
+        })
+    }
+}
+
 impl VfsDir for RecordingDir {
     fn attributes(&self, path: &Path) -> io::Result<Attributes> {
-        let mut found = self.0.attributes(path)?;
+        let mut found = self.0.attributes(&self.spelled(path))?;
         found.id.0 += u64::from(self.1.is_mounted(path));
         Ok(found)
     }
 
     fn born(&self, path: &Path) -> io::Result<Option<Timestamp>> {
-        self.0.born(path)
+        self.0.born(&self.spelled(path))
     }
 
     fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {
-        let mut names = self.0.names(path)?;
+        let mut names = self.0.names(&self.spelled(path))?;
         if self.1.is_odd() {
             names.push(OsString::from("z".repeat(300)));
         }
@@ -35,38 +49,38 @@ impl VfsDir for RecordingDir {
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<FileHandle> {
-        Ok(Arc::new(RecordingFile(self.0.open(path, mode)?, self.1.clone())))
+        Ok(Arc::new(RecordingFile(self.0.open(&self.spelled(path), mode)?, self.1.clone())))
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.0.create_dir(path)
+        self.0.create_dir(&self.spelled(path))
     }
 
     fn read_link(&self, path: &Path) -> io::Result<OsString> {
         match self.1.is_odd() {
             true => Ok(OsString::from("z".repeat(5000))),
-            false => self.0.read_link(path),
+            false => self.0.read_link(&self.spelled(path)),
         }
     }
 
     fn create_link(&self, path: &Path, target: &OsStr) -> io::Result<()> {
-        self.1.run(Op::TreeWrite, || self.0.create_link(path, target))
+        self.1.run(Op::TreeWrite, || self.0.create_link(&self.spelled(path), target))
     }
 
     fn rename(&self, from: &Path, to: &Path, replace: bool) -> io::Result<()> {
-        self.1.run(Op::TreeRename, || self.0.rename(from, to, replace))
+        self.1.run(Op::TreeRename, || self.0.rename(&self.spelled(from), &self.spelled(to), replace))
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.0.remove_file(path)
+        self.0.remove_file(&self.spelled(path))
     }
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        self.1.run(Op::TreeRemove, || self.0.remove_dir(path))
+        self.1.run(Op::TreeRemove, || self.0.remove_dir(&self.spelled(path)))
     }
 
     fn set_attributes(&self, path: &Path, mode: u32, modified: Option<Timestamp>) -> io::Result<()> {
-        self.0.set_attributes(path, mode, modified)
+        self.0.set_attributes(&self.spelled(path), mode, modified)
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

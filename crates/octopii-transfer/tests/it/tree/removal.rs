@@ -137,3 +137,30 @@ async fn what_is_mounted_in_the_tree_stays() {
     assert_eq!(removed, ["x", "x/deep", "x/deep/precious", "x/y"].map(str::to_owned).into());
     assert!(b.inbox().join("tree/mounted/precious").exists());
 }
+
+/// What was renamed to another spelling is there under the old one, which the source does not have.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_spelling_of_what_is_there_removes_nothing() {
+    let vfs = RecordingVfs::default();
+    vfs.set_folding();
+    let (a, b) = (Node::new(1), Node::with(2, vfs.shared(), quick()));
+    b.open_trees(|inbox| inbox.delete(true).links(true));
+    put(&a.tree(), "photos/x", b"x");
+    put(&a.tree(), "readme", b"read me");
+    put(&a.tree(), "gone", b"");
+    send(&a, &b).await.unwrap();
+    let before = picture(&b.inbox().join("tree"));
+    fs::rename(a.tree().join("photos"), a.tree().join("Photos")).unwrap();
+    fs::rename(a.tree().join("readme"), a.tree().join("README")).unwrap();
+    fs::remove_file(a.tree().join("gone")).unwrap();
+    let (report, removed) = send(&a, &b).await.unwrap();
+    let expected = [
+        ("Photos", EntryFailure::Clash),
+        ("Photos/x", EntryFailure::InRefusedDirectory),
+        ("README", EntryFailure::Clash),
+    ];
+    assert_eq!(undone(&report), expected.map(|(path, why)| (path.to_owned(), why)));
+    assert!(removed.is_empty());
+    let now = picture(&b.inbox().join("tree"));
+    assert_eq!(now.keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
+}
