@@ -228,7 +228,8 @@ pub(crate) struct Recv {
     /// Directories: what happens if the name is taken
     #[arg(long, value_enum, default_value_t = Existing::Own)]
     pub(crate) existing: Existing,
-    /// Directories: let senders remove from what they have sent, with --delete, what they no longer have
+    /// Directories: let the node that has sent one, and operators, remove from it with --delete what is no longer at the source; with
+    /// --existing update everybody may
     #[arg(long)]
     pub(crate) delete: bool,
     /// Directories: make symbolic links that stay inside

@@ -15,7 +15,7 @@ use super::link::{finish, read_opening};
 use super::policy::{TreeDestination, TreeOffer};
 use super::receive::{Accepted, Work, receive};
 use super::rehearsal::{Rehearsal, rehearse};
-use super::root::Root;
+use super::root::{Claim, Root};
 use super::sessions::{LARGE_AT_ONCE, Session};
 use super::wire::{self, Open};
 use crate::compression::Decompressor;
@@ -77,7 +77,7 @@ async fn accept(
     };
     let (peer, remote_addr) = (*connection.peer(), connection.remote_addr());
     let name = PathBuf::from(OsString::from_vec(name));
-    let offer = TreeOffer { id, dry_run, purpose, name, meta, peer, remote_addr };
+    let offer = TreeOffer { id, delete, dry_run, purpose, name, meta, peer, remote_addr };
     let (asked, question) = (Arc::clone(&policy), offer.clone());
     let mut to = shared.executor.blocking(move || asked.accept(&question)).await?;
     // Set-id and sticky bits never come from outside.
@@ -86,10 +86,11 @@ async fn accept(
         let message = "nothing is removed here: send it without that, or have the receiver allow it";
         return Err(Refusal::new(FailureCode::Rejected, message));
     }
+    let claim = Claim { source, peer, delete };
     if dry_run {
         let (vfs, leave_free) = (Arc::clone(&shared.resources.vfs), shared.resources.leave_free);
         let looking = move || {
-            let root = Root::look(&vfs, &to, source)?;
+            let root = Root::look(&vfs, &to, &claim)?;
             let checker = Checker::new(&root, to, Arc::default(), vfs, leave_free, (delete, true))?;
             Ok::<_, TransferError>(Rehearsal { root, checker, checksum })
         };
@@ -98,7 +99,7 @@ async fn accept(
     }
     // A sender comes back before its lost connection is noticed here.
     let patience = if shared.trees.sessions.supersede(peer.node_id, id) { ENDING } else { LOCKED };
-    let root = open_root(shared, &to, source, patience).await.map_err(|e| {
+    let root = open_root(shared, &to, claim, patience).await.map_err(|e| {
         tracing::debug!(%id, "cannot receive a tree: {e}");
         e.to_peer()
     })?;
@@ -130,7 +131,7 @@ async fn accept(
 async fn open_root(
     shared: &Arc<Shared>,
     to: &TreeDestination,
-    source: [u8; 32],
+    claim: Claim,
     patience: Duration,
 ) -> Result<Root, TransferError> {
     let until = Instant::now() + patience;
@@ -138,7 +139,7 @@ async fn open_root(
         let (service, to) = (Arc::clone(shared), to.clone());
         let opening = shared.executor.blocking(move || {
             let _held = service.trees.opening.lock().unwrap_or_else(PoisonError::into_inner);
-            Root::open(&service.resources.vfs, &to, source)
+            Root::open(&service.resources.vfs, &to, &claim)
         });
         match opening.await {
             Err(TransferError::Unacceptable(refusal))

@@ -21,6 +21,8 @@ pub struct TreeOffer {
     pub name: PathBuf,
     /// Whatever the sending application wants to tell the receiving one; at most 64 KiB.
     pub meta: Bytes,
+    /// Whether what the source no longer has is to be removed; refused unless [`TreeDestination::delete`] allows it.
+    pub delete: bool,
     /// Whether it is only asked what would be done: then nothing is, and of the policy nothing but `accept` is called.
     pub dry_run: bool,
     /// Who sends, from its verified certificate.
@@ -32,7 +34,8 @@ pub struct TreeOffer {
 /// What happens if something has the wanted name already.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ExistingTree {
-    /// A directory that earlier transfers of the same source made is brought up to date. Anything else is left alone, and a
+    /// A directory that earlier transfers of the same source made is brought up to date; the source is the sender's word (see
+    /// [`TreeDestination::delete`] for who may remove there). Anything else is left alone, and a
     /// new directory `name (1)`, `name (2)`, … is made beside it.
     #[default]
     UpdateOwn,
@@ -79,8 +82,9 @@ pub struct TreeDestination {
     pub mode_mask: u32,
     /// Whether symbolic links that cannot lead out of the tree are made. Default no.
     pub links: bool,
-    /// Whether a sender may have removed what is in the tree's directory and not in the source any more, whoever put it there.
-    /// Default no.
+    /// Whether a sender may have removed what is in the tree's directory and not in the source any more, whoever put it there: only the
+    /// node that made the directory, and operators; with [`ExistingTree::Update`] everybody. A sender is refused, too, if the file system
+    /// does not tell when directories were created, since one that was made anew may pass for the one that was sent. Default no.
     pub delete: bool,
 }
 
@@ -178,7 +182,7 @@ impl TreeInbox {
         self
     }
 
-    /// Lets senders have removed what their source no longer has.
+    /// Lets senders have removed what their source no longer has; see [`TreeDestination::delete`].
     #[must_use]
     pub fn delete(mut self, delete: bool) -> Self {
         self.destination.delete = delete;

@@ -11,6 +11,8 @@ use octopii_vfs::{
     write_file_durable,
 };
 
+use octopii_transport::{NodeId, PeerIdentity, PeerRole};
+
 use super::name::check_entry_name;
 use super::policy::{ExistingTree, TreeDestination};
 use crate::{Digest, FailureCode, Refusal, TransferError};
@@ -22,7 +24,7 @@ const LOCK: &str = "lock";
 /// In each of them: which directory it is about, and which source made that.
 const OWNER: &str = "owner";
 const OWNER_VERSION: u8 = 1;
-const OWNER_LEN: usize = 1 + 1 + 8 + 12 + 32;
+const OWNER_LEN: usize = 1 + 1 + 8 + 12 + 32 + 8;
 
 /// Longest name for a tree in bytes: a taken name needs room for its ` (n)`.
 const MAX_ROOT_NAME: usize = 240;
@@ -38,7 +40,20 @@ struct Owner {
     /// tell it.
     born: Timestamp,
     source: [u8; 32],
+    /// Who made it: a source is only what a sender says of itself.
+    node: NodeId,
     complete: bool,
+}
+
+/// Who wants to send a tree, and what it wants with it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Claim {
+    /// The sender's word.
+    pub(crate) source: [u8; 32],
+    /// From its verified certificate.
+    pub(crate) peer: PeerIdentity,
+    /// What the source no longer has is to be removed.
+    pub(crate) delete: bool,
 }
 
 /// An open destination. Its lock keeps other transfers, of any process, from the same tree.
@@ -69,7 +84,7 @@ impl Root {
     pub(crate) fn open(
         vfs: &Arc<dyn Vfs>,
         to: &TreeDestination,
-        source: [u8; 32],
+        claim: &Claim,
     ) -> Result<Self, TransferError> {
         let wanted = to.name.as_os_str();
         check_name(wanted)?;
@@ -79,7 +94,7 @@ impl Root {
         make_dir(&base, Path::new(HIDDEN)).map_err(|e| store("creating a directory in", e))?;
         for n in 0..=MAX_NUMBER {
             let name = numbered(wanted, n);
-            match Self::try_name(vfs, &base, to, Path::new(&name), source)? {
+            match Self::try_name(vfs, &base, to, Path::new(&name), claim)? {
                 Tried::Taken => {}
                 Tried::Ours(root) => return Ok(*root),
             }
@@ -95,7 +110,7 @@ impl Root {
     pub(crate) fn look(
         vfs: &Arc<dyn Vfs>,
         to: &TreeDestination,
-        source: [u8; 32],
+        claim: &Claim,
     ) -> Result<Self, TransferError> {
         let wanted = to.name.as_os_str();
         check_name(wanted)?;
@@ -116,7 +131,7 @@ impl Root {
                 Some(found) if found.kind == EntryKind::Directory => {
                     let known = present(&base, &hidden).map_err(store)?.is_some();
                     let owner = read_owner(&**vfs, &to.dir.join(&hidden));
-                    !is_ours(&base, to, path, (found, known), owner, source)?
+                    made_by(&base, to, path, (found, known), owner, claim)?.is_none()
                 }
                 Some(_) if matches!(to.existing, ExistingTree::Refuse | ExistingTree::Update) => {
                     return Err(exists());
@@ -131,7 +146,13 @@ impl Root {
                     fresh: found.is_none(),
                     vfs: Arc::clone(vfs),
                     hidden,
-                    owner: Owner { inode: 0, born: Timestamp::default(), source, complete: false },
+                    owner: Owner {
+                        inode: 0,
+                        born: Timestamp::default(),
+                        source: claim.source,
+                        node: claim.peer.node_id,
+                        complete: false,
+                    },
                     staged: 0,
                     lock: Arc::new(Unlocked),
                 });
@@ -145,7 +166,7 @@ impl Root {
         base: &DirHandle,
         to: &TreeDestination,
         path: &Path,
-        source: [u8; 32],
+        claim: &Claim,
     ) -> Result<Tried, TransferError> {
         let store = |doing, e| TransferError::store(doing, to.dir.join(path), e);
         let found = present(base, path).map_err(|e| store("looking at", e))?;
@@ -173,7 +194,8 @@ impl Root {
             Ok(lock) => lock,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 // Whose it is can be told without the lock.
-                let theirs = read_owner(&**vfs, &to.dir.join(&hidden)).is_some_and(|o| o.source != source);
+                let theirs =
+                    read_owner(&**vfs, &to.dir.join(&hidden)).is_some_and(|o| o.source != claim.source);
                 if theirs && matches!(to.existing, ExistingTree::UpdateOwn | ExistingTree::Fresh) {
                     return Ok(Tried::Taken);
                 }
@@ -185,11 +207,13 @@ impl Root {
         // It may have changed until the lock was there.
         let found = present(base, path).map_err(|e| store("looking at", e))?;
         let owner = read_owner(&**vfs, &to.dir.join(&hidden));
-        if let Some(found) = found
-            && !is_ours(base, to, path, (found, known), owner, source)?
-        {
-            return Ok(Tried::Taken);
-        }
+        let node = match found {
+            None => claim.peer.node_id,
+            Some(found) => match made_by(base, to, path, (found, known), owner, claim)? {
+                Some(node) => node,
+                None => return Ok(Tried::Taken),
+            },
+        };
         let fresh = found.is_none();
         if fresh {
             // Known before it is there: whoever finds it after a power cut knows that it is no stranger's.
@@ -200,7 +224,7 @@ impl Root {
         }
         let inode = base.attributes(path).map_err(|e| store("looking at", e))?.id.1;
         let born = born(base, path).map_err(|e| store("looking at", e))?;
-        let owner = Owner { inode, born, source, complete: false };
+        let owner = Owner { inode, born, source: claim.source, node, complete: false };
         let root = Self {
             base: Arc::clone(base),
             base_path: to.dir.clone(),
@@ -246,12 +270,13 @@ impl Root {
     }
 
     fn remember(&self) -> io::Result<()> {
-        let Owner { inode, born, source, complete } = self.owner;
+        let Owner { inode, born, source, node, complete } = self.owner;
         let mut out = vec![OWNER_VERSION, u8::from(complete)];
         out.extend_from_slice(&inode.to_le_bytes());
         out.extend_from_slice(&born.seconds.to_le_bytes());
         out.extend_from_slice(&born.nanoseconds.to_le_bytes());
         out.extend_from_slice(&source);
+        out.extend_from_slice(&node.to_le_bytes());
         let dir = self.base_path.join(&self.hidden);
         write_file_durable(&*self.vfs, &dir.join(OWNER), &out)?;
         // The names above it: made a moment ago, or not; a sync of what is synced costs little.
@@ -267,19 +292,19 @@ impl Root {
     }
 }
 
-/// Whether the directory that is there may be brought up to date. `known`: something is remembered of its name.
-fn is_ours(
+/// Who made the directory that is there, if it may be brought up to date. `known`: something is remembered of its name.
+fn made_by(
     base: &DirHandle,
     to: &TreeDestination,
     path: &Path,
     (found, known): (Attributes, bool),
     owner: Option<Owner>,
-    source: [u8; 32],
-) -> Result<bool, TransferError> {
+    claim: &Claim,
+) -> Result<Option<NodeId>, TransferError> {
     let born = born(base, path).map_err(|e| TransferError::store("looking at", to.dir.join(path), e))?;
     let ours =
-        owner.filter(|owner| owner.inode == found.id.1 && owner.born == born && owner.source == source);
-    Ok(match (to.existing, ours) {
+        owner.filter(|owner| owner.inode == found.id.1 && owner.born == born && owner.source == claim.source);
+    let may_update = match (to.existing, ours) {
         (ExistingTree::Update, _) | (ExistingTree::UpdateOwn, Some(_)) => true,
         (_, Some(owner)) if !owner.complete => true,
         // Made a moment before the power went, or by somebody who has put nothing in it.
@@ -290,7 +315,26 @@ fn is_ours(
         }
         (ExistingTree::Refuse, _) => return Err(exists()),
         _ => false,
-    })
+    };
+    if let Some(owner) = ours.filter(|_| claim.delete && to.existing != ExistingTree::Update) {
+        may_remove(&owner, claim)?;
+    }
+    Ok(may_update.then(|| ours.map_or(claim.peer.node_id, |owner| owner.node)))
+}
+
+/// Whether who sends may have something removed from what `owner` made, where not everybody may.
+fn may_remove(owner: &Owner, claim: &Claim) -> Result<(), TransferError> {
+    if owner.born == Timestamp::default() {
+        let message = "it cannot be told there that the directory is the one that was sent before: nothing is removed from it, unless \
+            the receiver lets everybody update what has its name";
+        return Err(refused(FailureCode::Rejected, message));
+    }
+    // Operators may do worse to a cluster.
+    if owner.node != claim.peer.node_id && claim.peer.role != PeerRole::Operator {
+        let message = "another node has made that directory: that node or an operator may have something removed from it";
+        return Err(refused(FailureCode::Rejected, message));
+    }
+    Ok(())
 }
 
 enum Tried {
@@ -358,7 +402,8 @@ fn read_owner(vfs: &dyn Vfs, hidden: &Path) -> Option<Owner> {
     let (complete, rest) = rest.split_first()?;
     let (inode, rest) = rest.split_first_chunk()?;
     let (seconds, rest) = rest.split_first_chunk()?;
-    let (nanoseconds, source) = rest.split_first_chunk()?;
+    let (nanoseconds, rest) = rest.split_first_chunk()?;
+    let (source, node) = rest.split_first_chunk()?;
     if *version != OWNER_VERSION || *complete > 1 {
         return None;
     }
@@ -368,7 +413,8 @@ fn read_owner(vfs: &dyn Vfs, hidden: &Path) -> Option<Owner> {
             seconds: i64::from_le_bytes(*seconds),
             nanoseconds: u32::from_le_bytes(*nanoseconds),
         },
-        source: source.try_into().ok()?,
+        source: *source,
+        node: NodeId::from_le_bytes(node.try_into().ok()?),
         complete: *complete == 1,
     })
 }

@@ -9,7 +9,7 @@ use octopii_transfer::{
     Destination, InboxPolicy, Offer, ReceivePolicy, ReceivedChunk, Refusal, Transfer, TransferError,
     TransferOptions,
 };
-use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Executor};
+use octopii_transport::{ClusterAuthority, Endpoint, EndpointOptions, Executor, PeerRole};
 use octopii_vfs::{RealVfs, Vfs};
 
 pub(crate) const BLOCK: usize = 1 << 20;
@@ -124,16 +124,22 @@ pub(crate) fn endpoint(id: u64) -> Endpoint {
 }
 
 pub(crate) fn endpoint_on(id: u64, executor: &Executor) -> Endpoint {
-    bind(id, executor, EndpointOptions::default())
+    bind(id, PeerRole::Member, executor, EndpointOptions::default())
 }
 
 pub(crate) fn endpoint_with(id: u64, options: EndpointOptions) -> Endpoint {
-    bind(id, &Executor::new(tokio::runtime::Handle::current()), options)
+    bind(id, PeerRole::Member, &Executor::new(tokio::runtime::Handle::current()), options)
 }
 
-fn bind(id: u64, executor: &Executor, options: EndpointOptions) -> Endpoint {
+pub(crate) fn operators_endpoint(id: u64) -> Endpoint {
+    let executor = Executor::new(tokio::runtime::Handle::current());
+    bind(id, PeerRole::Operator, &executor, EndpointOptions::default())
+}
+
+fn bind(id: u64, role: PeerRole, executor: &Executor, options: EndpointOptions) -> Endpoint {
     static AUTHORITY: OnceLock<ClusterAuthority> = OnceLock::new();
-    let identity = AUTHORITY.get_or_init(|| ClusterAuthority::generate().unwrap()).issue(id).unwrap();
+    let identity =
+        AUTHORITY.get_or_init(|| ClusterAuthority::generate().unwrap()).issue_as(id, role).unwrap();
     Endpoint::bind(executor, &identity, options).unwrap()
 }
 

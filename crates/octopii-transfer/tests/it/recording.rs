@@ -49,6 +49,8 @@ struct State {
     odd: bool,
     // Names in open directories that differ in upper and lower case only are the same.
     folding: bool,
+    // Nothing tells when it was created.
+    ageless: bool,
     // Beneath it another file system seems to be mounted.
     mounted: Option<PathBuf>,
     rotten: Option<Rot>,
@@ -125,6 +127,15 @@ impl RecordingVfs {
 
     pub(crate) fn is_folding(&self) -> bool {
         self.0.lock().unwrap().folding
+    }
+
+    /// Does not tell when anything was created.
+    pub(crate) fn set_ageless(&self) {
+        self.0.lock().unwrap().ageless = true;
+    }
+
+    pub(crate) fn is_ageless(&self) -> bool {
+        self.0.lock().unwrap().ageless
     }
 
     /// Lets what is beneath `path` in an open directory look as if it were on another file system.

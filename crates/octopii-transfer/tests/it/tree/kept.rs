@@ -41,7 +41,7 @@ async fn a_directory_of_another_age_is_another() {
     assert_eq!(a.send_tree(&b).await.unwrap().name, PathBuf::from("tree"));
     let owner = hidden(&b).join("owner");
     let mut bytes = fs::read(&owner).unwrap();
-    assert_eq!((bytes.len(), &bytes[..2]), (54, &[1, 1][..]));
+    assert_eq!((bytes.len(), &bytes[..2]), (62, &[1, 1][..]));
     bytes[18] ^= 1;
     fs::write(&owner, bytes).unwrap();
     assert_eq!(a.send_tree(&b).await.unwrap().name, PathBuf::from("tree (1)"));

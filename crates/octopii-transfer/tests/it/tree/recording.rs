@@ -37,7 +37,8 @@ impl VfsDir for RecordingDir {
     }
 
     fn born(&self, path: &Path) -> io::Result<Option<Timestamp>> {
-        self.0.born(&self.spelled(path))
+        let born = self.0.born(&self.spelled(path))?;
+        Ok(born.filter(|_| !self.1.is_ageless()))
     }
 
     fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {

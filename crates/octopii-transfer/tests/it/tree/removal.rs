@@ -6,14 +6,24 @@ use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
 use std::sync::{Arc, Mutex};
 
-use octopii_transfer::{EntryFailure, EntryOutcome, FailureCode, TransferError, TreeOptions, TreeReport};
+use octopii_transfer::{
+    EntryFailure, EntryOutcome, ExistingTree, FailureCode, TransferError, TreeOptions, TreeReport,
+};
 
 use super::{chmod, counts, picture, put, undone};
-use crate::nodes::{Node, names, quick};
+use crate::nodes::{Node, names, operators_endpoint, quick};
 use crate::recording::{Op, RecordingVfs};
 
 /// Sends with removal; also which paths were told of as removed.
 async fn send(a: &Node, b: &Node) -> Result<(TreeReport, BTreeSet<String>), TransferError> {
+    send_with(a, b, |options| options).await
+}
+
+async fn send_with(
+    a: &Node,
+    b: &Node,
+    adjust: impl FnOnce(TreeOptions) -> TreeOptions,
+) -> Result<(TreeReport, BTreeSet<String>), TransferError> {
     let removed = Arc::new(Mutex::new(BTreeSet::new()));
     let telling = Arc::clone(&removed);
     let options = TreeOptions {
@@ -25,7 +35,7 @@ async fn send(a: &Node, b: &Node) -> Result<(TreeReport, BTreeSet<String>), Tran
         })),
         ..TreeOptions::new("tree")
     };
-    let report = a.transfer.send_tree(b.addr(), a.tree(), options).await?;
+    let report = a.transfer.send_tree(b.addr(), a.tree(), adjust(options)).await?;
     let removed = removed.lock().unwrap().clone();
     assert_eq!(report.removed, removed.len() as u64);
     Ok((report, removed))
@@ -163,4 +173,58 @@ async fn another_spelling_of_what_is_there_removes_nothing() {
     assert!(removed.is_empty());
     let now = picture(&b.inbox().join("tree"));
     assert_eq!(now.keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
+}
+
+fn is_refused(sent: Result<(TreeReport, BTreeSet<String>), TransferError>) -> bool {
+    matches!(sent, Err(TransferError::Refused { refusal, .. }) if refusal.code == FailureCode::Rejected)
+}
+
+/// Whoever may send can say of itself what it likes, but not who it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_made_a_tree_and_operators_remove_from_it() {
+    let (a, b, liar) = (Node::new(1), Node::new(2), Node::new(3));
+    let operator = Node::on(operators_endpoint(4), octopii_vfs::RealVfs::shared(), quick());
+    b.open_trees(|inbox| inbox.delete(true));
+    let claimed = |options| TreeOptions { source: Some("photos".to_owned()), ..options };
+    let fill = || ["1", "2", "3", "4"].iter().for_each(|name| put(&a.tree(), name, name.as_bytes()));
+    let there = || names(&b.inbox().join("tree"));
+    fill();
+    send_with(&a, &b, claimed).await.unwrap();
+    put(&liar.tree(), "5", b"5");
+    for dry_run in [true, false] {
+        assert!(is_refused(send_with(&liar, &b, |o| TreeOptions { dry_run, ..claimed(o) }).await));
+    }
+    // It may bring it up to date, which makes it nobody else's.
+    let plain = claimed(TreeOptions::new("tree"));
+    let report = liar.transfer.send_tree(b.addr(), liar.tree(), plain).await.unwrap();
+    assert_eq!((report.name.to_str(), counts(&report)), (Some("tree"), (1, 0, 1, 0)));
+    assert!(is_refused(send_with(&liar, &b, claimed).await));
+    assert_eq!(there(), ["1", "2", "3", "4", "5"]);
+    put(&operator.tree(), "1", b"1");
+    send_with(&operator, &b, claimed).await.unwrap();
+    assert_eq!(there(), ["1"]);
+    fs::remove_file(a.tree().join("1")).unwrap();
+    send_with(&a, &b, claimed).await.unwrap();
+    assert_eq!(there(), ["2", "3", "4"]);
+    b.open_trees(|inbox| inbox.delete(true).existing(ExistingTree::Update));
+    send_with(&liar, &b, claimed).await.unwrap();
+    assert_eq!(there(), ["5"]);
+}
+
+/// A directory that somebody has made anew may have the number of the one that was sent: nothing else tells them apart there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_no_age_is_not_emptied() {
+    let vfs = RecordingVfs::default();
+    vfs.set_ageless();
+    let (a, b) = (Node::new(1), Node::with(2, vfs.shared(), quick()));
+    b.open_trees(|inbox| inbox.delete(true));
+    put(&a.tree(), "1", b"1");
+    send(&a, &b).await.unwrap();
+    put(&b.inbox(), "tree/2", b"2");
+    assert!(is_refused(send(&a, &b).await));
+    assert_eq!(counts(&a.send_tree(&b).await.unwrap()), (0, 1, 1, 0));
+    assert_eq!(names(&b.inbox().join("tree")), ["1", "2"]);
+    b.open_trees(|inbox| inbox.delete(true).existing(ExistingTree::Update));
+    send(&a, &b).await.unwrap();
+    assert_eq!(names(&b.inbox().join("tree")), ["1"]);
 }
