@@ -1,6 +1,6 @@
 //! Which identity a command speaks with.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use octopii::{
@@ -17,9 +17,13 @@ pub(crate) fn load(file: Option<&Path>, authority_dir: Option<&Path>) -> Result<
             .map_err(Failure::failed)?
             .ok_or_else(|| Failure::failed(format!("{}: no such file", path.display())));
     }
+    of_this_moment(authority_dir, client_id())
+}
+
+fn of_this_moment(authority_dir: Option<&Path>, id: NodeId) -> Result<Identity, Failure> {
     let dir = authority_dir.map_or_else(octopii::state_dir, Path::to_owned);
     let authority = octopii::local_authority(&RealVfs, &dir).map_err(Failure::failed)?;
-    authority.issue_as(client_id(), PeerRole::Operator).map_err(Failure::failed)
+    authority.issue_as(id, PeerRole::Operator).map_err(Failure::failed)
 }
 
 /// Refuses to speak with another machine without an identity that its authority has issued.
@@ -38,6 +42,17 @@ fn client_id() -> NodeId {
     (1 << 62) | u64::from(std::process::id())
 }
 
+/// Who listens at an address of this machine is the same node as who listened there before: it goes on with what that one had begun
+/// to receive. Ids of this kind are none of [`client_id`]'s.
+fn listener_id(bind: SocketAddr) -> NodeId {
+    let ip = match bind.ip() {
+        IpAddr::V4(ip) => ip.to_bits(),
+        // There is one address of IPv6 for this machine, and none of IPv4 that is this number.
+        IpAddr::V6(_) => 1,
+    };
+    (1 << 62) | (1 << 48) | (u64::from(ip) << 16) | u64::from(bind.port())
+}
+
 /// A node without consensus that keeps nothing, for commands that only ship or receive.
 pub(crate) async fn passing_node(
     runtime: &OctopiiRuntime,
@@ -47,9 +62,13 @@ pub(crate) async fn passing_node(
 ) -> Result<(OctopiiNode, tempfile::TempDir), Failure> {
     let dir = tempfile::tempdir()
         .map_err(|e| Failure::failed(format!("cannot make a temporary directory: {e}")))?;
+    let own = match identity {
+        None if bind.port() != 0 => of_this_moment(None, listener_id(bind))?,
+        _ => load(identity, None)?,
+    };
     let config = Config {
         bind,
-        identity: IdentitySource::Given(load(identity, None)?),
+        identity: IdentitySource::Given(own),
         consensus: false,
         transfer: TransferOptions {
             // Where another process of this user finds what lets it go on.

@@ -1,7 +1,7 @@
 //! A sender, a receiver or a relay that is killed in the middle: the other processes, or the next one, go on.
 //!
-//! By default one small file and one kill of each. `OCTOPII_KILLS=20` kills each that often, at random points of a file of
-//! 1 GiB (`OCTOPII_KILL_MIB`): `just kills`.
+//! By default a small file and one kill of each, two of sender and receiver. `OCTOPII_KILLS=20` kills each that often, at random
+//! points of a file of 1 GiB (`OCTOPII_KILL_MIB`): `just kills`. Every other sender to one receiver compresses.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -33,6 +33,11 @@ fn kills() -> u64 {
     setting("OCTOPII_KILLS", 1)
 }
 
+/// What travels in a run.
+fn how(run: u64) -> &'static [&'static str] {
+    if run.is_multiple_of(2) { &[] } else { &["--compress"] }
+}
+
 struct Scene {
     home: Home,
     addresses: Vec<String>,
@@ -47,9 +52,10 @@ impl Scene {
         let size = setting("OCTOPII_KILL_MIB", if kills() > 1 { 1024 } else { 96 }) * MIB;
         // Different at every kill of a run, and in every run.
         let random = u64::from(std::process::id()) ^ name.len() as u64;
-        let content: Vec<u8> = (0..size / 8)
-            .flat_map(|n| (n ^ random).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
-            .collect();
+        // Every other 64 KiB can be compressed.
+        let word =
+            |n: u64| if n >> 13 & 1 == 0 { (n ^ random).wrapping_mul(0x9e37_79b9_7f4a_7c15) } else { n };
+        let content: Vec<u8> = (0..size / 8).flat_map(|n| word(n).to_le_bytes()).collect();
         std::fs::write(home.path().join("file"), content).unwrap();
         // Some seconds, so that there is a middle.
         let rate = (size / 3).to_string();
@@ -158,15 +164,16 @@ fn after_a_sender_is_killed_the_next_goes_on() {
     let mut scene = Scene::new("sender", 1);
     let mut receiver = scene.receiver(0);
     let mut most = 0;
-    for _ in 0..kills() {
-        let mut sender = scene.sender(&[]);
+    let runs = kills().max(2);
+    for run in 0..runs {
+        let mut sender = scene.sender(how(run));
         let at = scene.point();
         scene.until(0, at, &mut sender);
         sender.kill().unwrap();
         sender.wait().unwrap();
         let written = scene.part(0);
         assert!(!scene.place(0).exists());
-        let (output, read) = ended(scene.sender(&[]));
+        let (output, read) = ended(scene.sender(how(run)));
         let result: Value = serde_json::from_str(&succeeded(&output)).unwrap();
         scene.arrived(0);
         assert_eq!(receiver.line()["sha256"], result["sha256"]);
@@ -181,7 +188,7 @@ fn after_a_sender_is_killed_the_next_goes_on() {
         assert!(read <= scene.size - resumed + ASIDE, "{read} bytes read after {resumed} were resumed");
         scene.clear();
     }
-    println!("sender: {} kills, at most {} MiB may have been sent again", kills(), most / MIB);
+    println!("sender: {runs} kills, at most {} MiB may have been sent again", most / MIB);
 }
 
 #[test]
@@ -189,8 +196,9 @@ fn after_a_receiver_is_killed_the_sender_goes_on_with_the_next() {
     let mut scene = Scene::new("receiver", 1);
     let mut receiver = scene.receiver(0);
     let mut most = 0;
-    for _ in 0..kills() {
-        let mut sender = scene.sender(&[]);
+    let runs = kills().max(2);
+    for run in 0..runs {
+        let mut sender = scene.sender(how(run));
         let at = scene.point();
         scene.until(0, at, &mut sender);
         receiver.kill();
@@ -209,7 +217,7 @@ fn after_a_receiver_is_killed_the_sender_goes_on_with_the_next() {
         assert!(read <= scene.size + again + ASIDE, "{read} bytes read, {again} of them sent again");
         scene.clear();
     }
-    println!("receiver: {} kills, at most {} MiB were sent again", kills(), most / MIB);
+    println!("receiver: {runs} kills, at most {} MiB were sent again", most / MIB);
 }
 
 /// What a sender tells of who supplies whom.
