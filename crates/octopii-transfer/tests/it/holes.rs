@@ -12,6 +12,7 @@ use octopii_transfer::{
     TransferError, TransferOptions,
 };
 use octopii_vfs::{OpenMode, RealVfs, Vfs};
+use sha2::{Digest as _, Sha256};
 
 use crate::compressed::text;
 use crate::nodes::{BLOCK, Node, content, eventually, names, quick, read};
@@ -214,9 +215,9 @@ async fn what_was_cut_off_among_holes_is_gone_on_with() {
         assert!(taken(&part) < RealVfs.open(&part, OpenMode::Read).unwrap().len().unwrap() * 3 / 4);
         if stale {
             let file = RealVfs.open(&part, OpenMode::ReadWrite).unwrap();
-            // Within a hole, on its edge, and far behind all that was synced.
-            for at in [2 * BLOCK + 5, 5 * BLOCK - 3, 90 * BLOCK] {
-                file.write_all_at(&vec![0xee; 3 * BLOCK / 2], at as u64).unwrap();
+            // Within a hole, on its edge, and all around where what was synced ends.
+            for (at, blocks) in [(2 * BLOCK + 5, 1), (5 * BLOCK - 3, 1), (30 * BLOCK + 7, 60)] {
+                file.write_all_at(&vec![0xee; blocks * BLOCK], at as u64).unwrap();
             }
         }
         let receipt = send(&scene.sender(3), &scene.b, &scene.path).await.unwrap();
@@ -338,6 +339,32 @@ async fn a_hole_where_none_is_costs_its_block() {
     }
     raw.expect_failure(FAIL, 10).await;
     assert_eq!(names(&b.inbox()), ["f"]);
+}
+
+/// While one block is sent again, gigabytes of holes may arrive.
+#[tokio::test(flavor = "multi_thread")]
+async fn holes_wait_behind_a_damaged_block_in_any_length() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    let _arrived = b.open_inbox();
+    let mut whole = vec![0; 100 * BLOCK];
+    whole[..BLOCK].copy_from_slice(&content(BLOCK));
+    let mut raw = Raw::open(&a.endpoint, b.addr()).await;
+    raw.write(&sparse_opening(1, whole.len(), BLOCK, 0)).await;
+    raw.expect_accept().await;
+    let mut damaged = data(b"", &whole[..BLOCK]);
+    damaged[99] ^= 1;
+    raw.write(&damaged).await;
+    let mut hasher = Sha256::new_with_prefix(&whole[..BLOCK]);
+    for n in 1..100 {
+        hasher.update(&whole[n * BLOCK..(n + 1) * BLOCK]);
+        let prefix = Digest(hasher.clone().finalize().into());
+        raw.write(&message(SPARSE, &block_body(n * BLOCK, BLOCK, &[0; 32], b"", prefix))).await;
+    }
+    raw.write(&done(whole.len() as u64, Digest::of(&whole))).await;
+    assert_eq!(raw.read().await.0, AGAIN);
+    raw.write(&repair(0, &whole[..BLOCK])).await;
+    assert_eq!(raw.read().await.0, ACK);
+    assert!(read(&b.inbox().join("f")) == whole);
 }
 
 fn block_or_data(before: &[u8], content: &[u8]) -> Vec<u8> {
