@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod crash;
+mod holes;
 mod libc_overrides;
 mod network;
 mod replay;

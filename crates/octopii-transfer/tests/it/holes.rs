@@ -561,6 +561,11 @@ async fn holes_and_compression_go_together() {
     assert!((least..least + BLOCK as u64 / 2).contains(&receipt.travelled), "{}", receipt.travelled);
     assert!(read(&b.inbox().join("f")) == whole);
     assert!(taken(&b.inbox().join("f")) <= taken(&source) + SLACK);
+    // What compression would only make longer than it is without its holes.
+    let source = sparse(&a, "noise", 3 * BLOCK, &[(BLOCK, &noise)]);
+    let options = SendOptions { compress: Some(3), ..SendOptions::new("file") };
+    let receipt = a.transfer.send(b.addr(), &ChunkSource::File(source), options).await.unwrap();
+    assert_eq!(receipt.travelled, noise.len() as u64);
 }
 
 /// Large files of directories are chunks of their own.
