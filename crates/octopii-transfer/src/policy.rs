@@ -86,7 +86,7 @@ pub trait ReceivePolicy: Send + Sync + 'static {
 
     /// The chunk is there, at [`ReceivedChunk::level`]. Called before the sender gets its acknowledgement, so what is done here has
     /// happened when the sender's call returns, unless the sender asked for [`AckLevel::Received`] only. A crash in between leaves
-    /// a file of which the sender knows nothing.
+    /// a file of which the sender knows nothing. A panic is logged, and the chunk acknowledged: it is there.
     fn received(&self, received: ReceivedChunk);
 
     /// An accepted chunk did not arrive; nothing of it is left, or a hidden file from which its sender may go on.

@@ -4,6 +4,7 @@
 //! queue allows: this one reads what arrives, [`Storing`] checks and writes it on blocking threads, and [`respond`] tells the
 //! sender how far that has got, what it should send again and, at the end, what came of it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -372,7 +373,11 @@ async fn publish(
     let publishing = shared.executor.blocking(move || {
         let size = sink.checker.offset();
         let (location, digest, level) = sink.finish(expected)?;
-        policy.received(ReceivedChunk { offer: Offer::clone(&offer), location, digest, level, size });
+        let received = ReceivedChunk { offer: Offer::clone(&offer), location, digest, level, size };
+        // The chunk is there, whatever its policy makes of it: who heard that it is not would send it a second time.
+        if catch_unwind(AssertUnwindSafe(|| policy.received(received))).is_err() {
+            tracing::error!(id = %offer.id, "a receive policy panicked over a chunk that has arrived");
+        }
         if let (AckLevel::Durable, Some(outcomes)) = (level, &service.outcomes) {
             let outcome = Outcome { peer: offer.peer.node_id, id: offer.id, size, digest };
             if let Err(e) = outcomes.record(&outcome) {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use octopii_transfer::{
-    AckLevel, ChunkSource, Digest, FailureCode, SendOptions, TransferError, TransferId, TransferOptions,
-    TransferStatus,
+    AckLevel, ChunkSource, Destination, Digest, FailureCode, Offer, ReceivePolicy, ReceivedChunk, Refusal,
+    SendOptions, TransferError, TransferId, TransferOptions, TransferStatus,
 };
 use octopii_transport::{Acceptor, StreamKind};
 
@@ -75,6 +75,35 @@ async fn a_restarted_receiver_remembers_what_it_acknowledged() {
     let TransferStatus::Finished(ack) = status else { panic!("{status:?}") };
     assert_eq!((ack.level, ack.size, ack.digest), (AckLevel::Durable, 3, receipt.digest));
     assert_eq!(c.transfer.status(b.addr(), id).await.unwrap(), TransferStatus::Unknown, "not its transfer");
+}
+
+/// The file is there: who heard that it is not would send it a second time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_panics_over_what_has_arrived_changes_nothing_about_that() {
+    struct Panics(Destination);
+    impl ReceivePolicy for Panics {
+        fn accept(&self, _: &Offer) -> Result<Destination, Refusal> {
+            Ok(self.0.clone())
+        }
+        fn received(&self, chunk: ReceivedChunk) {
+            panic!("on purpose, over {} bytes", chunk.size);
+        }
+    }
+    let state = tempfile::tempdir().unwrap();
+    let options = || TransferOptions { state_dir: Some(state.path().to_owned()), ..quick() };
+    let (a, b) = (Node::new(1), Node::with(2, RealVfs::shared(), options()));
+    let inbox = b.inbox();
+    let destination = Destination::File { dir: inbox.clone(), name: "f".into(), replace: false };
+    b.transfer.receive("file", Panics(destination));
+    let id = TransferId(77);
+    let send = SendOptions { id: Some(id), retries: 2, ..SendOptions::new("file") };
+    let receipt = a.transfer.send(b.addr(), &ChunkSource::Memory("abc".into()), send).await.unwrap();
+    assert_eq!(names(&inbox), ["f"]);
+    let finished = |status: TransferStatus| matches!(status, TransferStatus::Finished(ack) if ack.digest == receipt.digest);
+    assert!(finished(a.transfer.status(b.addr(), id).await.unwrap()));
+    b.endpoint.close(Duration::from_secs(5)).await;
+    let b = Node::with(2, RealVfs::shared(), options());
+    assert!(finished(a.transfer.status(b.addr(), id).await.unwrap()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
