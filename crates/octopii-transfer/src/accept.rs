@@ -123,7 +123,7 @@ pub(crate) async fn accept(
             Ok(Accepted { offer, policy, registration, sink, claim, slot, shelved, decompresses })
         }
         Err(refusal) => {
-            registration.end(Err(refusal.clone()));
+            registration.forget();
             Err(refusal)
         }
     }

@@ -13,7 +13,8 @@ use crate::{FailureCode, Refusal, TransferId};
 /// One sender cannot ask about another's transfers.
 type Key = (NodeId, TransferId);
 
-/// Transfers under way, and the latest that ended.
+/// Transfers under way, and the latest that ended: those of the sender that has most are forgotten first, so that nobody makes
+/// this node forget what it has told others.
 #[derive(Debug)]
 pub(crate) struct Registry {
     entries: Mutex<Entries>,
@@ -24,11 +25,12 @@ pub(crate) struct Registry {
 struct Entries {
     active: BTreeMap<Key, Arc<AtomicU64>>,
     ended: BTreeMap<Key, Result<Acknowledgement, Refusal>>,
-    // Oldest first; holds exactly the keys of `ended`.
-    order: VecDeque<Key>,
+    // The keys of `ended`: those of each sender, oldest first.
+    order: BTreeMap<NodeId, VecDeque<TransferId>>,
 }
 
-/// A transfer under way; recorded as failed if dropped before [`Registration::end`].
+/// A transfer under way; recorded as failed if dropped before it was [ended](Registration::end) or
+/// [forgotten](Registration::forget).
 #[derive(Debug)]
 pub(crate) struct Registration {
     registry: Arc<Registry>,
@@ -57,8 +59,10 @@ impl Registry {
         if entries.active.contains_key(&key) || matches!(entries.ended.get(&key), Some(Ok(_))) {
             return None;
         }
-        if entries.ended.remove(&key).is_some() {
-            entries.order.retain(|k| *k != key);
+        if entries.ended.remove(&key).is_some()
+            && let Some(ids) = entries.order.get_mut(&peer)
+        {
+            ids.retain(|known| *known != id);
         }
         let verified = Arc::new(AtomicU64::new(0));
         entries.active.insert(key, Arc::clone(&verified));
@@ -85,13 +89,22 @@ impl Registry {
         let mut entries = self.lock();
         entries.active.remove(&key);
         if entries.ended.insert(key, outcome).is_none() {
-            entries.order.push_back(key);
+            entries.order.entry(key.0).or_default().push_back(key.1);
         }
-        while entries.order.len() > self.capacity {
-            if let Some(oldest) = entries.order.pop_front() {
-                entries.ended.remove(&oldest);
-            }
+        while entries.ended.len() > self.capacity {
+            entries.forget_one();
         }
+    }
+}
+
+impl Entries {
+    fn forget_one(&mut self) {
+        let Some((&peer, ids)) = self.order.iter_mut().max_by_key(|(_, ids)| ids.len()) else { return };
+        let oldest = ids.pop_front();
+        if ids.is_empty() {
+            self.order.remove(&peer);
+        }
+        oldest.and_then(|id| self.ended.remove(&(peer, id)));
     }
 }
 
@@ -99,6 +112,12 @@ impl Registration {
     /// Bytes verified so far, to be kept up to date.
     pub(crate) fn verified(&self) -> &Arc<AtomicU64> {
         &self.verified
+    }
+
+    /// Nothing came of it, and that need not be remembered.
+    pub(crate) fn forget(mut self) {
+        self.ended = true;
+        self.registry.lock().active.remove(&self.key);
     }
 
     pub(crate) fn end(mut self, outcome: Result<Acknowledgement, Refusal>) {
@@ -133,6 +152,27 @@ mod tests {
         assert_eq!(registry.status(1, TransferId(0)), TransferStatus::Unknown);
         assert_eq!(registry.status(1, TransferId(2)), TransferStatus::Finished(ack()));
         assert_eq!(registry.status(2, TransferId(2)), TransferStatus::Unknown, "another peer's transfer");
+    }
+
+    #[test]
+    fn nobody_makes_it_forget_what_others_were_told() {
+        let registry = Registry::new(4);
+        registry.register(1, TransferId(0)).unwrap().end(Ok(ack()));
+        registry.register(2, TransferId(0)).unwrap().end(Ok(ack()));
+        for id in 0..100 {
+            drop(registry.register(3, TransferId(id)).unwrap());
+        }
+        assert_eq!(registry.status(1, TransferId(0)), TransferStatus::Finished(ack()));
+        assert_eq!(registry.status(2, TransferId(0)), TransferStatus::Finished(ack()));
+        assert_eq!(registry.status(3, TransferId(97)), TransferStatus::Unknown);
+        assert!(matches!(registry.status(3, TransferId(98)), TransferStatus::Failed(_)));
+        // What was refused takes nobody's place, not even its sender's own.
+        registry.register(3, TransferId(100)).unwrap().forget();
+        assert_eq!(registry.status(3, TransferId(100)), TransferStatus::Unknown);
+        assert!(matches!(registry.status(3, TransferId(98)), TransferStatus::Failed(_)));
+        let entries = registry.lock();
+        assert_eq!((entries.ended.len(), entries.active.len()), (4, 0));
+        assert_eq!(entries.order.values().map(VecDeque::len).sum::<usize>(), 4);
     }
 
     #[test]

@@ -106,6 +106,31 @@ async fn a_policy_that_panics_over_what_has_arrived_changes_nothing_about_that()
     assert!(finished(a.transfer.status(b.addr(), id).await.unwrap()));
 }
 
+/// Whom it refuses it need not remember: that would take the place of what it has told others.
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_not_remembered() {
+    let (a, c) = (Node::new(1), Node::new(3));
+    let b = Node::with(2, RealVfs::shared(), TransferOptions { remembered: 2, ..quick() });
+    b.transfer.receive("file", |offer: &Offer| match offer.name.as_deref() {
+        Some("f") => Ok(Destination::Memory { limit: 100 }),
+        _ => Err(Refusal::rejected("no")),
+    });
+    let named =
+        |id, name: &str| SendOptions { id: Some(id), name: Some(name.into()), ..SendOptions::new("file") };
+    let source = ChunkSource::Memory("abc".into());
+    for sender in [&a, &c] {
+        sender.transfer.send(b.addr(), &source, named(TransferId(1), "f")).await.unwrap();
+    }
+    for id in 2..6 {
+        c.transfer.send(b.addr(), &source, named(TransferId(id), "g")).await.unwrap_err();
+        assert_eq!(c.transfer.status(b.addr(), TransferId(id)).await.unwrap(), TransferStatus::Unknown);
+    }
+    for sender in [&a, &c] {
+        let status = sender.transfer.status(b.addr(), TransferId(1)).await.unwrap();
+        assert!(matches!(status, TransferStatus::Finished(_)), "{status:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_receiver_remembers_what_failed() {
     let (a, b) = (Node::new(1), Node::new(2));
