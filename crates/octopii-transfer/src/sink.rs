@@ -153,8 +153,11 @@ impl Sink {
         match synced {
             Ok(()) if journal.is_worth_keeping(0) => self.store.set_keep(true),
             Ok(()) => {}
-            // What was vouched for before is as good as it was.
-            Err(e) => tracing::warn!("cannot keep the latest part of an interrupted transfer: {e}"),
+            // What was not written, a later sync would no longer report.
+            Err(e) => {
+                tracing::warn!("cannot keep an interrupted transfer: {e}");
+                self.store.set_keep(false);
+            }
         }
         self.store.file().is_some_and(TemporaryFile::is_kept)
     }

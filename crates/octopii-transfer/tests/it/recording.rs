@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use octopii_vfs::{
     DirEntry, DirHandle, FileHandle, FileVersion, LockGuard, Metadata, OpenMode, RealVfs, Vfs, VfsFile,
@@ -342,6 +342,10 @@ impl VfsFile for RecordingFile {
 
     fn len(&self) -> io::Result<u64> {
         self.0.len()
+    }
+
+    fn modified(&self) -> io::Result<Option<SystemTime>> {
+        self.0.modified()
     }
 
     fn version(&self) -> io::Result<FileVersion> {

@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use octopii_transfer::{
-    AckLevel, ChunkSource, Digest, Receipt, SendOptions, Transfer, TransferError, TransferOptions,
+    AckLevel, ChunkSource, Digest, Receipt, SendOptions, Transfer, TransferError, TransferId,
+    TransferOptions, TransferStatus,
 };
 use octopii_vfs::{OpenMode, RealVfs, Vfs};
 
 use crate::nodes::{BLOCK, Node, content, endpoint, eventually, names, quick, read};
-use crate::raw::{ACCEPT, ACK, AGAIN, Raw, data, done, opening_with, repair};
+use crate::raw::{ACCEPT, ACK, AGAIN, Raw, accept_body, data, done, opening_with, repair};
+use crate::recording::{Op, RecordingVfs};
 
 const SIZE: usize = 48 * BLOCK;
 
@@ -388,39 +390,67 @@ async fn what_nobody_goes_on_with_is_removed() {
 /// What nobody could go on from is not kept, and what is kept goes in its time, although nothing else happens.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_of_no_use_any_more_goes() {
-    let sender = endpoint(1);
     let keep_partial = Duration::from_secs(4);
-    let b = Node::with(2, RealVfs::shared(), TransferOptions { keep_partial, ..quick() });
+    let (cut, b) =
+        (Cut::new(), Node::with(2, RealVfs::shared(), TransferOptions { keep_partial, ..quick() }));
     b.open_inbox();
-    let asking = Node::on(sender.clone(), RealVfs::shared(), quick());
-    let data = content(6 * BLOCK);
-    for (blocks, kept) in [(1, false), (5, true)] {
-        let mut raw = Raw::open(&sender, b.addr()).await;
-        raw.write(&opening_with(
-            blocks as u128,
-            Some([7; 16]),
-            "file",
-            Some(data.len() as u64),
-            BLOCK as u32,
-        ))
-        .await;
-        assert_eq!(raw.read().await.0, ACCEPT);
-        for (i, block) in data.chunks(BLOCK).enumerate().take(blocks) {
-            raw.write(&crate::raw::data(&data[..i * BLOCK], block)).await;
+    for (blocks, is_kept) in [(1, false), (5, true)] {
+        cut.send(&b, "file", 0, blocks).await.connection.close("cut");
+        if is_kept {
+            kept(&b.inbox()).await;
         }
-        let id = octopii_transfer::TransferId(blocks as u128);
-        let wanted = octopii_transfer::TransferStatus::Receiving { verified: (blocks * BLOCK) as u64 };
-        while asking.transfer.status(b.addr(), id).await.unwrap() != wanted {
+        eventually("cleaning up", || names(&b.inbox()).is_empty()).await;
+    }
+}
+
+/// A sender by hand, of 6 MiB under one key.
+struct Cut {
+    sender: Node,
+    data: Vec<u8>,
+}
+
+impl Cut {
+    fn new() -> Self {
+        Self { sender: Node::new(1), data: content(6 * BLOCK) }
+    }
+
+    /// Offers it, sends the blocks that `to` has not got up to `blocks`, and says so when they are verified.
+    async fn send(&self, to: &Node, purpose: &str, have: usize, blocks: usize) -> Raw {
+        let id = TransferId::random();
+        let mut raw = Raw::open(&self.sender.endpoint, to.addr()).await;
+        let (size, key) = (Some(self.data.len() as u64), Some([7; 16]));
+        raw.write(&opening_with(id.0, key, purpose, size, BLOCK as u32)).await;
+        let accepted = accept_body((have * BLOCK) as u64, &self.data[..have * BLOCK]);
+        assert_eq!(raw.read().await, (ACCEPT, accepted));
+        for (i, block) in self.data.chunks(BLOCK).enumerate().take(blocks).skip(have) {
+            raw.write(&data(&self.data[..i * BLOCK], block)).await;
+        }
+        let wanted = TransferStatus::Receiving { verified: (blocks * BLOCK) as u64 };
+        while self.sender.transfer.status(to.addr(), id).await.unwrap() != wanted {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        raw.connection.close("cut");
-        let inbox = b.inbox();
-        let gone = || names(&inbox).is_empty();
-        if kept {
-            let unlocked = |name: &String| RealVfs.lock(&inbox.join(name)).is_ok();
-            eventually("keeping", || names(&inbox).iter().any(|n| n.ends_with(".part") && unlocked(n))).await;
-            assert_eq!(names(&inbox).len(), 2);
-        }
-        eventually("cleaning up", gone).await;
+        raw
     }
+}
+
+async fn kept(dir: &std::path::Path) {
+    let unlocked = |name: &String| RealVfs.lock(&dir.join(name)).is_ok();
+    eventually("keeping", || names(dir).iter().any(|n| n.ends_with(".part") && unlocked(n))).await;
+    assert_eq!(names(dir).len(), 2);
+}
+
+/// What a failed sync has left unwritten, no later one reports: nothing of such a file is gone on with.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_whose_sync_has_failed_is_not_kept() {
+    let disk = RecordingVfs::default();
+    let (cut, b) = (Cut::new(), Node::with(2, disk.shared(), quick()));
+    b.open_inbox();
+    cut.send(&b, "file", 0, 5).await.connection.close("cut");
+    kept(&b.inbox()).await;
+    let raw = cut.send(&b, "file", 4, 5).await;
+    disk.fail(Op::SyncData, 0, 1, std::io::ErrorKind::Other);
+    raw.connection.close("cut");
+    let inbox = b.inbox();
+    eventually("cleaning up", || names(&inbox).is_empty()).await;
+    cut.send(&b, "file", 0, 1).await;
 }
