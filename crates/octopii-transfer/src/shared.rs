@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use octopii_transport::{Endpoint, Executor};
@@ -19,7 +19,7 @@ use crate::outcomes::Outcomes;
 use crate::registry::Registry;
 use crate::relay::shelf::Shelf;
 use crate::store::Resources;
-use crate::temporary::{Keeping, sweep};
+use crate::temporary::{Keeping, Swept, sweep};
 use crate::tree::Trees;
 
 /// Options of [`Transfer::start`](crate::Transfer::start).
@@ -43,7 +43,8 @@ pub struct TransferOptions {
     pub idle_timeout: Duration,
     /// A new stream must make its offer within this. Default 5 s.
     pub offer_timeout: Duration,
-    /// How many ended transfers are remembered for [`Transfer::status`](crate::Transfer::status). Default 1,024. With a `state_dir`, the latest 1,024 that
+    /// How many ended transfers are remembered for [`Transfer::status`](crate::Transfer::status); beyond that, those of the sender that
+    /// has most are forgotten first. Default 1,024. With a `state_dir`, the latest 1,024 that
     /// were acknowledged as durable are remembered over a restart.
     pub remembered: usize,
     /// Whether blocks and packs of small files may come compressed, if their sender wishes; otherwise they are asked for as they are.
@@ -83,6 +84,9 @@ impl Default for TransferOptions {
 const SHORTEST_SWEEP: Duration = Duration::from_millis(200);
 const LONGEST_SWEEP: Duration = Duration::from_secs(3600);
 
+/// Directories of which it is remembered that they were swept.
+const MAX_SWEPT: usize = 1024;
+
 /// For each transfer that can be received at once, others may have this much handed on to them.
 const LENT_PER_SLOT: usize = 3;
 
@@ -103,7 +107,10 @@ pub(crate) struct Shared {
     pub(crate) shelf: Arc<Shelf>,
     pub(crate) phase: watch::Sender<Phase>,
     policies: RwLock<BTreeMap<String, Arc<dyn ReceivePolicy>>>,
+    /// Directories that were looked after once.
     swept: Mutex<BTreeSet<PathBuf>>,
+    /// Those in which something is left that is to go when its time has come.
+    keeping: Mutex<BTreeSet<PathBuf>>,
     pub(crate) trees: Trees,
 }
 
@@ -148,6 +155,7 @@ impl Shared {
             phase: watch::Sender::new(Phase::Serving),
             policies: RwLock::default(),
             swept: Mutex::default(),
+            keeping: Mutex::default(),
             trees: Trees::default(),
             options,
         }
@@ -165,22 +173,26 @@ impl Shared {
     /// Removes what a crashed process left in `dir`, the first time that the directory is met. Blocks.
     pub(crate) fn sweep_once(&self, dir: &Path) {
         let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
-        // Policies may use a directory per chunk: what is remembered of them must not grow without end.
-        if swept.len() >= 1024 || !swept.insert(dir.to_owned()) {
+        // Policies may use a directory per chunk: what is remembered of them must not grow without end. To sweep one twice does
+        // no harm.
+        if swept.len() >= MAX_SWEPT {
+            swept.clear();
+        }
+        if !swept.insert(dir.to_owned()) {
             return;
         }
         drop(swept);
         self.sweep(dir);
     }
 
-    /// Sweeps the directories that were met again and again, so that what is kept goes when its time has come. Never ends.
+    /// Sweeps the directories in which something was left again and again, so that it goes when its time has come. Never ends.
     pub(crate) async fn keep_sweeping(self: Arc<Self>) {
         let period = (self.options.keep_partial / 8).clamp(SHORTEST_SWEEP, LONGEST_SWEEP);
         loop {
             sleep(period).await;
             let sweeper = Arc::clone(&self);
             let sweeping = self.executor.blocking(move || {
-                let dirs = sweeper.swept.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let dirs = std::mem::take(&mut *sweeper.keeping());
                 dirs.iter().for_each(|dir| sweeper.sweep(dir));
             });
             sweeping.await;
@@ -195,13 +207,22 @@ impl Shared {
             count: options.max_partial_files,
             bytes: options.max_partial_bytes,
         };
-        match sweep(&*self.resources.vfs, dir, keeping, SystemTime::now()) {
-            Ok(0) => {}
-            Ok(n) => {
+        let swept = sweep(&*self.resources.vfs, dir, keeping, SystemTime::now());
+        // Only who sweeps all of them forgets them, before: what is kept meanwhile is not missed.
+        if swept.as_ref().map_or(true, |swept| swept.left > 0) {
+            self.keeping().insert(dir.to_owned());
+        }
+        match swept {
+            Ok(Swept { removed: 0, .. }) => {}
+            Ok(Swept { removed: n, .. }) => {
                 tracing::info!(dir = %dir.display(), "removed {n} unfinished files of earlier transfers");
             }
             Err(e) => tracing::warn!(dir = %dir.display(), "cannot clean up unfinished files: {e}"),
         }
+    }
+
+    fn keeping(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.keeping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

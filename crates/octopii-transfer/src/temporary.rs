@@ -16,7 +16,7 @@ use crate::name::{TEMPORARY_PREFIX, check_file_name, numbered};
 mod sweep;
 
 use self::sweep::give_back_space;
-pub(crate) use self::sweep::{Keeping, sweep};
+pub(crate) use self::sweep::{Keeping, Swept, sweep};
 
 const TEMPORARY_SUFFIX: &str = ".part";
 const JOURNAL_SUFFIX: &str = ".journal";

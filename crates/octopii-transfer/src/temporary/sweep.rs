@@ -19,16 +19,25 @@ pub(crate) struct Keeping {
     pub(crate) bytes: u64,
 }
 
+/// What a sweep found.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Swept {
+    /// Files that are gone now.
+    pub(crate) removed: usize,
+    /// Files that are kept, or in use.
+    pub(crate) left: usize,
+}
+
 /// Removes the temporary files that dead processes have left in `dir`, but for those that can be resumed: of them the latest
 /// stay, as many as `keeping` allows. Those of live transfers, here or in another process, and everything that is not
-/// Octopii's stay. Returns how many were removed.
-pub(crate) fn sweep(vfs: &dyn Vfs, dir: &Path, keeping: Keeping, now: SystemTime) -> io::Result<usize> {
+/// Octopii's stay.
+pub(crate) fn sweep(vfs: &dyn Vfs, dir: &Path, keeping: Keeping, now: SystemTime) -> io::Result<Swept> {
     let entries = match vfs.read_dir(dir) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Swept::default()),
         Err(e) => return Err(e),
     };
-    let mut removed = 0;
+    let mut swept = Swept::default();
     let mut abandoned = Vec::new();
     for entry in &entries {
         let Some(name) = entry.name.to_str().filter(|_| entry.metadata.kind == FileKind::File) else {
@@ -57,7 +66,10 @@ pub(crate) fn sweep(vfs: &dyn Vfs, dir: &Path, keeping: Keeping, now: SystemTime
         // Locking creates what is not there any more: it is empty then, and goes again.
         let _held = match vfs.lock(&path) {
             Ok(lock) => lock,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                swept.left += 1;
+                continue;
+            }
             Err(e) => return Err(e),
         };
         let file = match vfs.open(&path, OpenMode::ReadWrite) {
@@ -70,13 +82,14 @@ pub(crate) fn sweep(vfs: &dyn Vfs, dir: &Path, keeping: Keeping, now: SystemTime
         if len > 0 && age < keeping.time && fits {
             count += 1;
             bytes += len;
+            swept.left += 1;
             give_back_space(&file)?;
         } else {
             remove_if_there(vfs, &journal)?;
-            removed += usize::from(remove_if_there(vfs, &path)? && was_there);
+            swept.removed += usize::from(remove_if_there(vfs, &path)? && was_there);
         }
     }
-    Ok(removed)
+    Ok(swept)
 }
 
 /// What lies behind the end of a file is what was reserved for it: setting its length to what it is takes that away.

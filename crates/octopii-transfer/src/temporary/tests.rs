@@ -49,14 +49,14 @@ fn a_sweep_takes_what_the_dead_left_and_nothing_else() {
     for name in others.iter().copied().chain([dead.as_str()]) {
         vfs.open(&dir.path().join(name), OpenMode::CreateNew).unwrap();
     }
-    assert_eq!(sweep(&*vfs, dir.path(), KEEPING, SystemTime::now()).unwrap(), 1);
+    assert_eq!(sweep(&*vfs, dir.path(), KEEPING, SystemTime::now()).unwrap().removed, 1);
     let left = names(dir.path());
     assert!(!left.contains(&dead));
     assert_eq!(left.len(), others.len() + 1);
     drop(live);
     assert_eq!(names(dir.path()).len(), others.len());
     let missing = dir.path().join("missing");
-    assert_eq!(sweep(&*vfs, &missing, KEEPING, SystemTime::now()).unwrap(), 0);
+    assert_eq!(sweep(&*vfs, &missing, KEEPING, SystemTime::now()).unwrap().removed, 0);
 }
 
 fn abandon(vfs: &Arc<dyn Vfs>, dir: &Path, n: u8) {
@@ -75,7 +75,7 @@ fn what_can_be_resumed_is_kept_within_bounds() {
     let orphan = dir.join(format!("{TEMPORARY_PREFIX}{:032x}{JOURNAL_SUFFIX}", 7));
     vfs.open(&orphan, OpenMode::CreateNew).unwrap();
     let now = SystemTime::now();
-    let swept = |keeping, now| sweep(&*vfs, dir, keeping, now).unwrap();
+    let swept = |keeping, now| sweep(&*vfs, dir, keeping, now).unwrap().removed;
     assert_eq!((swept(KEEPING, now), names(dir).len()), (0, 8), "but the journal of nothing");
     assert_eq!(swept(Keeping { count: 3, ..KEEPING }, now), 1);
     assert_eq!(swept(Keeping { bytes: 2999, ..KEEPING }, now), 1);
@@ -100,7 +100,7 @@ fn what_does_not_fit_takes_nobody_elses_place() {
     });
     vfs.open(&dir.join(latest.unwrap()), OpenMode::ReadWrite).unwrap().set_len(5000).unwrap();
     let keeping = Keeping { bytes: 4000, ..KEEPING };
-    assert_eq!(sweep(&*vfs, dir, keeping, SystemTime::now()).unwrap(), 1);
+    assert_eq!(sweep(&*vfs, dir, keeping, SystemTime::now()).unwrap().removed, 1);
     assert_eq!(names(dir).len(), 2, "the older one fits");
 }
 
@@ -123,6 +123,6 @@ fn what_is_kept_takes_no_more_room_than_it_has_bytes() {
     assert!(taken() < 1 << 20, "{}", taken());
     // The same for what a killed process has left.
     vfs.open(&path, OpenMode::ReadWrite).unwrap().allocate(64 << 20).unwrap();
-    assert_eq!(sweep(&*vfs, dir, KEEPING, SystemTime::now()).unwrap(), 0);
+    assert_eq!(sweep(&*vfs, dir, KEEPING, SystemTime::now()).unwrap().removed, 0);
     assert!(taken() < 1 << 20, "{}", taken());
 }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use octopii_transfer::{
-    AckLevel, ChunkSource, Digest, Receipt, SendOptions, Transfer, TransferError, TransferId,
-    TransferOptions, TransferStatus,
+    AckLevel, ChunkSource, Destination, Digest, Offer, Receipt, ReceivePolicy, ReceivedChunk, Refusal,
+    SendOptions, Transfer, TransferError, TransferId, TransferOptions, TransferStatus,
 };
 use octopii_vfs::{OpenMode, RealVfs, Vfs};
 
@@ -453,4 +453,34 @@ async fn a_file_whose_sync_has_failed_is_not_kept() {
     let inbox = b.inbox();
     eventually("cleaning up", || names(&inbox).is_empty()).await;
     cut.send(&b, "file", 0, 1).await;
+}
+
+/// However many directories a node receives into, what it keeps in one of them goes when its time has come.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_directory_is_forgotten() {
+    struct Many(Vec<PathBuf>);
+    impl ReceivePolicy for Many {
+        fn accept(&self, _: &Offer) -> Result<Destination, Refusal> {
+            Err(Refusal::rejected("it is not for that"))
+        }
+        fn received(&self, _: ReceivedChunk) {}
+        fn directories(&self) -> Vec<PathBuf> {
+            self.0.clone()
+        }
+    }
+    let keep_partial = Duration::from_secs(3);
+    let (cut, b) =
+        (Cut::new(), Node::with(2, RealVfs::shared(), TransferOptions { keep_partial, ..quick() }));
+    let last = b.dir.path().join("last");
+    RealVfs.create_dir_all(&last).unwrap();
+    let left = last.join(format!(".octopii-{:032x}.part", 7));
+    octopii_vfs::write_file_durable(&RealVfs, &left, b"of a crashed process").unwrap();
+    let many = (0..1100).map(|n| b.dir.path().join(n.to_string())).chain([last.clone()]);
+    b.transfer.receive("many", Many(many.collect()));
+    eventually("the sweep of the last directory", || names(&last).is_empty()).await;
+    let late = b.dir.path().join("late");
+    b.receive_into("late", Destination::File { dir: late.clone(), name: "f".into(), replace: false });
+    cut.send(&b, "late", 0, 5).await.connection.close("cut");
+    kept(&late).await;
+    eventually("its end", || names(&late).is_empty()).await;
 }
