@@ -18,9 +18,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let content = [&entry[..], &[0], &[7; 32], &3u32.to_le_bytes(), b"abc"].concat();
     let given_up = [&entry[..], &[1], &reason].concat();
     let open = [&[1][..], &[1; 16], &[2; 32], &[4, 4], &2u32.to_le_bytes(), b"treenameme"].concat();
-    let messages: [(u8, Vec<u8>); 12] = [
+    let messages: [(u8, Vec<u8>); 15] = [
         (1, open),
-        (2, b"\x04name".to_vec()),
+        (2, b"\0\x04name".to_vec()),
         (3, [&[2, 0, 3, 0][..], b"why"].concat()),
         (4, page(&[&directory, &file, &end, &left_out, &link, &end])),
         (4, page(&[&with_digest, &end])),
@@ -28,9 +28,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         (6, page(&[&content, &given_up])),
         (7, page(&[&[&entry[..], &[0]].concat(), &given_up])),
         (8, [&entry[..], &[7; 32]].concat()),
-        (9, [7; 72].to_vec()),
+        (9, [7; 80].to_vec()),
         (10, [&[2, 0, 3, 0][..], b"why"].concat()),
-        (11, Vec::new()),
+        (11, vec![1]),
+        (12, [&[1, 0, 1, 0][..], b"f", &[0]].concat()),
+        (13, [&100u32.to_le_bytes()[..], &[0x28, 0xb5, 0x2f, 0xfd]].concat()),
+        (14, [&entry[..], &[0; 8], &[1, 1, 0], &entry].concat()),
     ];
     for (i, (tag, body)) in messages.into_iter().enumerate() {
         let message = [&[tag][..], &(body.len() as u32).to_le_bytes(), &body].concat();

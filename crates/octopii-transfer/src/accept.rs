@@ -74,7 +74,7 @@ pub(crate) async fn accept(
     };
     let slots = match offer.purpose.as_str() {
         // A tree must not take the place that its own files need.
-        tree::LARGE => shared.trees.sessions.places(&offer).ok_or_else(tree::not_asked_for)?,
+        tree::LARGE | tree::PACKS => shared.trees.sessions.places(&offer).ok_or_else(tree::not_asked_for)?,
         _ => Arc::clone(&shared.slots),
     };
     let Ok(slot) = slots.try_acquire_owned() else {

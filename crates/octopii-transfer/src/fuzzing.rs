@@ -89,7 +89,7 @@ fn sparse(body: &[u8]) {
 /// One message of a tree's stream; the first byte chooses the decoder, since headers would only be in the way.
 pub fn tree_message(data: &[u8]) {
     let Some((which, body)) = data.split_first() else { return };
-    match which % 10 {
+    match which % 11 {
         0 => drop(tree::decode_open(body)),
         1 => drop(tree::decode_ready(body)),
         2 => drop(tree::decode_refusal(body)),
@@ -98,7 +98,8 @@ pub fn tree_message(data: &[u8]) {
         5 => drop(tree::decode_pack(&Bytes::copy_from_slice(body))),
         6 => drop(tree::decode_results(body)),
         7 => drop(tree::decode_end(body)),
-        8 => drop(tree::decode_compressed(&Bytes::copy_from_slice(body))),
+        8 => drop(tree::decode_unpack(body)),
+        9 => drop(tree::decode_compressed(&Bytes::copy_from_slice(body))),
         _ => drop(tree::decode_done(body)),
     }
 }
@@ -193,7 +194,7 @@ pub fn seeds() -> Vec<(u8, Vec<u8>)> {
     let record = &record[..record.len() - 8];
     let journal = [&(record.len() as u16).to_le_bytes()[..], record].concat();
     let mut seeds: Vec<_> = messages.into_iter().map(|message| (0, message)).collect();
-    seeds.extend((0..9).map(|which| (1, vec![which; 64])));
+    seeds.extend((0..11).map(|which| (1, vec![which; 64])));
     seeds.push((2, [&journal[..], &journal].concat()));
     let text: Vec<u8> = (0..500).flat_map(|n: u32| format!("line {}\n", n * n).into_bytes()).collect();
     for content in [&text[..], &text[..40], &[0; 3000]] {

@@ -15,7 +15,7 @@ use crate::options::SendOptions;
 use crate::send::{self, Receipt};
 use crate::shared::{AbortOnDrop, Phase, Shared, TransferOptions};
 use crate::supply::Outgoing;
-use crate::tree::{self, LargeFiles, TreeOptions, TreePolicy, TreeReport};
+use crate::tree::{self, LargeFiles, SharedPacks, TreeOptions, TreePolicy, TreeReport};
 use crate::{ChunkSource, ReceivePolicy, StartError, TransferError, TransferId, TransferStatus, receive};
 use crate::{asking, checkpoints};
 
@@ -59,9 +59,11 @@ impl Transfer {
         }
         let accepting = AbortOnDrop(executor.spawn(accept_streams(Arc::clone(&shared), chunks, trees)));
         let sweeping = AbortOnDrop(executor.spawn(Arc::clone(&shared).keep_sweeping()));
-        let large = LargeFiles(Arc::clone(&shared.trees.sessions));
+        let sessions = &shared.trees.sessions;
+        let (large, packs) = (LargeFiles(Arc::clone(sessions)), SharedPacks(Arc::clone(sessions)));
         let transfer = Self { service: Arc::new(Service { shared, accepting, _sweeping: sweeping }) };
         transfer.receive(tree::LARGE, large);
+        transfer.receive(tree::PACKS, packs);
         Ok(transfer)
     }
 
@@ -153,8 +155,9 @@ impl Transfer {
     /// As [`send_tree`](Self::send_tree), to every peer at the same time (32 at once), each with options of its own. One result per
     /// peer, in their order; one peer's failure does not touch the others.
     ///
-    /// Files of 8 MiB and more that several peers ask for within 2 s are uploaded about once: they go from peer to peer, as with
-    /// [`Topology::Chain`](crate::Topology::Chain). All others are uploaded to each peer.
+    /// Files that several peers ask for within 10 s of one another are uploaded about once: they go from peer to peer, as with
+    /// [`Topology::Chain`](crate::Topology::Chain), those of up to 1 MiB together in chunks of up to 16 MiB, which are held in memory. The
+    /// list of files goes to each, and so does what few of them lack.
     pub async fn send_tree_to_all(
         &self,
         path: impl Into<PathBuf>,

@@ -16,7 +16,7 @@ use super::policy::{TreeDestination, TreeOffer};
 use super::receive::{Accepted, Work, receive};
 use super::rehearsal::{Rehearsal, rehearse};
 use super::root::{Claim, Root};
-use super::sessions::{LARGE_AT_ONCE, Session};
+use super::sessions::{LARGE_AT_ONCE, PACKS_AT_ONCE, Packs, Session};
 use super::wire::{self, Open};
 use crate::compression::Decompressor;
 use crate::shared::Shared;
@@ -110,6 +110,7 @@ async fn accept(
         Checker::new(&root, to, asked, vfs, leave_free, (delete, false)).map(|checker| (root, checker))
     };
     let (root, checker) = shared.executor.blocking(checking).await.map_err(|e| e.to_peer())?;
+    let packs = Arc::new(Packs::default());
     let (arrived, arrivals) = mpsc::unbounded_channel();
     let session = Session {
         awaited: Arc::clone(&awaited),
@@ -117,13 +118,15 @@ async fn accept(
         arrived,
         superseded: Notify::new(),
         places: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
+        packs_places: Arc::new(Semaphore::new(PACKS_AT_ONCE)),
+        packs: Arc::clone(&packs),
     };
     let session = shared.trees.sessions.register(peer.node_id, id, session);
     let session =
         session.ok_or_else(|| Refusal::new(FailureCode::DuplicateId, "a tree of this id is under way"))?;
     let decompressor = Some(()).filter(|()| compressed && shared.options.decompress);
     let decompressor = decompressor.and_then(|()| Decompressor::new());
-    let work = Work::new(offer, policy, root, checker, awaited, decompressor);
+    let work = Work::new(offer, policy, root, checker, (awaited, packs), decompressor);
     Ok((Taken::ToReceive(Box::new(Accepted { work, checksum, arrivals, session })), slot))
 }
 

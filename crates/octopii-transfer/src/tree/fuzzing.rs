@@ -95,6 +95,11 @@ pub fn decode_tree_message(bytes: &[u8], checksum: bool) {
                 assert_eq!(&wire::compressed_pack(&whole, &frame)[..], message);
             }
         }
+        Tag::Unpack => {
+            if let Ok(unpack) = wire::decode_unpack(body) {
+                assert_eq!(&wire::unpack(&unpack)[..], message);
+            }
+        }
         Tag::Alive => {
             if let Ok(works) = wire::decode_alive(body) {
                 assert_eq!(&wire::alive(works)[..], message);

@@ -10,6 +10,7 @@
 mod accept;
 mod check;
 mod commit;
+mod content;
 #[cfg(feature = "fuzzing")]
 mod fuzzing;
 mod link;
@@ -27,6 +28,7 @@ mod send;
 mod sending;
 mod sessions;
 mod source;
+mod together;
 mod walk;
 pub(crate) mod wire;
 
@@ -47,7 +49,7 @@ pub use outcome::{
 };
 pub use policy::{ExistingTree, ReceivedTree, TreeDestination, TreeInbox, TreeLimits, TreeOffer, TreePolicy};
 pub(crate) use send::send;
-pub(crate) use sessions::{LARGE, LargeFiles, Sessions, not_asked_for};
+pub(crate) use sessions::{LARGE, LargeFiles, PACKS, Sessions, SharedPacks, not_asked_for};
 
 /// What a service knows of trees.
 #[derive(Default)]

@@ -3,7 +3,9 @@
 //! One future reads messages, one writes answers, and the third checks pages, writes files and commits them, on blocking
 //! threads. Files are committed while the next ones are being written.
 
-use std::collections::{BTreeSet, VecDeque};
+mod work;
+
+use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,18 +17,16 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::check::{Awaited, Checked, Checker, Task, Wanted};
-use super::commit::{self, Closing, Settled, Staged};
+pub(super) use self::work::Work;
+use super::check::Checked;
+use super::commit::{self, Settled};
 use super::link::{Message, enqueue, read_messages, say_last, write_messages};
-use super::outcome::{Earlier, EntryFailure, EntryOutcome, Ledger, NotDone};
-use super::policy::{ReceivedTree, TreeOffer, TreePolicy};
+use super::outcome::{Earlier, EntryOutcome};
+use super::policy::ReceivedTree;
 use super::pulse::Pulse;
 use super::removal::Removal;
-use super::root::Root;
 use super::sessions::{Arrival, Registered};
-use super::wire::{self, Entry, Packed, RECORDS, Ready, Tag, Verdict, WINDOW};
-use crate::compression::Decompressor;
-use crate::framing::Malformed;
+use super::wire::{self, RECORDS, Ready, Tag, Verdict, WINDOW};
 use crate::shared::{AbortOnDrop, Shared};
 use crate::{Digest, TransferError};
 
@@ -49,22 +49,6 @@ pub(super) struct Accepted {
     pub(super) checksum: bool,
     pub(super) arrivals: mpsc::UnboundedReceiver<Arrival>,
     pub(super) session: Registered,
-}
-
-/// What is only touched on blocking threads, or for a moment.
-pub(super) struct Work {
-    offer: TreeOffer,
-    policy: Arc<dyn TreePolicy>,
-    root: Root,
-    checker: Checker,
-    awaited: Arc<Awaited>,
-    /// For packs that come compressed, if they may.
-    decompressor: Option<Decompressor>,
-    ledger: Ledger,
-    staged: Vec<Staged>,
-    staged_bytes: u64,
-    /// In the order of their numbers.
-    closing: VecDeque<Closing>,
 }
 
 /// Receives the tree, tells the policy and then the sender what came of it.
@@ -210,6 +194,11 @@ impl Receiving<'_> {
                 let settled = self.with_disk(move |work| work.stage_compressed(&body)).await?;
                 self.settle(settled).await
             }
+            Tag::Unpack => {
+                let unpack = wire::decode_unpack(&body)?;
+                let settled = self.with_disk(move |work| work.unpack(unpack)).await?;
+                self.settle(settled).await
+            }
             Tag::End if self.ended.is_none() => {
                 let (entries, manifest) = wire::decode_end(&body)?;
                 let work = lock(&self.work);
@@ -350,6 +339,10 @@ impl Receiving<'_> {
         self.with_disk(move |work| {
             let Work { root, offer, policy, ledger, .. } = work;
             root.complete().map_err(|e| TransferError::store("remembering", &root.base_path, e))?;
+            // Packs that the sender has not asked to remove.
+            if let Err(e) = root.clear() {
+                tracing::warn!(dir = %root.base_path.display(), "cannot clean up: {e}");
+            }
             // Large files of earlier attempts, if they are too old or too many.
             service.sweep(&root.staging_dir());
             let tally = ledger.tally;
@@ -373,109 +366,6 @@ impl Receiving<'_> {
         let done = self.shared.executor.blocking(move || f(&mut lock(&work))).await;
         drop(working);
         done
-    }
-}
-
-impl Work {
-    pub(super) fn new(
-        offer: TreeOffer,
-        policy: Arc<dyn TreePolicy>,
-        root: Root,
-        checker: Checker,
-        awaited: Arc<Awaited>,
-        decompressor: Option<Decompressor>,
-    ) -> Self {
-        Self {
-            offer,
-            policy,
-            root,
-            checker,
-            awaited,
-            decompressor,
-            ledger: Ledger::default(),
-            staged: Vec::new(),
-            staged_bytes: 0,
-            closing: VecDeque::new(),
-        }
-    }
-
-    /// Checks a page. Gives back as well what has failed already although a result was promised.
-    fn check(&mut self, entries: Vec<Entry>) -> Result<(Checked, Vec<Settled>), TransferError> {
-        let mut checked = self.checker.page(&self.root, entries)?;
-        for (path, outcome) in &checked.settled {
-            self.policy.entry(&self.offer, path, outcome);
-            self.ledger.settle(path, outcome);
-        }
-        let mut failed = Vec::new();
-        for task in std::mem::take(&mut checked.tasks) {
-            match task {
-                Task::Link { entry, path, target } => match commit::stage_link(&mut self.root, &target) {
-                    Ok(at) => self.staged.push(Staged { entry, at, path, bytes: 0, attributes: None }),
-                    Err(why) => failed.push(Settled::not_done(entry, path, why)),
-                },
-                Task::Close(closing) => {
-                    checked.closing.push(closing.entry);
-                    self.closing.push_back(closing);
-                }
-            }
-        }
-        Ok((checked, failed))
-    }
-
-    fn stage(&mut self, pack: Vec<Packed>) -> Result<Vec<Settled>, TransferError> {
-        let before = self.staged.len();
-        let told = self.checker.next();
-        let settled = commit::stage(&mut self.root, &self.awaited, told, pack, &mut self.staged)?;
-        self.staged_bytes += self.staged[before..].iter().map(|file| file.bytes).sum::<u64>();
-        Ok(settled)
-    }
-
-    fn stage_compressed(&mut self, body: &Bytes) -> Result<Vec<Settled>, TransferError> {
-        let (len, frame) = wire::decode_compressed(body)?;
-        let Some(decompressor) = &mut self.decompressor else {
-            return Err(TransferError::Protocol("a compressed pack, and that was not agreed on"));
-        };
-        let pack = decompressor.decompress(&[frame], len);
-        let pack = pack.ok_or(Malformed("what a compressed pack holds is not what it says"))?;
-        self.stage(wire::decode_pack(&pack)?)
-    }
-
-    fn arrived(&mut self, Arrival { entry, wanted, digest }: Arrival) -> Option<Settled> {
-        let Wanted { path, size, mode, modified, digest: told } = wanted;
-        let at = self.root.staged_large(&path);
-        if told.is_some_and(|told| told != digest) {
-            // Cleaned up with the next transfer of this tree, if it cannot be now.
-            let _ = self.root.base.remove_file(&at);
-            let why = NotDone::new(EntryFailure::Changed, "is not what was announced");
-            return Some(Settled::not_done(entry, path, why));
-        }
-        self.staged_bytes += size;
-        self.staged.push(Staged { entry, at, path, bytes: size, attributes: Some((mode, modified)) });
-        None
-    }
-
-    /// Writes down what was removed and what could not be, with their paths from the tree's directory.
-    fn settle_removed(&mut self, mut outcomes: Vec<(PathBuf, EntryOutcome)>) -> Vec<(PathBuf, EntryOutcome)> {
-        for (path, outcome) in &mut outcomes {
-            if let Ok(within) = path.strip_prefix(&self.root.path) {
-                *path = within.to_owned();
-            }
-            self.policy.entry(&self.offer, path, outcome);
-            self.ledger.settle(path, outcome);
-        }
-        outcomes
-    }
-
-    /// Writes down what became of entries, with their paths from the tree's directory.
-    fn settle(&mut self, mut settled: Vec<Settled>) -> Vec<Settled> {
-        for Settled { path, outcome, .. } in &mut settled {
-            if let Ok(within) = path.strip_prefix(&self.root.path) {
-                *path = within.to_owned();
-            }
-            self.policy.entry(&self.offer, path, outcome);
-            self.ledger.settle(path, outcome);
-        }
-        settled
     }
 }
 

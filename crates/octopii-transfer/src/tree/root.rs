@@ -253,6 +253,11 @@ impl Root {
         self.hidden.join(large_name(path))
     }
 
+    /// Where the chunk of packs of this number is, beneath `base`.
+    pub(crate) fn staged_packs(&self, number: u64) -> PathBuf {
+        self.hidden.join(packs_name(number))
+    }
+
     /// Keeps others from the tree. For whoever may go on with its files after everyone else has let go of it.
     pub(crate) fn lock(&self) -> Arc<dyn LockGuard> {
         Arc::clone(&self.lock)
@@ -288,7 +293,7 @@ impl Root {
 
     /// Removes what an earlier transfer of this tree has left, but for large files that can be resumed.
     pub(crate) fn clear(&self) -> io::Result<()> {
-        clear(&self.base, &self.hidden, |name| !name.starts_with(b"s") && !name.starts_with(b"l"))
+        clear(&self.base, &self.hidden)
     }
 }
 
@@ -366,7 +371,7 @@ pub(crate) fn sweep(
         let _held = opening.lock().unwrap_or_else(PoisonError::into_inner);
         let at = dir.join(&hidden);
         let swept = vfs.lock(&at.join(LOCK)).and_then(|lock| {
-            clear(&base, &hidden, |name| !name.starts_with(b"s") && !name.starts_with(b"l"))?;
+            clear(&base, &hidden)?;
             large(&at);
             drop(lock);
             Ok(())
@@ -381,9 +386,10 @@ pub(crate) fn sweep(
     Ok(())
 }
 
-fn clear(base: &DirHandle, hidden: &Path, keep: impl Fn(&[u8]) -> bool) -> io::Result<()> {
+/// But for what other names are for: the lock, the owner, and what is arriving.
+fn clear(base: &DirHandle, hidden: &Path) -> io::Result<()> {
     for name in base.names(hidden)? {
-        if !keep(name.as_bytes()) && name != LOCK {
+        if name != LOCK && matches!(name.as_bytes().first(), Some(b's' | b'l' | b'p')) {
             base.remove_file(&hidden.join(name))?;
         }
     }
@@ -417,6 +423,11 @@ fn read_owner(vfs: &dyn Vfs, hidden: &Path) -> Option<Owner> {
         node: NodeId::from_le_bytes(node.try_into().ok()?),
         complete: *complete == 1,
     })
+}
+
+/// The hidden name of a chunk of packs.
+pub(crate) fn packs_name(number: u64) -> String {
+    format!("p{number:016x}")
 }
 
 /// The hidden name of the large file for `path`: the same for each attempt, so that it can be resumed.

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::many::Seat;
 use super::options::TreeOptions;
 use super::outcome::{Earlier, TreeReport};
 use super::sending::{Receiver, Sending};
 use super::source::Source;
+use super::together::Seat;
 use crate::retry::Retry;
 use crate::shared::Shared;
 use crate::{TransferError, TransferId};

@@ -4,7 +4,7 @@
 //! allows; the packer reads what the receiver asked for; the writer writes both to the stream; the reader hears verdicts and
 //! results. Nothing is remembered of an entry once it is settled.
 
-mod content;
+mod serving;
 mod unsettled;
 
 use std::ffi::OsString;
@@ -18,26 +18,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use octopii_transport::{RecvStream, SendStream, StreamError, StreamKind};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{Notify, Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
-pub(super) use self::content::Sent;
-use self::content::{Packer, send_large};
-use self::unsettled::{Job, State};
+use self::serving::Serving;
+use self::unsettled::State;
 use super::link::{Message, enqueue, read_message, read_messages, write_messages};
-use super::many::Seat;
 use super::options::TreeOptions;
 use super::outcome::{EntryOutcome, Ledger, NotDone};
 use super::pulse::Pulse;
-use super::sessions::{LARGE, LARGE_AT_ONCE, large_meta};
 use super::source::Source;
-use super::walk::{Step, Walk, nanoseconds};
-use super::wire::{self, Open, PAGE_BYTES, PAGE_ENTRIES, Ready, SMALL, Tag, WINDOW};
-use crate::pace::Pace;
+use super::together::Seat;
+use super::walk::{Step, Walk};
+use super::wire::{self, Open, PAGE_BYTES, PAGE_ENTRIES, Ready, Tag, WINDOW};
 use crate::shared::{AbortOnDrop, Shared};
-use crate::source::Beneath;
-use crate::{Digest, FailureCode, Refusal, SendOptions, TransferError, TransferId};
+use crate::{Digest, FailureCode, Refusal, TransferError, TransferId};
 
 /// Messages between the walk, the packer and the network.
 const QUEUE: usize = 2;
@@ -161,7 +156,8 @@ impl Sending {
         tokio::pin!(listening);
         let (pages, packs) = (out.clone(), out.clone());
         let working = async move {
-            tokio::try_join!(self.tell(walk, pages), self.serve(packs, compress))?;
+            let serving = Serving::new(self, packs, compress);
+            tokio::try_join!(self.tell(walk, pages), serving.run())?;
             Ok::<_, TransferError>(())
         };
         let reading = read_messages(&mut recv, messages, &self.pulse);
@@ -274,80 +270,6 @@ impl Sending {
         }
     }
 
-    /// Sends the files that were asked for, until all is settled.
-    async fn serve(&self, out: mpsc::Sender<Bytes>, compress: Option<i32>) -> Result<(), TransferError> {
-        let places = Arc::new(Semaphore::new(LARGE_AT_ONCE));
-        let mut large: JoinSet<(u64, Result<Sent, NotDone>)> = JoinSet::new();
-        let root = Arc::clone(&self.source.root);
-        let mut packer = self.shared.executor.blocking(move || Packer::new(root, compress)).await;
-        let mut pace = Pace::new(self.options.rate_limit);
-        let portion = pace.step(SMALL as usize) as u64;
-        loop {
-            let changed = self.changed.notified();
-            // A limited rate is kept by one at a time.
-            let one_is_enough = self.options.rate_limit.is_some() && !large.is_empty();
-            let (small, big, at_end) = match one_is_enough {
-                true => (Vec::new(), None, false),
-                false => self.lock().take_jobs(portion),
-            };
-            if !small.is_empty() {
-                // What is sent at a limited rate is not late.
-                let working = self.pulse.working();
-                let packing = move || (packer.pack(&small), packer);
-                let (pack, travels);
-                ((pack, travels), packer) = self.shared.executor.blocking(packing).await;
-                pace.take(travels as usize).await;
-                self.lock().ledger.travelled += travels;
-                drop(working);
-                enqueue(&out, pack).await?;
-                continue;
-            }
-            if let Some(job) = big {
-                // Fails only if it is closed, which it never is.
-                if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-                    let sending = self.send_large(job);
-                    // Its chunk has an idle time of its own.
-                    let working = self.pulse.working();
-                    let handle = self.shared.executor.handle();
-                    large.spawn_on(
-                        async move {
-                            let outcome = sending.await;
-                            drop((place, working));
-                            outcome
-                        },
-                        handle,
-                    );
-                    continue;
-                }
-                self.lock().jobs.push_front(job);
-            }
-            if at_end && large.is_empty() {
-                return Ok(());
-            }
-            tokio::select! {
-                biased;
-                Some(ended) = large.join_next(), if !large.is_empty() => {
-                    let (entry, outcome) = ended.map_err(|_| TransferError::ShuttingDown)?;
-                    self.pulse.work();
-                    match outcome {
-                        // The success itself is told by the receiver.
-                        Ok(Sent { resumed, travelled }) => {
-                            let mut state = self.lock();
-                            state.ledger.resumed_bytes += resumed;
-                            state.ledger.travelled += travelled;
-                        }
-                        Err(why) => {
-                            let mut pack = wire::begin_pack();
-                            wire::put_packed(&mut pack, entry, Err(&why));
-                            enqueue(&out, wire::finish_pack(pack, 1)).await?;
-                        }
-                    }
-                }
-                () = changed => {}
-            }
-        }
-    }
-
     /// Hears what the receiver says, until it is done; `None` if it falls silent before.
     async fn listen(&self, mut incoming: mpsc::Receiver<Message>) -> Result<Option<Digest>, TransferError> {
         loop {
@@ -387,39 +309,6 @@ impl Sending {
                 settled.iter().for_each(|(path, outcome)| on_entry(path, outcome));
             }
             self.report_progress();
-        }
-    }
-
-    fn send_large(&self, job: Job) -> impl Future<Output = (u64, Result<Sent, NotDone>)> + Send + use<> {
-        let file = Beneath {
-            root: Arc::clone(&self.source.root),
-            root_path: self.source.path.clone(),
-            path: job.path,
-            len: job.size,
-            modified_ns: nanoseconds(job.modified),
-        };
-        let verified = Arc::clone(&self.verified);
-        let options = SendOptions {
-            meta: large_meta(self.id, job.entry),
-            compress: self.options.compress,
-            rate_limit: self.options.rate_limit,
-            idle_timeout: self.options.idle_timeout,
-            retries: self.options.retries,
-            progress: Some(Arc::new(move |now| {
-                verified.fetch_max(now.verified.saturating_sub(now.resumed), Ordering::Relaxed);
-            })),
-            ..SendOptions::new(LARGE)
-        };
-        // What peers hand on to one another is not compressed.
-        let seat = self.seat.clone().filter(|_| self.options.compress.is_none());
-        let (shared, addr) = (Arc::clone(&self.shared), self.addr);
-        async move {
-            if let Some(seat) = seat
-                && let Some(sent) = seat.send(job.entry, file.clone(), options.clone()).await
-            {
-                return (job.entry, Ok(sent));
-            }
-            (job.entry, send_large(shared, addr, file, options).await)
         }
     }
 

@@ -1,6 +1,6 @@
-//! Trees being received, for the large files of theirs that travel as chunk transfers.
+//! Trees being received, for what of theirs travels as chunk transfers: large files, and packs that go to many.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use octopii_transport::NodeId;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use super::check::{Awaited, Wanted, is_small};
-use super::root::large_name;
+use super::root::{large_name, packs_name};
 use crate::{
     Destination, Digest, FailureCode, Location, Offer, ReceivePolicy, ReceivedChunk, Refusal, TransferId,
 };
@@ -21,13 +21,25 @@ pub(crate) const LARGE: &str = "octopii.tree";
 /// Large files of one tree that travel at the same time.
 pub(crate) const LARGE_AT_ONCE: usize = 2;
 
+/// The purpose of the chunks that are packs of small files of trees that go to many.
+pub(crate) const PACKS: &str = "octopii.packs";
+
+/// Chunks of packs of one tree that travel at the same time.
+pub(crate) const PACKS_AT_ONCE: usize = 2;
+
+/// The longest chunk of packs, in bytes.
+pub(crate) const MAX_PACKS: u64 = 32 << 20;
+
+/// Chunks of packs that were taken and are remembered until they arrive: more than are under way, for one may never do so.
+const EXPECTED: usize = 16;
+
 const META_LEN: usize = 16 + 8;
 
-/// What a large file's offer says about itself.
-pub(crate) fn large_meta(tree: TransferId, entry: u64) -> Bytes {
+/// What the offer of a large file says about itself, by its entry, and that of a chunk of packs, by its number.
+pub(crate) fn chunk_meta(tree: TransferId, which: u64) -> Bytes {
     let mut meta = Vec::with_capacity(META_LEN);
     meta.extend_from_slice(&tree.0.to_le_bytes());
-    meta.extend_from_slice(&entry.to_le_bytes());
+    meta.extend_from_slice(&which.to_le_bytes());
     meta.into()
 }
 
@@ -48,6 +60,56 @@ pub(crate) struct Session {
     pub(crate) superseded: Notify,
     /// For its large files: they are a part of what the tree has a place for.
     pub(crate) places: Arc<Semaphore>,
+    /// For chunks of packs, likewise.
+    pub(crate) packs_places: Arc<Semaphore>,
+    pub(crate) packs: Arc<Packs>,
+}
+
+/// The chunks of packs of one tree.
+#[derive(Debug, Default)]
+pub(crate) struct Packs(Mutex<KnownPacks>);
+
+#[derive(Debug, Default)]
+struct KnownPacks {
+    expected: VecDeque<u64>,
+    /// With their lengths.
+    arrived: BTreeMap<u64, u64>,
+}
+
+impl Packs {
+    fn lock(&self) -> MutexGuard<'_, KnownPacks> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more is taken, unless those that are there must be unpacked first.
+    fn expect(&self, number: u64) -> bool {
+        let mut known = self.lock();
+        if known.arrived.len() >= PACKS_AT_ONCE || known.arrived.contains_key(&number) {
+            return false;
+        }
+        if known.expected.len() == EXPECTED {
+            known.expected.pop_front();
+        }
+        known.expected.push_back(number);
+        true
+    }
+
+    fn arrived(&self, number: u64, len: u64) {
+        let mut known = self.lock();
+        if let Some(at) = known.expected.iter().position(|expected| *expected == number) {
+            known.expected.remove(at);
+            known.arrived.insert(number, len);
+        }
+    }
+
+    /// The length of a chunk that is there.
+    pub(crate) fn get(&self, number: u64) -> Option<u64> {
+        self.lock().arrived.get(&number).copied()
+    }
+
+    pub(crate) fn forget(&self, number: u64) {
+        self.lock().arrived.remove(&number);
+    }
 }
 
 /// A large file that lies, verified and durable, under its hidden name.
@@ -111,12 +173,13 @@ impl Sessions {
         found.is_some()
     }
 
-    /// The places for the files of the tree that an offer is about, if there is such a tree.
+    /// The places for the chunks of the tree that an offer is about, if there is such a tree.
     pub(crate) fn places(&self, offer: &Offer) -> Option<Arc<Semaphore>> {
-        self.find(offer).map(|(session, _)| Arc::clone(&session.places))
+        let (session, _) = self.find(offer)?;
+        Some(Arc::clone(if offer.purpose == PACKS { &session.packs_places } else { &session.places }))
     }
 
-    /// The session and the entry that an offer is about.
+    /// The session and the entry, or the number of packs, that an offer is about.
     fn find(&self, offer: &Offer) -> Option<(Arc<Session>, u64)> {
         let (id, entry) = parse(&offer.meta)?;
         let session = self.lock().get(&(offer.peer.node_id, id)).cloned()?;
@@ -165,5 +228,36 @@ impl ReceivePolicy for LargeFiles {
         let Some(wanted) = session.awaited.take(entry) else { return };
         // An error means that the tree has ended; what it leaves is cleaned up with the rest of it.
         let _ = session.arrived.send(Arrival { entry, wanted, digest: received.digest });
+    }
+}
+
+/// Takes the packs of trees under way, and nothing else.
+#[derive(Debug)]
+pub(crate) struct SharedPacks(pub(crate) Arc<Sessions>);
+
+impl ReceivePolicy for SharedPacks {
+    fn accept(&self, offer: &Offer) -> Result<Destination, Refusal> {
+        let (session, number) = self.0.find(offer).ok_or_else(not_asked_for)?;
+        if session.awaited.is_empty() {
+            return Err(not_asked_for());
+        }
+        if offer.size.is_none_or(|size| size > MAX_PACKS) {
+            return Err(Refusal::new(FailureCode::TooLarge, "these are more packs than come together"));
+        }
+        if !session.packs.expect(number) {
+            return Err(Refusal::new(FailureCode::Busy, "earlier packs have not been unpacked yet"));
+        }
+        Ok(Destination::File { dir: session.dir.clone(), name: packs_name(number), replace: false })
+    }
+
+    fn received(&self, received: ReceivedChunk) {
+        let Some((session, number)) = self.0.find(&received.offer) else { return };
+        let is_meant = match &received.location {
+            Location::File(at) => at.file_name() == Some(OsStr::new(&packs_name(number))),
+            Location::Memory(_) => false,
+        };
+        if is_meant {
+            session.packs.arrived(number, received.size);
+        }
     }
 }

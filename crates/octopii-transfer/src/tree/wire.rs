@@ -6,6 +6,7 @@
 mod entry;
 mod pack;
 mod removed;
+mod unpack;
 
 use std::ops::RangeInclusive;
 
@@ -19,6 +20,8 @@ pub(crate) use self::pack::{
 };
 use self::removed::MAX_REMOVED;
 pub(crate) use self::removed::{decode_removed, removed};
+use self::unpack::UNPACK_FIXED;
+pub(crate) use self::unpack::{Unpack, decode_unpack, unpack};
 use super::commit::Settled;
 use super::outcome::{EntryFailure, EntryOutcome, NotDone};
 use crate::framing::{self, HEADER_LEN, MAX_MESSAGE, Malformed, Reader, body_len, cut, put_refusal};
@@ -69,6 +72,7 @@ pub(crate) enum Tag {
     Alive = 11,
     Removed = 12,
     Compressed = 13,
+    Unpack = 14,
 }
 
 /// What precedes every body.
@@ -155,6 +159,7 @@ impl Header {
             11 => (Tag::Alive, 1..=1),
             12 => (Tag::Removed, 2..=2 + PAGE_BYTES + 2 + MAX_REMOVED + 1 + MAX_NOT_DONE),
             13 => (Tag::Compressed, WHOLE_LEN + 1..=WHOLE_LEN + MAX_PACK - 1),
+            14 => (Tag::Unpack, UNPACK_FIXED..=UNPACK_FIXED + RECORDS * 8),
             _ => return Err(Malformed("unknown message tag in a tree")),
         };
         Ok(Self { tag, len: body_len(bytes, limit)? })

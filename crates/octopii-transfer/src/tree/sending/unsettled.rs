@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use octopii_vfs::Timestamp;
 
 use crate::tree::check::is_small;
+use crate::tree::content::{Job, RECORD_COST};
 use crate::tree::outcome::{EntryOutcome, Ledger, NotDone, TreeProgress};
 use crate::tree::walk::Step;
 use crate::tree::wire::{self, Entry, RECORDS, Verdict};
@@ -44,16 +45,6 @@ enum What {
     LeftOut,
 }
 
-/// A file the receiver asked for.
-#[derive(Debug)]
-pub(super) struct Job {
-    pub(super) entry: u64,
-    pub(super) path: PathBuf,
-    pub(super) size: u64,
-    pub(super) modified: Timestamp,
-    pub(super) digest: Option<Digest>,
-}
-
 /// What all parts of a sending share.
 #[derive(Debug, Default)]
 pub(super) struct State {
@@ -61,6 +52,8 @@ pub(super) struct State {
     pub(super) dry_run: bool,
     pub(super) unsettled: BTreeMap<u64, Unsettled>,
     pub(super) next: u64,
+    /// Entries below have their verdicts.
+    pub(super) judged: u64,
     pub(super) jobs: VecDeque<Job>,
     /// Why entries were left out here: more exact than what travels.
     pub(super) left_out: BTreeMap<u64, NotDone>,
@@ -100,6 +93,7 @@ impl State {
         verdicts: Vec<Verdict>,
     ) -> Result<Vec<(PathBuf, EntryOutcome)>, TransferError> {
         let mut settled = Vec::new();
+        self.judged = self.judged.max(first.saturating_add(verdicts.len() as u64));
         for (entry, verdict) in (first..).zip(verdicts) {
             let Some(Unsettled { what, path, stage }) = self.unsettled.get_mut(&entry) else {
                 return Err(TransferError::Protocol("a verdict on what was not told"));
@@ -212,12 +206,18 @@ impl State {
         (small, large, at_end)
     }
 
+    /// Whatever is wanted of entries below has been taken.
+    pub(super) fn taken(&self) -> u64 {
+        let judged = match self.manifest {
+            Some(_) if self.judged >= self.next => u64::MAX,
+            _ => self.judged,
+        };
+        self.jobs.iter().map(|job| job.entry).min().unwrap_or(judged).min(judged)
+    }
+
     fn sent(&mut self, entry: u64) {
         if let Some(unsettled) = self.unsettled.get_mut(&entry) {
             unsettled.stage = Stage::Sent;
         }
     }
 }
-
-/// What a file in a pack costs beside its content, in bytes.
-const RECORD_COST: u64 = 64;

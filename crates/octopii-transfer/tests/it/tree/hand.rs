@@ -121,8 +121,7 @@ impl Hand {
     }
 
     pub(crate) async fn pack(&mut self, records: &[Vec<u8>]) {
-        let count = (records.len() as u16).to_le_bytes();
-        self.write(&message(6, &[&count[..], &records.concat()].concat())).await;
+        self.write(&packs(records)).await;
     }
 
     /// A compressed pack that is said to be `len` bytes long.
@@ -160,6 +159,18 @@ impl Hand {
             return std::array::from_fn(|n| u64::from_le_bytes(body[n * 8..n * 8 + 8].try_into().unwrap()));
         }
     }
+}
+
+/// A pack as it travels by itself or in a chunk.
+pub(crate) fn packs(records: &[Vec<u8>]) -> Vec<u8> {
+    message(6, &[&(records.len() as u16).to_le_bytes()[..], &records.concat()].concat())
+}
+
+/// To open a pack of a chunk: the entry of each file, or 2^64 - 1.
+pub(crate) fn unpack(chunk: u64, offset: u64, last: bool, entries: &[u64]) -> Vec<u8> {
+    let start = [&chunk.to_le_bytes()[..], &offset.to_le_bytes(), &[u8::from(last)]].concat();
+    let entries = entries.iter().flat_map(|entry| entry.to_le_bytes()).collect::<Vec<_>>();
+    message(14, &[&start[..], &(entries.len() as u16 / 8).to_le_bytes(), &entries].concat())
 }
 
 /// A record of a pack: the file will not come.

@@ -12,6 +12,7 @@ mod retry;
 mod roundtrip;
 mod safety;
 mod source;
+mod unpacking;
 
 use std::collections::BTreeMap;
 use std::fs;

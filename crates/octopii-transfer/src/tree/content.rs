@@ -1,27 +1,40 @@
-//! The content of the files that a receiver asks for: small ones in packs, large ones as chunks.
+//! Sending the content of the files that a receiver asks for: small ones in packs, large ones as chunks.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use octopii_vfs::DirHandle;
+use octopii_vfs::{DirHandle, Timestamp};
 use tokio::time::sleep;
 
-use super::unsettled::Job;
+use super::outcome::{EntryFailure, NotDone};
+use super::walk::{changed, read_small};
+use super::wire;
 use crate::compression::Compressor;
 use crate::framing::HEADER_LEN;
 use crate::shared::Shared;
 use crate::source::Beneath;
 use crate::supply::Outgoing;
-use crate::tree::outcome::{EntryFailure, NotDone};
-use crate::tree::walk::{changed, read_small};
-use crate::tree::wire;
-use crate::{FailureCode, SendOptions, TransferError};
+use crate::{Digest, FailureCode, SendOptions, TransferError};
 
 /// A large file for which the receiver has no place is offered again, this often at most.
 const BUSY_TRIES: u32 = 50;
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
+
+/// What a file in a pack costs beside its content, in bytes.
+pub(crate) const RECORD_COST: u64 = 64;
+
+/// A file the receiver asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    pub(crate) entry: u64,
+    pub(crate) path: PathBuf,
+    pub(crate) size: u64,
+    pub(crate) modified: Timestamp,
+    pub(crate) digest: Option<Digest>,
+}
 
 /// What was sent of a large file.
 #[derive(Debug, Clone, Copy)]
@@ -33,19 +46,19 @@ pub(crate) struct Sent {
 }
 
 /// Makes packs. Every call blocks.
-pub(super) struct Packer {
+pub(crate) struct Packer {
     root: DirHandle,
     compressor: Option<Compressor>,
 }
 
 impl Packer {
     /// Packs are compressed at a level, if one is given and there is memory for it.
-    pub(super) fn new(root: DirHandle, compress: Option<i32>) -> Self {
+    pub(crate) fn new(root: DirHandle, compress: Option<i32>) -> Self {
         Self { root, compressor: compress.and_then(Compressor::new) }
     }
 
     /// Reads small files into one message. Gives back as well how many content bytes travel in it.
-    pub(super) fn pack(&mut self, jobs: &[Job]) -> (Bytes, u64) {
+    pub(crate) fn pack(&mut self, jobs: &[Job]) -> (Bytes, u64) {
         let mut pack = wire::begin_pack();
         let (mut content, mut bytes) = (Vec::new(), 0);
         for Job { entry, path, size, modified, digest } in jobs {
@@ -70,7 +83,7 @@ impl Packer {
 }
 
 /// Sends a large file as a chunk of its own: one that was cut off goes on where it was.
-pub(super) async fn send_large(
+pub(crate) async fn send_large(
     shared: Arc<Shared>,
     addr: SocketAddr,
     file: Beneath,
