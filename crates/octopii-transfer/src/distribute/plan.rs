@@ -31,6 +31,10 @@ const TRIES: u32 = 2;
 /// Failed fetches after which nobody is sent to a receiver any more.
 const STRIKES: u32 = 3;
 
+/// What a receiver may have got since it last said how much: one of the chain is known up to here as of some time ago, and the one
+/// behind it as of now.
+const UNTOLD: u64 = 4 << 20;
+
 /// Where a receiver gets content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Upstream {
@@ -244,9 +248,11 @@ impl Plan {
             && self.receivers.iter().filter(direct).count() < 2
     }
 
-    /// Finds another supplier than the present one.
+    /// Finds another supplier than the present one: who has what it needs or, as far as is known, will soon have it.
     fn move_on(&mut self, i: usize, now: Duration) -> Upstream {
-        self.move_to(i, self.receivers[i].verified, now)
+        let has = self.receivers[i].verified;
+        let needed = if self.best(i, has, now).is_some() { has } else { has.saturating_sub(UNTOLD) };
+        self.move_to(i, needed, now)
     }
 
     /// Finds another supplier that is far ahead.

@@ -68,6 +68,25 @@ fn the_same_node_twice_does_not_supply_itself() {
     assert_eq!(plan.accepted(1, 1, true, 0, at(0)), Upstream::Sender);
 }
 
+/// The sender would have to upload the rest once more.
+#[test]
+fn who_has_said_a_little_less_supplies_before_the_sender_does() {
+    let mut plan = chain(3);
+    // Of the first nothing was heard since the last had less.
+    plan.progress(0, 5 * MIB, at(1));
+    plan.progress(1, 6 * MIB, at(1));
+    plan.progress(2, 6 * MIB, at(1));
+    assert_eq!(plan.gone(1, at(1)), [(2, Upstream::Receiver(0))]);
+    // Much less is another matter, and so is who depends on it.
+    let mut plan = chain(3);
+    plan.progress(0, MIB, at(1));
+    plan.progress(2, 6 * MIB, at(1));
+    assert_eq!(plan.gone(1, at(1)), [(2, Upstream::Sender)]);
+    let mut plan = chain(3);
+    plan.progress(2, MIB, at(1));
+    assert_eq!(plan.gone(0, at(1)), [(1, Upstream::Sender)]);
+}
+
 /// Killed, it says no goodbye, and what it last said may be just what the next one has.
 #[test]
 fn a_relay_that_falls_silent_is_left_before_its_connection_is_given_up() {
@@ -112,7 +131,9 @@ fn a_relay_that_lies_is_never_used_again() {
     let mut plan = chain(4);
     flow(&mut plan, 1..5, 12, &[]);
     assert_eq!(plan.needed(2, FailureCode::DigestMismatch, at(5)), Upstream::Receiver(0));
-    assert_eq!(plan.gone(0, at(6)), [(1, Upstream::Sender), (2, Upstream::Sender)], "1 lied to 2");
+    // 3 is a little behind 1, and soon is not.
+    let moves = [(1, Upstream::Receiver(3)), (2, Upstream::Sender)];
+    assert_eq!(plan.gone(0, at(6)), moves, "1 lied to 2");
     assert_eq!(plan.needed(3, FailureCode::Cancelled, at(6)), Upstream::Sender);
 }
 
