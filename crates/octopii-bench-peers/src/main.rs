@@ -14,6 +14,7 @@ mod sample;
 mod sqlite;
 mod tables;
 mod walrus;
+mod workload;
 
 use std::path::PathBuf;
 

@@ -7,7 +7,7 @@ use octopii_bench::load::Load;
 use octopii_bench::logs::{self, Appends, Topics};
 use octopii_wal::Durability;
 
-use crate::peer::{ENTRIES, ENTRY, Workload};
+use crate::workload::{ENTRIES, ENTRY, Workload};
 
 pub(crate) fn append(dir: &Path, workload: &Workload) -> Outcome<Load> {
     let durability = if workload.durable { Durability::Synced } else { Durability::None };

@@ -15,7 +15,7 @@ use okaywal::{
     Configuration, Entry, EntryId, LogManager, LogVoid, ReadChunkResult, SegmentReader, WriteAheadLog,
 };
 
-use crate::peer::{ENTRIES, ENTRY, Workload};
+use crate::workload::{ENTRIES, ENTRY, Workload};
 
 pub(crate) fn append(dir: &Path, workload: &Workload) -> Outcome<Load> {
     let log = Configuration::default_for(dir.join("log"))

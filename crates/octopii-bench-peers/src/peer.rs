@@ -1,17 +1,13 @@
 //! Who is measured, and how each is told to be durable.
 
 use std::path::Path;
-use std::time::Duration;
 
 use clap::ValueEnum;
 use octopii_bench::Outcome;
 use octopii_bench::load::Load;
 
+use crate::workload::Workload;
 use crate::{octopii, okaywal, raft_engine, raft_log, raw, sqlite, walrus};
-
-/// Entries of the log that is opened and read back, and their size in bytes.
-pub(crate) const ENTRIES: u64 = 1_000_000;
-pub(crate) const ENTRY: usize = 100;
 
 /// One of the logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -24,25 +20,6 @@ pub(crate) enum Peer {
     Sqlite,
     WalrusRust,
     RaftLog,
-}
-
-/// One way of appending.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Workload {
-    /// Bytes of an entry.
-    pub(crate) size: usize,
-    /// Threads, each with a topic (group, region, table) of its own.
-    pub(crate) writers: usize,
-    /// Whether an append returns only when the entry is on stable storage.
-    pub(crate) durable: bool,
-    pub(crate) time: Duration,
-}
-
-impl Workload {
-    /// One append in this many is timed.
-    pub(crate) fn every(&self) -> usize {
-        if self.durable { 1 } else { 64 }
-    }
 }
 
 impl Peer {
@@ -100,7 +77,7 @@ impl Peer {
         }
     }
 
-    /// Makes a log with [`ENTRIES`] entries in one topic.
+    /// Makes a log with [`ENTRIES`](crate::workload::ENTRIES) entries in one topic.
     pub(crate) fn fill(self, dir: &Path) -> Outcome<()> {
         match self {
             Self::Raw => raw::fill(dir),

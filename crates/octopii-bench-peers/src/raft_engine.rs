@@ -7,7 +7,7 @@ use octopii_bench::load::{Load, drive};
 use protobuf::descriptor::UninterpretedOption;
 use raft_engine::{Config, Engine, LogBatch, MessageExt, ReadableSize};
 
-use crate::peer::{ENTRIES, ENTRY, Workload};
+use crate::workload::{ENTRIES, ENTRY, Workload};
 
 /// Entries are protobuf messages with an index. This one, of protobuf's own, has a number and bytes, and so spares
 /// generating code for another.

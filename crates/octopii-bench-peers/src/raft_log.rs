@@ -13,7 +13,7 @@ use octopii_bench::load::{Load, drive};
 use raft_log::api::raft_log_writer::RaftLogWriter;
 use raft_log::{Config, RaftLog, Types};
 
-use crate::peer::{ENTRIES, ENTRY, Workload};
+use crate::workload::{ENTRIES, ENTRY, Workload};
 
 const HAND_OVER: u64 = 1024;
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use octopii_bench::load::Load;
 use octopii_bench::{Outcome, raw_file};
 
-use crate::peer::{ENTRIES, ENTRY, Workload};
+use crate::workload::{ENTRIES, ENTRY, Workload};
 
 pub(crate) fn append(dir: &Path, workload: &Workload) -> Outcome<Load> {
     raw_file::appends(dir, workload.size, workload.durable, workload.time)

@@ -8,7 +8,8 @@ use clap::{Args, ValueEnum};
 use octopii_bench::Outcome;
 use octopii_bench::load::Load;
 
-use crate::peer::{ENTRIES, Peer, Workload};
+use crate::peer::Peer;
+use crate::workload::{ENTRIES, Workload};
 
 /// What a process of its own is to do.
 #[derive(Debug, Clone, Args)]

@@ -7,7 +7,7 @@ use octopii_bench::Outcome;
 use octopii_bench::load::{Load, drive};
 use rusqlite::{Connection, params};
 
-use crate::peer::{ENTRIES, ENTRY, Workload};
+use crate::workload::{ENTRIES, ENTRY, Workload};
 
 fn open(dir: &Path, durable: bool) -> Outcome<Connection> {
     let connection = Connection::open(dir.join("log.db"))?;

@@ -7,8 +7,9 @@ use octopii_bench::Outcome;
 use octopii_bench::load::Load;
 use octopii_bench::report::{Subject, in_turn, median, ratios};
 
-use crate::peer::{Peer, Workload};
+use crate::peer::Peer;
 use crate::sample;
+use crate::workload::Workload;
 
 /// What to measure, and where.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use octopii_bench::Outcome;
 use octopii_bench::load::{Load, drive};
 use walrus_rust::{FsyncSchedule, ReadConsistency, Walrus};
 
-use crate::peer::{ENTRIES, ENTRY, Workload};
+use crate::workload::{ENTRIES, ENTRY, Workload};
 
 fn open(schedule: FsyncSchedule) -> Outcome<Walrus> {
     let consistency = ReadConsistency::AtLeastOnce { persist_every: u32::MAX };
