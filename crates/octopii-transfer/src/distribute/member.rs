@@ -18,7 +18,7 @@ use crate::relay::gather::MAX_NEEDS;
 use crate::source::{Block, Form};
 use crate::storing::MAX_REPAIRS;
 use crate::wire::relay::{self, Need, Supplier};
-use crate::wire::{self, Acceptance, Acknowledgement, Have, OfferBody, ResumeKey, Span, Tag};
+use crate::wire::{self, Acceptance, Acknowledgement, OfferBody, ResumeKey, Span, Tag};
 use crate::{FailureCode, TransferError, TransferId};
 
 /// Blocks vouched for ahead of what the receiver has verified, at the most.
@@ -155,22 +155,23 @@ async fn attempt(origin: &Origin, i: usize, may_keep: bool) -> Result<Attempt, T
     let connection = origin.shared.endpoint.connect(member.addr).await?;
     let node = connection.peer().node_id;
     member.lock().node = Some(node);
-    let key = origin.key_at(node).filter(|_| may_keep);
+    let key = may_keep.then(|| origin.key_at(node));
     let (mut send, recv) = connection.open(StreamKind::Transfer).await?;
     let mut recv = Inlet::new(recv);
     let opening = [&[wire::VERSION][..], &wire::offer(&offer(origin, member.id(), key))].concat();
     let sent = send.write_all(&opening).await;
-    let Acceptance { have: Have { bytes: have, prefix }, shares, .. } =
+    let Acceptance { have: known, shares, .. } =
         match crate::asking::read_acceptance(&mut recv, member.addr).await {
             // What was said before the stream broke tells more than the break.
             Err(TransferError::Lost(lost)) => return Err(TransferError::Lost(sent.err().unwrap_or(lost))),
             other => other?,
         };
+    let have = known.bytes;
     let is_boundary = have.is_multiple_of(u64::from(origin.block_size));
     if have > origin.content.ledger.size() || have > 0 && key.is_none() || !is_boundary {
         return Err(TransferError::Protocol("the receiver has what was never sent to it"));
     }
-    if have > 0 && !origin.begins_with(have, prefix).await? {
+    if !origin.hash_behind(known).await? {
         send.reset(u32::from(FailureCode::Cancelled.to_u16()));
         return Ok(Attempt::OtherContent);
     }

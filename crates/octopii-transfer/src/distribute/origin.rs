@@ -26,8 +26,8 @@ use crate::shared::{AbortOnDrop, Shared};
 use crate::source::{BlockReader, OpenSource};
 use crate::supply::{Outgoing, Supply};
 use crate::wire::relay::RelayKey;
-use crate::wire::{Acknowledgement, MAX_BLOCK, ResumeKey};
-use crate::{Digest, TransferError, TransferId};
+use crate::wire::{Acknowledgement, Have, MAX_BLOCK, ResumeKey};
+use crate::{TransferError, TransferId};
 
 /// A chain delivers a block per receiver late: smaller blocks than usual, unless there would be very many.
 const BLOCK: u32 = 256 << 10;
@@ -45,7 +45,9 @@ pub(super) struct Origin {
     pub(super) block_size: u32,
     pub(super) content: Content,
     /// The secret of the keys under which receivers may keep what they have if they are cut off, and where hashing stood at times.
-    checkpoints: Option<Arc<Checkpoints>>,
+    checkpoints: Arc<Checkpoints>,
+    resumes: bool,
+    hashing: Mutex<Vec<AbortOnDrop<()>>>,
     pub(super) members: Vec<Member>,
     plan: Mutex<Plan>,
     activities: Vec<Activity>,
@@ -64,20 +66,28 @@ impl Origin {
 
     /// Whether receiver `i` may keep what it has if it is cut off: not if it is in the list a second time.
     pub(super) fn may_keep(&self, i: usize) -> bool {
-        self.members[..i].iter().all(|other| other.addr != self.members[i].addr)
+        self.resumes && self.members[..i].iter().all(|other| other.addr != self.members[i].addr)
     }
 
     /// Under what a receiver may keep what it has.
-    pub(super) fn key_at(&self, receiver: NodeId) -> Option<ResumeKey> {
-        self.checkpoints.as_ref().map(|checkpoints| checkpoints.key_at(receiver))
+    pub(super) fn key_at(&self, receiver: NodeId) -> ResumeKey {
+        self.checkpoints.key_at(receiver)
     }
 
-    /// Whether the content begins with `len` bytes of this digest.
-    pub(super) async fn begins_with(&self, len: u64, digest: Digest) -> Result<bool, TransferError> {
-        let Some(checkpoints) = &self.checkpoints else { return Ok(false) };
-        let (source, checkpoints) = (Arc::clone(&self.content.source), Arc::clone(checkpoints));
-        let reading = move || BlockReader::at(source, checkpoints, len);
-        Ok(self.shared.executor.blocking(reading).await?.digest() == digest)
+    /// Sees to it that the content is hashed from where a receiver goes on. Says whether it begins with what the receiver has.
+    pub(super) async fn hash_behind(&self, have: Have) -> Result<bool, TransferError> {
+        let (source, checkpoints) = (Arc::clone(&self.content.source), Arc::clone(&self.checkpoints));
+        let reading = move || BlockReader::at(source, checkpoints, have.bytes);
+        let reader = self.shared.executor.blocking(reading).await?;
+        if reader.digest() != have.prefix {
+            return Ok(false);
+        }
+        let (executor, ledger) = (self.shared.executor.clone(), Arc::clone(&self.content.ledger));
+        let filling = self.shared.executor.spawn(async move { ledger.fill(&executor, reader).await });
+        let mut hashing = self.hashing.lock().unwrap_or_else(PoisonError::into_inner);
+        hashing.retain(|task| !task.0.is_finished());
+        hashing.push(AbortOnDrop(filling));
+        Ok(true)
     }
 
     /// Receiver `i` shows signs of life.
@@ -151,7 +161,7 @@ pub(crate) async fn distribute(
         Ok(()) => open(&shared, source, &options).await,
         Err(error) => Err(error),
     };
-    let (source, checkpoints) = match opened {
+    let (source, checkpoints, resumes) = match opened {
         Ok(opened) => opened,
         Err(error) => {
             for (i, peer) in peers.into_iter().enumerate() {
@@ -163,25 +173,22 @@ pub(crate) async fn distribute(
     };
     let size = source.size();
     let block_size = if size / u64::from(BLOCK) > MANY_BLOCKS { MAX_BLOCK } else { BLOCK };
-    let ledger = Arc::new(Ledger::new(size, block_size));
     let first = options.id.take();
     let ids = first.into_iter().chain(std::iter::repeat_with(TransferId::random));
     let origin = Arc::new(Origin {
         plan: Mutex::new(Plan::new(peers.len(), block_size)),
         activities: peers.iter().map(|_| Activity::default()).collect(),
         members: peers.into_iter().zip(ids).map(|(addr, id)| Member::new(addr, id)).collect(),
-        checkpoints: checkpoints.clone(),
-        content: Content { ledger: Arc::clone(&ledger), source: Arc::clone(&source) },
+        checkpoints,
+        resumes,
+        hashing: Mutex::default(),
+        content: Content { ledger: Arc::new(Ledger::new(size, block_size)), source },
         key: RelayKey::random(),
         shared: Arc::clone(&shared),
         options,
         block_size,
         started,
     });
-    let executor = shared.executor.clone();
-    let hashing = BlockReader::new(source, checkpoints.unwrap_or_else(|| Arc::new(Checkpoints::in_memory())));
-    let filling = async move { ledger.fill(&executor, hashing).await };
-    let _filling = AbortOnDrop(shared.executor.spawn(filling));
     let reviewing = Arc::clone(&origin);
     let _reviewing = AbortOnDrop(shared.executor.spawn(async move {
         let mut ticks = interval(REVIEW);
@@ -222,9 +229,9 @@ async fn open(
     shared: &Arc<Shared>,
     source: Outgoing,
     options: &SendOptions,
-) -> Result<(Arc<OpenSource>, Option<Arc<Checkpoints>>), TransferError> {
+) -> Result<(Arc<OpenSource>, Arc<Checkpoints>, bool), TransferError> {
     match Supply::open(shared, source, options).await? {
-        Supply::Stored { source, checkpoints, resume } => Ok((source, resume.then_some(checkpoints))),
+        Supply::Stored { source, checkpoints, resume } => Ok((source, checkpoints, resume)),
         Supply::Stream { .. } => Err(TransferError::Protocol("a stream goes to one receiver")),
     }
 }

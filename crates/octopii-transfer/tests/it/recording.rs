@@ -54,6 +54,8 @@ struct State {
     // Beneath it another file system seems to be mounted.
     mounted: Option<PathBuf>,
     rotten: Option<Rot>,
+    // Of all reads of content.
+    lowest_read: Option<u64>,
     lies: usize,
     // Locks in force, and how often one was not to be had.
     held: usize,
@@ -157,6 +159,11 @@ impl RecordingVfs {
         self.0.lock().unwrap().rotten = Some(Rot { offset, after, times });
     }
 
+    /// Where the first byte of content is that was read, from whichever file.
+    pub(crate) fn lowest_read(&self) -> Option<u64> {
+        self.0.lock().unwrap().lowest_read
+    }
+
     /// How often the rotten byte was read as another.
     pub(crate) fn lies(&self) -> usize {
         self.0.lock().unwrap().lies
@@ -231,6 +238,10 @@ impl RecordingVfs {
     /// What happens to everything that is read.
     pub(crate) fn read(&self, read: &mut [u8], offset: u64) {
         let mut state = self.0.lock().unwrap();
+        // Less is no block.
+        if read.len() >= 64 << 10 {
+            state.lowest_read = Some(state.lowest_read.map_or(offset, |lowest| lowest.min(offset)));
+        }
         if let Some(Rot { offset: rotten, after, times }) = &mut state.rotten
             && (offset..offset + read.len() as u64).contains(rotten)
         {

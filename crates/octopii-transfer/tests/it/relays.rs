@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -362,49 +363,84 @@ async fn a_receiver_that_was_cut_off_goes_on_where_it_was() {
     }
 }
 
-/// Another process sends the same file again. What was damaged on a disk meanwhile is found and repaired.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_distribution_that_was_cut_off_goes_on() {
-    let state = tempfile::tempdir().unwrap();
-    let sender = |id| {
-        let state_dir = Some(state.path().join("state"));
-        Node::with(id, RealVfs::shared(), TransferOptions { state_dir, ..quick() })
-    };
-    let peers: Vec<_> = (2..5).map(Node::new).collect();
-    let _inboxes: Vec<_> = peers.iter().map(Node::open_inbox).collect();
-    let data = content(48 * BLOCK);
-    let source = ChunkSource::File(peers[0].source("f", &data));
-    let first = sender(1);
-    let watch = Watch::default();
-    {
-        let sending = first.transfer.send_to_all(&source, addrs(&peers), chain(watch.options()));
+/// A distribution of 48 MiB that is cut off when each of its two receivers has half of it.
+struct CutOff {
+    state: tempfile::TempDir,
+    peers: Vec<Node>,
+    data: Vec<u8>,
+    source: ChunkSource,
+}
+
+impl CutOff {
+    async fn new() -> Self {
+        let peers: Vec<_> = (2..4).map(Node::new).collect();
+        peers.iter().for_each(|peer| drop(peer.open_inbox()));
+        let data = content(48 * BLOCK);
+        let source = ChunkSource::File(peers[0].source("f", &data));
+        let new = Self { state: tempfile::tempdir().unwrap(), peers, data, source };
+        let (first, watch) = (new.sender(1, RealVfs::shared()), Watch::default());
+        let sending = first.transfer.send_to_all(&new.source, addrs(&new.peers), chain(watch.options()));
         let cutting = async {
-            while addrs(&peers).into_iter().any(|peer| watch.of(peer).1 < 24 * BLOCK as u64) {
+            while addrs(&new.peers).into_iter().any(|peer| watch.of(peer).1 < 24 * BLOCK as u64) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             first.endpoint.close(Duration::from_secs(5)).await;
         };
         tokio::join!(sending, cutting);
+        for inbox in new.inboxes() {
+            eventually("letting go", || {
+                parts(&inbox).iter().any(|name| RealVfs.lock(&inbox.join(name)).is_ok())
+            })
+            .await;
+        }
+        new
     }
-    for peer in &peers {
-        let inbox = peer.inbox();
-        let part = |name: &String| name.ends_with(".part");
-        eventually("letting go", || {
-            names(&inbox).iter().any(|name| part(name) && RealVfs.lock(&inbox.join(name)).is_ok())
-        })
-        .await;
-        let name = names(&inbox).into_iter().find(part).unwrap();
-        let file = RealVfs.open(&inbox.join(name), OpenMode::ReadWrite).unwrap();
+
+    fn inboxes(&self) -> impl Iterator<Item = PathBuf> {
+        self.peers.iter().map(Node::inbox)
+    }
+
+    /// As another process would be.
+    fn sender(&self, id: u64, vfs: Arc<dyn Vfs>) -> Node {
+        let state_dir = Some(self.state.path().join("state"));
+        Node::with(id, vfs, TransferOptions { state_dir, ..quick() })
+    }
+
+    /// Sends it again; says how many bytes the receiver that had least had.
+    async fn go_on(&self, sender: &Node) -> u64 {
+        let watch = Watch::default();
+        let how = chain(watch.options());
+        let results = sender.transfer.send_to_all(&self.source, addrs(&self.peers), how).await;
+        assert_all_have(&self.peers, &results, &self.data);
+        addrs(&self.peers).into_iter().map(|peer| watch.of(peer).0).min().unwrap()
+    }
+}
+
+fn parts(inbox: &Path) -> Vec<String> {
+    names(inbox).into_iter().filter(|name| name.ends_with(".part")).collect()
+}
+
+/// Another process sends the same file again. What was damaged on a disk meanwhile is found and repaired.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_distribution_that_was_cut_off_goes_on() {
+    let cut_off = CutOff::new().await;
+    for inbox in cut_off.inboxes() {
+        let file = RealVfs.open(&inbox.join(&parts(&inbox)[0]), OpenMode::ReadWrite).unwrap();
         let mut byte = [0];
         file.read_exact_at(&mut byte, 3 << 20).unwrap();
         file.write_all_at(&[byte[0] ^ 1], 3 << 20).unwrap();
     }
-    let (second, watch) = (sender(9), Watch::default());
-    let results = second.transfer.send_to_all(&source, addrs(&peers), chain(watch.options())).await;
-    assert_all_have(&peers, &results, &data);
-    for peer in addrs(&peers) {
-        assert!(watch.of(peer).0 >= 16 << 20, "it began anew: {:?}", watch.of(peer));
-    }
+    let had = cut_off.go_on(&cut_off.sender(9, RealVfs::shared())).await;
+    assert!(had >= 16 << 20, "it began anew: {had}");
+}
+
+/// It is not hashed again where all receivers have it: of a large file that takes longer than they wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_distribution_that_goes_on_reads_only_what_is_missing() {
+    let (cut_off, disk) = (CutOff::new().await, RecordingVfs::default());
+    let had = cut_off.go_on(&cut_off.sender(9, disk.shared())).await;
+    assert!(had >= 16 << 20, "it began anew: {had}");
+    assert_eq!(disk.lowest_read(), Some(had));
 }
 
 /// What was hashed is vouched for. A source that changes after that must not be sent again and again as what it was.
