@@ -6,6 +6,7 @@ mod retry;
 mod stream;
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use octopii_transport::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use self::lane::Lanes;
+use self::lane::{Answer, Lane, Lanes, OnLane};
 pub use self::options::{CallOptions, ClientOptions, RetryPolicy};
 use self::retry::Budget;
 pub use self::stream::{Responses, Sender, Upload};
@@ -95,10 +96,23 @@ impl Client {
     ) -> Result<Bytes, Status> {
         let (addr, begun) = (addr.into(), self.begin(options.into()));
         let progress = Progress::default();
-        let call = async {
+        // Where it lies: moved by value, as a timeout takes it, it would be copied several times.
+        let call = pin!(async {
             let mut attempt = 0;
             loop {
                 let outcome = async {
+                    // The first attempt has all the time that there is: the clock was asked just now.
+                    if attempt == 0
+                        && let Some((connection, lane)) = self.lane_in_use(&addr, &request)
+                        && let Some(call) = self.begin_on(&lane, method, &request, &begun, begun.limit)
+                    {
+                        progress.may_be_sent();
+                        match call?.answer().await {
+                            // It was lost before anybody noticed.
+                            Answer::Unsent(_) if connection.is_closed() => progress.not_sent(),
+                            answer => return answer.into_result(),
+                        }
+                    }
                     let connection = self.connect(&addr).await?;
                     progress.may_be_sent();
                     self.exchange(&connection, method, &request, &begun).await
@@ -116,7 +130,7 @@ impl Client {
                 // The timer of a foreign executor's task belongs to ours.
                 let _ = self.endpoint.executor().timeout(wait, std::future::pending::<()>()).await;
             }
-        };
+        });
         self.within(&begun, method, &progress, call).await
     }
 
@@ -135,8 +149,8 @@ impl Client {
 
     /// Fixes when the call ends and which trace it belongs to.
     fn begin(&self, options: CallOptions) -> Begun {
-        let mut end = self.endpoint.executor().deadline(options.deadline);
         let now = self.endpoint.executor().now();
+        let mut end = Executor::after(now, options.deadline);
         let mut trace = options.trace;
         if let Some(inherited) = Inherited::current() {
             end = end.min(inherited.deadline);
@@ -176,11 +190,7 @@ impl Client {
         body: &Bytes,
         begun: &Begun,
     ) -> Result<Bytes, Status> {
-        let received = begun.options.response_metadata.as_ref();
-        if let Some(received) = received {
-            received.clear();
-        }
-        if self.shared.options.lanes && body.len() <= INLINE && !connection.is_lossy() {
+        if self.may_share(connection, body) {
             let lane = self.shared.lanes.on(
                 connection,
                 self.kind,
@@ -188,14 +198,48 @@ impl Client {
                 self.shared.options.max_response,
             );
             let left = begun.left(self.endpoint.executor());
-            if let Some(call) = lane.begin(&begun.head(method, Shape::Unary, left), body, received) {
-                return call?.answer().await;
+            if let Some(call) = self.begin_on(&lane, method, body, begun, left) {
+                return call?.answer().await.into_result();
             }
+        }
+        let received = begun.options.response_metadata.as_ref();
+        if let Some(received) = received {
+            received.clear();
         }
         let (mut send, mut recv) = self.open(connection, method, Shape::Unary, body, begun).await?;
         // An error means that the peer stopped reading: it may have answered before it read everything.
         let _ = send.finish();
         self.read_response(&mut recv, received).await?.single()
+    }
+
+    fn may_share(&self, connection: &Connection, body: &Bytes) -> bool {
+        self.shared.options.lanes && body.len() <= INLINE && !connection.is_lossy()
+    }
+
+    /// The lane that a small call takes, if there is one: it ends with its connection, which need not be asked then whether it is open.
+    fn lane_in_use(&self, addr: &Address, body: &Bytes) -> Option<(Connection, Arc<Lane>)> {
+        let connection = self.endpoint.connected(addr)?;
+        if !self.may_share(&connection, body) {
+            return None;
+        }
+        let lane = self.shared.lanes.in_use(&connection)?;
+        Some((connection, lane))
+    }
+
+    /// Begins a call on a lane; `None` if the lane cannot take it now.
+    fn begin_on(
+        &self,
+        lane: &Arc<Lane>,
+        method: &str,
+        body: &Bytes,
+        begun: &Begun,
+        left: Duration,
+    ) -> Option<Result<OnLane, Status>> {
+        let received = begun.options.response_metadata.as_ref();
+        if let Some(received) = received {
+            received.clear();
+        }
+        lane.begin(&begun.head(method, Shape::Unary, left), body, received)
     }
 
     /// Opens a stream and writes the head of a request and its body.
@@ -285,6 +329,10 @@ impl Progress {
 
     fn may_be_sent(&self) {
         self.sent.store(true, Ordering::Relaxed);
+    }
+
+    fn not_sent(&self) {
+        self.sent.store(false, Ordering::Relaxed);
     }
 
     fn is_surely_unsent(&self) -> bool {

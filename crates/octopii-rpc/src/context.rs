@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use octopii_transport::PeerIdentity;
 use tokio::sync::Notify;
+use tokio::task::futures::TaskLocalFuture;
 use tokio::time::Instant;
 
 use crate::wire::put_entry;
@@ -76,8 +77,8 @@ tokio::task_local! {
 }
 
 impl Inherited {
-    pub(crate) async fn scope<F: Future>(self, future: F) -> F::Output {
-        CURRENT.scope(self, future).await
+    pub(crate) fn scope<F: Future>(self, future: F) -> TaskLocalFuture<Self, F> {
+        CURRENT.scope(self, future)
     }
 
     pub(crate) fn current() -> Option<Self> {

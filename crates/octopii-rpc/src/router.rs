@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -12,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::reflection::{Explored, brief_type_name};
+use crate::server::Effort;
 use crate::{Body, Code, Context, Encoding, MethodInfo, Reply, Request, Requests, Shape, Status};
 
 pub(crate) type Replying = Pin<Box<dyn Future<Output = Result<Reply, Status>> + Send>>;
@@ -32,8 +32,8 @@ pub struct Router {
 pub(crate) struct Method {
     pub(crate) shape: Shape,
     pub(crate) handler: Handler,
-    /// Has been seen to compute for a while: it is no longer begun where others wait behind it.
-    pub(crate) busy: Arc<AtomicBool>,
+    /// While it is seen to compute for long, it is not begun where others wait behind it.
+    pub(crate) effort: Arc<Effort>,
     info: MethodInfo,
     explored: Explored,
 }
@@ -152,7 +152,7 @@ impl Router {
         let handler: Handler = Arc::new(move |request| Box::pin(handler(request)));
         self.methods.insert(
             name,
-            Method { shape, handler, busy: Arc::default(), info, explored: Explored::default() },
+            Method { shape, handler, effort: Arc::default(), info, explored: Explored::default() },
         );
         self
     }

@@ -3,6 +3,7 @@
 mod admission;
 mod begin;
 mod call;
+mod effort;
 mod lane;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use tokio::task::AbortHandle;
 
 use crate::Router;
 use crate::server::admission::Admission;
+pub(crate) use crate::server::effort::Effort;
 
 /// Bounds of a [`Server`].
 #[derive(Debug, Clone)]

@@ -159,6 +159,12 @@ impl Endpoint {
         self.shared.executor.run(connect).await.unwrap_or(Err(ConnectError::EndpointClosed))
     }
 
+    /// The connection that [`connect`](Self::connect) would give, without asking whether it is still open: for who would notice that
+    /// otherwise, and calls so often that asking costs. `None` if there is none, and for host names.
+    pub fn connected(&self, address: &Address) -> Option<Connection> {
+        self.shared.pool.used(canonical(address.ip()?))
+    }
+
     async fn connect_host(&self, address: Address, node: Option<NodeId>) -> Result<Connection, ConnectError> {
         if let Some(connection) = address.host().and_then(|host| names::live(&self.shared, host, node)) {
             return Ok(connection);

@@ -104,7 +104,11 @@ impl Executor {
 
     /// When `limit` from now is over. A limit that no clock can count ends in the distant future.
     pub fn deadline(&self, limit: Duration) -> tokio::time::Instant {
-        let now = self.now();
+        Self::after(self.now(), limit)
+    }
+
+    /// When `limit` from `now` is over, likewise.
+    pub fn after(now: tokio::time::Instant, limit: Duration) -> tokio::time::Instant {
         now.checked_add(limit).unwrap_or(now + DISTANT)
     }
 

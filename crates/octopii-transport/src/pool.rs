@@ -96,6 +96,15 @@ impl Pool {
         }
     }
 
+    /// The connection to `addr` that is used, if there is one. It may be lost and nobody have noticed yet: asking it would wait for its
+    /// lock, for which packets compete.
+    pub(crate) fn used(&self, addr: SocketAddr) -> Option<Connection> {
+        match self.links.lock().expect("no panic while held").get(&addr) {
+            Some(Link::Live(connection)) => Some(connection.clone()),
+            _ => None,
+        }
+    }
+
     /// The live connection to `addr`, dialling if there is none. Cancel-safe: the dial goes on for others.
     pub(crate) async fn connect(shared: &Arc<Shared>, addr: SocketAddr) -> Result<Connection, ConnectError> {
         loop {

@@ -271,15 +271,22 @@ impl RecvStream {
 
     /// Takes a frame of which everything has been received.
     fn take_frame(&mut self, len: usize) -> Bytes {
-        let copied = (len <= COPIED).then(|| Bytes::copy_from_slice(&self.received()[HEADER..HEADER + len]));
-        let shared = if self.partial.is_empty() {
+        if len <= COPIED {
+            let copied = Bytes::copy_from_slice(&self.received()[HEADER..HEADER + len]);
+            if self.partial.is_empty() {
+                self.ready.advance(HEADER + len);
+            } else {
+                self.partial.advance(HEADER + len);
+            }
+            return copied;
+        }
+        if self.partial.is_empty() {
             self.ready.advance(HEADER);
             self.ready.split_to(len)
         } else {
             self.partial.advance(HEADER);
             self.partial.split_to(len).freeze()
-        };
-        copied.unwrap_or(shared)
+        }
     }
 
     fn received(&self) -> &[u8] {

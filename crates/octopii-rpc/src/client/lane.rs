@@ -29,6 +29,11 @@ impl Drop for Lanes {
 }
 
 impl Lanes {
+    /// The lane on `connection`, if there is one. It may be closed: it takes no call then.
+    pub(super) fn in_use(&self, connection: &Connection) -> Option<Arc<Lane>> {
+        self.0.lock().expect("no panic while held").get(&connection.id()).cloned()
+    }
+
     /// The lane on `connection`, opened if there is none.
     pub(super) fn on(
         &self,
@@ -77,7 +82,7 @@ impl State {
 
 #[derive(Debug)]
 struct Waiting {
-    answer: oneshot::Sender<Result<Bytes, Status>>,
+    answer: oneshot::Sender<Answer>,
     received: Option<ResponseMetadata>,
     /// The parts of the response that have come.
     parts: BytesMut,
@@ -87,11 +92,34 @@ struct Waiting {
 pub(super) struct OnLane {
     lane: Arc<Lane>,
     id: u32,
-    answer: oneshot::Receiver<Result<Bytes, Status>>,
+    answer: oneshot::Receiver<Answer>,
+    answered: bool,
+}
+
+/// What becomes of a call on a lane.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// What the peer said, or that nobody knows.
+    Heard(Result<Bytes, Status>),
+    /// The lane has ended before the request was written: the peer has never heard of it.
+    Unsent(Status),
+}
+
+impl Answer {
+    pub(super) fn into_result(self) -> Result<Bytes, Status> {
+        match self {
+            Self::Heard(result) => result,
+            Self::Unsent(status) => Err(status),
+        }
+    }
 }
 
 impl Drop for OnLane {
     fn drop(&mut self) {
+        if self.answered {
+            // Who answers has taken it off the lane.
+            return;
+        }
         let mut state = self.lane.state();
         if state.waiting.remove(&self.id).is_some() && !state.closed {
             wire::put_cancel(self.id, &mut state.unwritten);
@@ -101,9 +129,12 @@ impl Drop for OnLane {
 }
 
 impl OnLane {
-    pub(super) async fn answer(mut self) -> Result<Bytes, Status> {
-        (&mut self.answer).await.unwrap_or_else(|_| {
-            Err(Status::new(Code::Unknown, "the runtime was shut down before an answer came"))
+    pub(super) async fn answer(mut self) -> Answer {
+        let answer = (&mut self.answer).await;
+        self.answered = true;
+        answer.unwrap_or_else(|_| {
+            let told = "the runtime was shut down before an answer came";
+            Answer::Heard(Err(Status::new(Code::Unknown, told)))
         })
     }
 }
@@ -142,7 +173,7 @@ impl Lane {
         state.waiting.insert(id, Waiting { answer, received: received.cloned(), parts: BytesMut::new() });
         drop(state);
         self.asked.notify_one();
-        Some(Ok(OnLane { lane: Arc::clone(self), id, answer: answered }))
+        Some(Ok(OnLane { lane: Arc::clone(self), id, answer: answered, answered: false }))
     }
 
     /// Takes no more calls; those that wait fail like this, or as surely not carried out if they were never written.
@@ -158,7 +189,8 @@ impl Lane {
                 status.code = Code::Unavailable;
             }
             // An error means that the caller has just given up.
-            let _ = waiting.answer.send(Err(status));
+            let answer = if unwritten { Answer::Unsent(status) } else { Answer::Heard(Err(status)) };
+            let _ = waiting.answer.send(answer);
         }
         drop(state);
         self.asked.notify_one();
@@ -185,7 +217,7 @@ impl Lane {
             drop(state);
             self.asked.notify_one();
             if let Some(waiting) = failed {
-                let _ = waiting.answer.send(Err(unreadable(error, StreamKind::Rpc)));
+                let _ = waiting.answer.send(Answer::Heard(Err(unreadable(error, StreamKind::Rpc))));
             }
             return true;
         }
@@ -211,7 +243,7 @@ impl Lane {
             }
             result => result,
         };
-        let _ = answer.send(result);
+        let _ = answer.send(Answer::Heard(result));
         true
     }
 }
@@ -224,6 +256,8 @@ async fn run(lane: Arc<Lane>, connection: Connection, kind: StreamKind) {
     };
     // Not one after the other: each side goes on reading while it waits to write.
     let end = tokio::select! {
+        // Reading first: it tells of a connection that is lost, before requests are written to it.
+        biased;
         end = read(&lane, recv) => end,
         end = write(&lane, send) => end,
     };
@@ -344,10 +378,11 @@ mod tests {
         let unwritten = [call(), call()];
         lane.close(&Status::new(Code::Unknown, "lost"));
         for call in written {
-            assert_eq!(call.answer().await.unwrap_err().code, Code::Unknown);
+            assert_eq!(call.answer().await.into_result().unwrap_err().code, Code::Unknown);
         }
         for call in unwritten {
-            assert_eq!(call.answer().await.unwrap_err().code, Code::Unavailable);
+            let answer = call.answer().await;
+            assert!(matches!(&answer, Answer::Unsent(status) if status.code == Code::Unavailable));
         }
         assert!(lane.begin(&head, b"body", None).is_none());
     }

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -27,9 +26,6 @@ use crate::{Body, Cancellation, Code, Reply, Request, Shape, Status};
 const BATCH: usize = 32 << 10;
 /// And so many of them: they count as calls under way until they are written.
 const BATCH_CALLS: usize = 256;
-
-/// A handler that computes longer than this before it first waits is from then on begun on a task of its own.
-const BUSY: Duration = Duration::from_micros(50);
 
 /// Serves a lane until it ends. What is under way then is cancelled. Who drains waits for it from the start (`flushing`), so that what
 /// has come on it is refused in order and not cut off.
@@ -185,11 +181,12 @@ impl Lane<'_> {
         };
         let mut call = Box::pin(inherited.scope(call));
         // Most handlers are done at once: a task for each would cost more than they do.
-        if !method.busy.load(Ordering::Relaxed) {
+        let mut not_begun = None;
+        if method.effort.is_long() {
+            not_begun = Some(Arc::clone(&method.effort));
+        } else {
             let done = call.as_mut().now_or_never();
-            if now.elapsed() > BUSY {
-                method.busy.store(true, Ordering::Relaxed);
-            }
+            method.effort.took(now.elapsed());
             if let Some(result) = done {
                 self.out.respond(id, result, Some(permit), false);
                 return Ok(());
@@ -197,6 +194,13 @@ impl Lane<'_> {
         }
         let out = Arc::clone(&self.out);
         let task = self.shared.executor.spawn(async move {
+            let call = std::future::poll_fn(move |cx| {
+                let Some(effort) = not_begun.take() else { return call.as_mut().poll(cx) };
+                let begun = Instant::now();
+                let polled = call.as_mut().poll(cx);
+                effort.took(begun.elapsed());
+                polled
+            });
             let result = timeout_at(deadline, call).await.unwrap_or_else(|_| {
                 let late = Status::new(Code::DeadlineExceeded, "the handler did not finish in time");
                 (Err(late), told.take_metadata())

@@ -93,7 +93,11 @@ impl Request {
         let encoding =
             Encoding::from_byte(encoding).ok_or_else(|| unknown(format!("encoding {encoding}")))?;
         let name = usize::from(frame.try_get_u8().map_err(malformed)?);
-        let method = String::from_utf8(take(&mut frame, name)?.into()).map_err(malformed)?;
+        // Copied where it lies: a part of the frame by itself would cost an allocation more.
+        let method =
+            std::str::from_utf8(frame.get(..name).ok_or_else(|| malformed(()))?).map_err(malformed)?;
+        let method = method.to_owned();
+        frame.advance(name);
         let deadline = Duration::from_millis(frame.try_get_u32_le().map_err(malformed)?.into());
         let extras = usize::from(frame.try_get_u16_le().map_err(malformed)?);
         let mut extras = take(&mut frame, extras)?;

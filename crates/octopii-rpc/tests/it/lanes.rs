@@ -235,6 +235,20 @@ async fn a_caller_that_takes_nothing_is_given_up() {
     until(|| server.calls_under_way() == 0).await;
 }
 
+/// Nobody asks a connection whether it is open before a call takes its lane: that it is lost is noticed all the same, and nothing of it is the
+/// caller's business as long as the request has not left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_on_a_connection_that_is_gone_takes_another() {
+    let (a, b) = pair();
+    let _server = serve(&b, ServerOptions::default(), methods);
+    let (client, to) = (Client::new(&a, StreamKind::Rpc), b.local_addr());
+    for n in 0..50u64 {
+        assert_eq!(client.call::<_, u64>(to, "echo", &n, SOON).await.unwrap(), n);
+        a.connect(to).await.unwrap().close("by the test");
+        assert_eq!(client.call::<_, u64>(to, "echo", &n, SOON).await.unwrap(), n);
+    }
+}
+
 /// Two that need each other at the same moment: one behind the other they would wait for ever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn handlers_that_compute_for_long_do_not_wait_for_each_other() {
