@@ -38,7 +38,8 @@ pub struct TransferResult {
     pub level: Option<AckLevel>,
     /// How long it took, in success and failure.
     pub duration: Duration,
-    /// On success, content bytes that travelled from here to it: compressed if they were, and with what was sent again.
+    /// On success, content bytes that travelled from here to it: without pages of zeroes, compressed if they were, and with what was
+    /// sent again.
     pub travelled: u64,
     /// Why it failed.
     pub error: Option<TransferError>,

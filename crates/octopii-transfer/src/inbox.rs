@@ -17,7 +17,8 @@ pub struct InboxPolicy {
 }
 
 impl InboxPolicy {
-    /// An inbox in `dir`, which is created with the first file. No limit on the size but the disk's.
+    /// An inbox in `dir`, which is created with the first file. No limit on the size but the disk's, and
+    /// [`max_sparse`](crate::TransferOptions::max_sparse) for files with holes.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into(), max_size: u64::MAX, least_ack: AckLevel::Received, on_received: None }
     }

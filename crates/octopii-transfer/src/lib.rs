@@ -13,6 +13,7 @@
 //! - A file that is cut off, by a lost connection or a killed process on either side, is gone on with where it was last synced;
 //!   what was received before is checked on the disk meanwhile, and one damaged block costs that block. Nobody coming back, it
 //!   expires. A transfer that failed for another reason, or was cancelled, leaves nothing behind.
+//! - A file with holes arrives with holes: they are neither read, nor sent, nor stored.
 //! - Memory is bounded on both sides, whatever the size of the chunk and whatever a peer claims.
 //! - Every wait ends: by the transfer's own time limit, or when nothing moves any more.
 //!

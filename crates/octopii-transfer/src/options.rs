@@ -40,7 +40,7 @@ pub struct SendOptions {
     /// How often in a row a transfer that was cut off is tried again without anything new having arrived, after a jittered
     /// pause that grows from 0.1 s to 5 s. Content from memory is gone on with, too. Default: 0.
     pub retries: u32,
-    /// Content bytes per second as they travel (compressed, if they are), at the most. Default: as fast as it goes.
+    /// Content bytes per second as they travel (without pages of zeroes; compressed, if they are), at the most. Default: as fast as it goes.
     pub rate_limit: Option<NonZeroU64>,
     /// The level of zstd, from 1 (fastest) to 19, to compress with, each block of 1 MiB by itself; what does not shrink travels as it
     /// is, and so does everything if the receiver wishes. Digests and sizes are always those of the content. Worth it where the

@@ -20,7 +20,7 @@ pub struct Offer {
     pub purpose: String,
     /// A name for the chunk; at most 1,024 bytes, anything in them. See [`check_file_name`](crate::check_file_name).
     pub name: Option<String>,
-    /// Size in bytes, if the sender knows it.
+    /// Size in bytes, holes included, if the sender knows it.
     pub size: Option<u64>,
     /// Whatever the sending application wants to tell the receiving one; at most 64 KiB.
     pub meta: Bytes,

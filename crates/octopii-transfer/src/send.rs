@@ -24,7 +24,7 @@ pub struct Receipt {
     pub bytes: u64,
     /// How many of them the receiver had from an earlier attempt when the last one began.
     pub resumed: u64,
-    /// Content bytes as they travelled: compressed if they were, over all attempts, and with what was sent again.
+    /// Content bytes as they travelled: without pages of zeroes, compressed if they were, over all attempts, and with what was sent again.
     pub travelled: u64,
     /// How safe it is at the receiver.
     pub level: AckLevel,

@@ -17,7 +17,8 @@ use crate::{Digest, SourceError, TransferError};
 /// A chunk to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChunkSource {
-    /// A file of any size, read as it is sent. Symbolic links are followed. Changing it meanwhile fails the transfer.
+    /// A file of any size, read as it is sent. Symbolic links are followed. Changing it meanwhile fails the transfer. Its holes are not
+    /// read, and a receiver that makes a file of it leaves them out.
     File(PathBuf),
     /// Bytes in memory; never copied.
     Memory(Bytes),
