@@ -9,6 +9,7 @@
 
 mod dir;
 mod durable;
+mod layer;
 mod real;
 mod real_dir;
 
@@ -21,6 +22,7 @@ use std::time::SystemTime;
 
 pub use dir::{Attributes, DirHandle, EntryKind, Timestamp, VfsDir};
 pub use durable::{create_dir_all_durable, create_file_durable, read_file, write_file_durable};
+pub use layer::{FileLayer, VfsLayer};
 pub use real::RealVfs;
 
 /// A shared handle to an open file.

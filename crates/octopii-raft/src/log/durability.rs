@@ -1,12 +1,12 @@
 //! Nothing is answered before it is on the disk: a disk whose syncs can be held back shows it.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use octopii_transport::Executor;
-use octopii_vfs::{DirEntry, FileHandle, LockGuard, Metadata, OpenMode, RealVfs, Vfs, VfsFile};
+use octopii_vfs::{FileHandle, FileLayer, OpenMode, RealVfs, Vfs, VfsFile, VfsLayer};
 use octopii_wal::{Options, WriteAheadLog};
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use openraft::type_config::TypeConfigExt;
@@ -45,71 +45,19 @@ struct GatedVfs(Gate);
 #[derive(Debug)]
 struct GatedFile(FileHandle, Gate);
 
-impl Vfs for GatedVfs {
+impl VfsLayer for GatedVfs {
+    fn beneath(&self) -> &dyn Vfs {
+        &RealVfs
+    }
+
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<FileHandle> {
         Ok(Arc::new(GatedFile(RealVfs.open(path, mode)?, self.0.clone())))
     }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        RealVfs.rename(from, to)
-    }
-
-    fn rename_no_replace(&self, from: &Path, to: &Path) -> io::Result<()> {
-        RealVfs.rename_no_replace(from, to)
-    }
-
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        RealVfs.remove_file(path)
-    }
-
-    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        RealVfs.create_dir_all(path)
-    }
-
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        RealVfs.sync_dir(path)
-    }
-
-    fn read_dir(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
-        RealVfs.read_dir(path)
-    }
-
-    fn metadata(&self, path: &Path) -> io::Result<Metadata> {
-        RealVfs.metadata(path)
-    }
-
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
-        RealVfs.lock(path)
-    }
-
-    fn free_space(&self, path: &Path) -> io::Result<u64> {
-        RealVfs.free_space(path)
-    }
-
-    fn canonicalize(&self, path: &Path) -> io::Result<PathBuf> {
-        RealVfs.canonicalize(path)
-    }
 }
 
-impl VfsFile for GatedFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buf, offset)
-    }
-
-    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(data, offset)
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn allocate(&self, len: u64) -> io::Result<()> {
-        self.0.allocate(len)
+impl FileLayer for GatedFile {
+    fn beneath(&self) -> &dyn VfsFile {
+        &*self.0
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -1,14 +1,11 @@
 //! The real file system, with a record of what was done to it and faults put in on purpose.
 
 use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use octopii_vfs::{
-    DirEntry, DirHandle, FileHandle, FileVersion, LockGuard, Metadata, OpenMode, RealVfs, Vfs, VfsFile,
-};
+use octopii_vfs::{DirHandle, FileHandle, FileLayer, LockGuard, OpenMode, RealVfs, Vfs, VfsFile, VfsLayer};
 
 use crate::tree::recording::RecordingDir;
 
@@ -261,7 +258,11 @@ impl RecordingVfs {
     }
 }
 
-impl Vfs for RecordingVfs {
+impl VfsLayer for RecordingVfs {
+    fn beneath(&self) -> &dyn Vfs {
+        &RealVfs
+    }
+
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<FileHandle> {
         Ok(Arc::new(RecordingFile(RealVfs.open(path, mode)?, self.clone())))
     }
@@ -274,24 +275,8 @@ impl Vfs for RecordingVfs {
         self.run(Op::Rename, || RealVfs.rename_no_replace(from, to))
     }
 
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        RealVfs.remove_file(path)
-    }
-
-    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        RealVfs.create_dir_all(path)
-    }
-
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.run(Op::SyncDir, || RealVfs.sync_dir(path))
-    }
-
-    fn read_dir(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
-        RealVfs.read_dir(path)
-    }
-
-    fn metadata(&self, path: &Path) -> io::Result<Metadata> {
-        RealVfs.metadata(path)
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
@@ -317,10 +302,6 @@ impl Vfs for RecordingVfs {
     fn open_dir(&self, path: &Path) -> io::Result<DirHandle> {
         Ok(Arc::new(RecordingDir(RealVfs.open_dir(path)?, self.clone())))
     }
-
-    fn canonicalize(&self, path: &Path) -> io::Result<PathBuf> {
-        RealVfs.canonicalize(path)
-    }
 }
 
 impl LockGuard for RecordingLock {}
@@ -336,7 +317,11 @@ impl Drop for RecordingLock {
     }
 }
 
-impl VfsFile for RecordingFile {
+impl FileLayer for RecordingFile {
+    fn beneath(&self) -> &dyn VfsFile {
+        &*self.0
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let n = self.0.read_at(buf, offset)?;
         self.1.read(&mut buf[..n], offset);
@@ -351,32 +336,8 @@ impl VfsFile for RecordingFile {
         self.1.run(Op::Write, || self.0.write_all_at_uncached(data, offset))
     }
 
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-
-    fn modified(&self) -> io::Result<Option<SystemTime>> {
-        self.0.modified()
-    }
-
-    fn version(&self) -> io::Result<FileVersion> {
-        self.0.version()
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-
     fn allocate(&self, len: u64) -> io::Result<()> {
         self.1.run(Op::Allocate, || self.0.allocate(len))
-    }
-
-    fn stored(&self) -> io::Result<u64> {
-        self.0.stored()
-    }
-
-    fn content_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        self.0.content_from(offset)
     }
 
     fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {

@@ -293,3 +293,56 @@ fn without_holes_there_are_zeroes() {
     file.read_exact_at(&mut read, 0).unwrap();
     assert!(read == expected && file.len().unwrap() == LEN as u64);
 }
+
+/// What a layer does not do anew reaches what is beneath it, the calls included that a file system need not have.
+#[test]
+fn a_layer_passes_on_what_it_does_not_change() {
+    #[derive(Debug)]
+    struct Reading(&'static [u8]);
+    impl octopii_vfs::VfsLayer for Reading {
+        fn beneath(&self) -> &dyn Vfs {
+            &RealVfs
+        }
+        fn open(&self, path: &std::path::Path, mode: OpenMode) -> std::io::Result<octopii_vfs::FileHandle> {
+            Ok(std::sync::Arc::new(Read(RealVfs.open(path, mode)?, self.0)))
+        }
+    }
+    #[derive(Debug)]
+    struct Read(octopii_vfs::FileHandle, &'static [u8]);
+    impl octopii_vfs::FileLayer for Read {
+        fn beneath(&self) -> &dyn octopii_vfs::VfsFile {
+            &*self.0
+        }
+        fn read_at(&self, buf: &mut [u8], _: u64) -> std::io::Result<usize> {
+            buf[..self.1.len()].copy_from_slice(self.1);
+            Ok(self.1.len())
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    let vfs: Box<dyn Vfs> = Box::new(Reading(b"other"));
+    let file = vfs.open(&a, OpenMode::CreateNew).unwrap();
+    file.write_all_at(b"12345", 0).unwrap();
+    file.write_all_at_uncached(b"67890", 5).unwrap();
+    let mut read = [0; 10];
+    file.read_exact_at(&mut read, 0).unwrap();
+    assert_eq!(&read, b"otherother");
+    assert_eq!(octopii_vfs::read_file(&RealVfs, &a, 99).unwrap(), b"1234567890");
+    let real = RealVfs.open(&a, OpenMode::Read).unwrap();
+    assert_eq!(file.version().unwrap(), real.version().unwrap());
+    assert_eq!((file.len().unwrap(), file.modified().unwrap()), (10, real.modified().unwrap()));
+    assert_eq!(file.stored().unwrap(), real.stored().unwrap());
+    file.punch_hole(2, 3).unwrap();
+    file.set_attributes(0o640, None).unwrap();
+    assert_eq!(octopii_vfs::read_file(&RealVfs, &a, 99).unwrap(), b"12\x00\x00\x0067890");
+    assert_eq!(std::fs::metadata(&a).unwrap().permissions().mode() & 0o777, 0o640);
+    file.set_len(1 << 20).unwrap();
+    assert_eq!(file.content_from(0).unwrap(), real.content_from(0).unwrap());
+    vfs.rename_no_replace(&a, &b).unwrap();
+    assert_eq!(vfs.open_dir(dir.path()).unwrap().names(std::path::Path::new("")).unwrap(), ["b"]);
+    assert_eq!(vfs.metadata(&b).unwrap(), RealVfs.metadata(&b).unwrap());
+    assert_eq!(vfs.canonicalize(&b).unwrap(), RealVfs.canonicalize(&b).unwrap());
+    vfs.lock(&b).unwrap();
+    vfs.remove_file(&b).unwrap();
+    assert!(vfs.read_dir(dir.path()).unwrap().is_empty());
+}

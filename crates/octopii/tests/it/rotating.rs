@@ -15,7 +15,7 @@ use octopii::{
 };
 use octopii_rpc::{Server, StreamKind};
 use octopii_transport::{Endpoint, EndpointOptions};
-use octopii_vfs::{DirEntry, FileHandle, LockGuard, Metadata, OpenMode};
+use octopii_vfs::VfsLayer;
 use tempfile::tempdir;
 
 const RENEW: &str = "octopii.renew";
@@ -140,10 +140,7 @@ fn whoever_answers_instead_of_the_issuing_node_gains_and_breaks_nothing() {
 
 /// The real file system, whose renames to `identity.pem` wait while the gate is shut.
 #[derive(Debug)]
-struct Gated {
-    real: RealVfs,
-    gate: Arc<Gate>,
-}
+struct Gated(Arc<Gate>);
 
 #[derive(Debug, Default)]
 struct Gate {
@@ -177,52 +174,16 @@ impl Gate {
     }
 }
 
-impl Vfs for Gated {
-    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<FileHandle> {
-        self.real.open(path, mode)
+impl VfsLayer for Gated {
+    fn beneath(&self) -> &dyn Vfs {
+        &RealVfs
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         if to.ends_with("identity.pem") {
-            self.gate.pass();
+            self.0.pass();
         }
-        self.real.rename(from, to)
-    }
-
-    fn rename_no_replace(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.real.rename_no_replace(from, to)
-    }
-
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.real.remove_file(path)
-    }
-
-    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        self.real.create_dir_all(path)
-    }
-
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.real.sync_dir(path)
-    }
-
-    fn read_dir(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
-        self.real.read_dir(path)
-    }
-
-    fn metadata(&self, path: &Path) -> io::Result<Metadata> {
-        self.real.metadata(path)
-    }
-
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
-        self.real.lock(path)
-    }
-
-    fn free_space(&self, path: &Path) -> io::Result<u64> {
-        self.real.free_space(path)
-    }
-
-    fn canonicalize(&self, path: &Path) -> io::Result<PathBuf> {
-        self.real.canonicalize(path)
+        RealVfs.rename(from, to)
     }
 }
 
@@ -234,7 +195,7 @@ fn a_change_that_nobody_waits_for_is_carried_through() {
     runtime.block_on(async {
         let (_, file) = authority(home.path());
         let gate = Arc::<Gate>::default();
-        let vfs = Arc::new(Gated { real: RealVfs, gate: Arc::clone(&gate) });
+        let vfs = Arc::new(Gated(Arc::clone(&gate)));
         let node = OctopiiNode::builder(issuing(home.path(), &file)).vfs(vfs).start(&runtime).await.unwrap();
         let before = node.identity().hash();
         gate.shut(true);

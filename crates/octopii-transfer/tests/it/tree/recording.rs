@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use octopii_vfs::{Attributes, DirHandle, FileHandle, FileVersion, OpenMode, Timestamp, VfsDir, VfsFile};
+use octopii_vfs::{Attributes, DirHandle, FileHandle, FileLayer, OpenMode, Timestamp, VfsDir, VfsFile};
 
 use crate::recording::{Op, RecordingVfs};
 
@@ -93,7 +93,11 @@ impl VfsDir for RecordingDir {
     }
 }
 
-impl VfsFile for RecordingFile {
+impl FileLayer for RecordingFile {
+    fn beneath(&self) -> &dyn VfsFile {
+        &*self.0
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let n = self.0.read_at(buf, offset)?;
         self.1.read(&mut buf[..n], offset);
@@ -104,27 +108,7 @@ impl VfsFile for RecordingFile {
         self.1.run(Op::TreeWrite, || self.0.write_all_at(data, offset))
     }
 
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-
-    fn version(&self) -> io::Result<FileVersion> {
-        self.0.version()
-    }
-
-    fn set_attributes(&self, mode: u32, modified: Option<Timestamp>) -> io::Result<()> {
-        self.0.set_attributes(mode, modified)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn allocate(&self, len: u64) -> io::Result<()> {
-        self.0.allocate(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+    fn write_all_at_uncached(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.1.run(Op::TreeWrite, || self.0.write_all_at_uncached(data, offset))
     }
 }
