@@ -175,7 +175,7 @@ pub(crate) struct Send {
     /// Directories: remove at the peer what is no longer here, when all else is done; peers must allow it
     #[arg(long)]
     pub(crate) delete: bool,
-    /// Directories: only tell what would be sent and removed
+    /// Directories: only tell what would be sent and removed, in a single attempt
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Directories: send symbolic links that stay inside, as links

@@ -47,7 +47,8 @@ pub(crate) async fn run(
         rate_limit: args.limit_rate,
         progress: Some(callback(bar)),
         timeout: Some(args.timeout),
-        retries: args.retries,
+        // Each attempt would tell everything again.
+        retries: if args.dry_run { 0 } else { args.retries },
         ..TreeOptions::new("inbox")
     };
     let peers = args.peers.iter().zip(&bars.bars).map(|(peer, bar)| (*peer, options(*peer, bar))).collect();
@@ -133,9 +134,12 @@ fn line(peer: SocketAddr, report: &TreeReport, dry_run: bool) -> String {
         0 => String::new(),
         n => format!(" ({} of them sent before the connection was lost {n} times)", report.stored_before),
     };
-    let removed = match report.removed {
-        0 => String::new(),
-        n => format!(", {n} removed"),
+    let removed = match (report.removed, report.removed_before) {
+        (0, 0) => String::new(),
+        (n, 0) => format!(", {n} removed"),
+        (n, earlier) => {
+            format!(", {} removed ({earlier} of them before the connection was lost)", n + earlier)
+        }
     };
     format!(
         "{peer}  {name}: {stored} files sent ({sent}), {unchanged} unchanged{before}, {not_done} not done, \
@@ -164,6 +168,7 @@ fn object(peer: SocketAddr, report: &TreeReport, dry_run: bool) -> Value {
         "retries": report.retries,
         "stored_before": report.stored_before,
         "bytes_before": report.bytes_before,
+        "removed_before": report.removed_before,
         "directories": report.directories,
         "removed": report.removed,
         "not_done": report.not_done,

@@ -66,8 +66,8 @@ pub fn decode_tree_message(bytes: &[u8], checksum: bool) {
             }
         }
         Tag::End => {
-            if let Ok((entries, manifest)) = wire::decode_end(body) {
-                assert_eq!(&wire::end(entries, manifest)[..], message);
+            if let Ok((entries, manifest, all_told)) = wire::decode_end(body) {
+                assert_eq!(&wire::end(entries, manifest, all_told)[..], message);
             }
         }
         Tag::Done => {

@@ -122,7 +122,7 @@ pub enum EntryOutcome {
     },
     /// The receiver had it: same size and time, or same digest if that was asked for.
     Unchanged,
-    /// The source does not have it any more, and the receiver does not now.
+    /// The source does not have it any more, and the receiver does not now. Durable with the end of the tree; all else is when it is told.
     Removed,
     /// It was not done.
     NotDone(NotDone),
@@ -161,7 +161,7 @@ pub struct TreeReport {
     pub travelled: u64,
     /// Files that the receiver had already.
     pub unchanged: u64,
-    /// How often the tree was begun again after a lost connection; everything else but the next two is about the last attempt.
+    /// How often the tree was begun again after a lost connection; everything else but the next three is about the last attempt.
     /// Known to the sender only.
     pub retries: u32,
     /// Files and links of which the sender knows that attempts before the last have stored them: unchanged now, if nobody has
@@ -169,6 +169,8 @@ pub struct TreeReport {
     pub stored_before: u64,
     /// Their bytes.
     pub bytes_before: u64,
+    /// What attempts before the last one have removed. Known to the sender only.
+    pub removed_before: u64,
     /// Directories, the tree's own included.
     pub directories: u64,
     /// Files, links and directories that were removed because the source no longer has them; see
@@ -225,6 +227,7 @@ pub(crate) struct Earlier {
     stored: u64,
     bytes: u64,
     travelled: u64,
+    removed: u64,
 }
 
 impl Earlier {
@@ -234,6 +237,7 @@ impl Earlier {
         self.stored += ledger.tally.stored;
         self.bytes += ledger.tally.stored_bytes;
         self.travelled += ledger.travelled;
+        self.removed += ledger.tally.removed;
     }
 }
 
@@ -265,6 +269,11 @@ impl Ledger {
                 self.list(path, why);
             }
         }
+    }
+
+    /// Whether the other side knows of every entry.
+    pub(crate) fn is_all_told(&self) -> bool {
+        self.untold == 0
     }
 
     pub(crate) fn settle_untold(&mut self, path: &std::path::Path, why: &NotDone) {
@@ -302,6 +311,7 @@ impl Ledger {
             retries: earlier.attempts,
             stored_before: earlier.stored,
             bytes_before: earlier.bytes,
+            removed_before: earlier.removed,
             directories,
             removed,
             not_done: not_done + self.untold,

@@ -119,7 +119,8 @@ pub trait TreePolicy: Send + Sync + 'static {
     /// Takes the offer or refuses it. A refusal's message is shown to the sender.
     fn accept(&self, offer: &TreeOffer) -> Result<TreeDestination, Refusal>;
 
-    /// An entry is settled: durable, there already, or not done. In no particular order.
+    /// An entry is settled: durable, there already, or not done. In no particular order. What was removed is durable with
+    /// [`received`](Self::received).
     fn entry(&self, offer: &TreeOffer, path: &Path, outcome: &EntryOutcome) {
         let (_, _, _) = (offer, path, outcome);
     }

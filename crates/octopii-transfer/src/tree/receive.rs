@@ -24,7 +24,7 @@ use super::link::{Message, enqueue, read_messages, say_last, write_messages};
 use super::outcome::{Earlier, EntryOutcome};
 use super::policy::ReceivedTree;
 use super::pulse::Pulse;
-use super::removal::Removal;
+use super::removal::{Extras, Removal};
 use super::sessions::{Arrival, Registered};
 use super::wire::{self, RECORDS, Ready, Tag, Verdict, WINDOW};
 use crate::shared::{AbortOnDrop, Shared};
@@ -200,8 +200,8 @@ impl Receiving<'_> {
                 self.settle(settled).await
             }
             Tag::End if self.ended.is_none() => {
-                let (entries, manifest) = wire::decode_end(&body)?;
-                let work = lock(&self.work);
+                let (entries, manifest, all_told) = wire::decode_end(&body)?;
+                let mut work = lock(&self.work);
                 if !work.checker.is_complete() || entries != work.checker.next() {
                     return Err(TransferError::Protocol("the manifest ended early"));
                 }
@@ -210,6 +210,10 @@ impl Receiving<'_> {
                     let message =
                         format!("the sender's SHA-256 of the manifest is {manifest}, the receiver's {own}");
                     return Err(TransferError::DigestMismatch(message));
+                }
+                if !all_told {
+                    // What is missing may be what has no entry.
+                    work.checker.extras = Extras::default();
                 }
                 self.ended = Some(manifest);
                 Ok(())

@@ -13,7 +13,7 @@ use super::link::{Message, enqueue, read_messages, say_last, write_messages};
 use super::outcome::Ledger;
 use super::pulse::Pulse;
 use super::receive::{QUEUE, REMOVED_AT_ONCE};
-use super::removal::Removal;
+use super::removal::{Extras, Removal};
 use super::root::Root;
 use super::wire::{self, Ready, Tag};
 use crate::shared::{AbortOnDrop, Shared};
@@ -88,10 +88,13 @@ async fn answer(
                 enqueue(out, wire::verdicts(first, &verdicts)).await?;
             }
             Tag::End => {
-                let (entries, told) = wire::decode_end(&body)?;
+                let (entries, told, all_told) = wire::decode_end(&body)?;
                 let own = Digest(manifest.finalize().into());
                 if !checker.is_complete() || entries != checker.next() || told != own {
                     return Err(TransferError::Protocol("the manifest is not what was told"));
+                }
+                if !all_told {
+                    checker.extras = Extras::default();
                 }
                 break own;
             }

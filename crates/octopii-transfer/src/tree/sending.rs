@@ -95,10 +95,11 @@ impl Sending {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// Whether anything new has reached the receiver's disk.
+    /// Whether anything new has happened on the receiver's disk.
     pub(super) fn has_advanced(&self) -> bool {
-        let arrived = self.lock().ledger.tally.stored > 0 || self.verified.load(Ordering::Relaxed) > 0;
-        arrived && !self.options.dry_run
+        let tally = self.lock().ledger.tally;
+        let done = tally.stored > 0 || tally.removed > 0 || self.verified.load(Ordering::Relaxed) > 0;
+        done && !self.options.dry_run
     }
 
     /// What became of entries so far.
@@ -244,14 +245,14 @@ impl Sending {
             self.settle_untold(walk.take_untold());
             if steps.is_empty() {
                 let manifest = Digest(manifest.finalize().into());
-                let entries = {
+                let (entries, all_told) = {
                     let mut state = self.lock();
                     state.manifest = Some(manifest);
                     state.progress.complete = true;
-                    state.next
+                    (state.next, state.ledger.is_all_told())
                 };
                 self.changed.notify_waiters();
-                return enqueue(&out, wire::end(entries, manifest)).await;
+                return enqueue(&out, wire::end(entries, manifest, all_told)).await;
             }
             manifest.update(&body);
             let page = wire::page(steps.len(), &body);

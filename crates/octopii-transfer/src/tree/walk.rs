@@ -60,7 +60,7 @@ pub(crate) struct Walk {
     /// What is in the present directory and above.
     path: PathBuf,
     rules: Rules,
-    /// What no line can be about.
+    /// What no line can be about, or could not be trusted to be about.
     untold: Vec<(PathBuf, NotDone)>,
 }
 
@@ -78,7 +78,8 @@ impl Walk {
         Ok(Self { vfs, at, root, levels: vec![level], path, rules, untold: Vec::new() })
     }
 
-    /// What was met since this was last called and has no line, since its name does not fit into one, and why it is not sent.
+    /// What was met since this was last called and has no line, since its name does not fit into one, or has one that may be about
+    /// another directory, and why.
     pub(crate) fn take_untold(&mut self) -> Vec<(PathBuf, NotDone)> {
         std::mem::take(&mut self.untold)
     }
@@ -91,6 +92,11 @@ impl Walk {
                 let Attributes { mode, modified, id, .. } = level.attributes;
                 if self.levels.len() == 1 {
                     self.still_there(id)?;
+                } else if self.rules.delete
+                    && self.root.attributes(&self.path).ok().map(|now| now.id) != Some(id)
+                {
+                    let why = "was removed or replaced while it was read; nothing is removed for that";
+                    self.untold.push((self.path.clone(), NotDone::new(EntryFailure::Changed, why)));
                 }
                 let step = Step {
                     entry: Entry::End { mode: permissions(mode), modified },
@@ -331,6 +337,9 @@ mod tests {
                 assert_eq!(next(&mut walk), "d/sub left out: changed meanwhile");
             }
             assert_eq!(next(&mut walk), "out of d");
+            let untold = walk.take_untold().into_iter().map(|(path, why)| (path, why.failure));
+            let expected = (PathBuf::from("d"), EntryFailure::Changed);
+            assert_eq!(untold.collect::<Vec<_>>(), [expected][usize::from(!delete)..]);
             assert_eq!(next(&mut walk), "out of ");
         }
     }

@@ -153,7 +153,7 @@ impl Header {
             5 => (Tag::Verdicts, 11..=10 + PAGE_ENTRIES * (1 + MAX_NOT_DONE)),
             6 => (Tag::Pack, 2..=MAX_PACK),
             7 => (Tag::Results, 2..=2 + RECORDS * (8 + 1 + MAX_NOT_DONE)),
-            8 => (Tag::End, 40..=40),
+            8 => (Tag::End, 41..=41),
             9 => (Tag::Done, DONE_LEN..=DONE_LEN),
             10 => (Tag::Fail, 4..=4 + MAX_MESSAGE),
             11 => (Tag::Alive, 1..=1),
@@ -248,10 +248,12 @@ pub(crate) fn results(settled: &[Settled]) -> Bytes {
     })
 }
 
-pub(crate) fn end(entries: u64, manifest: Digest) -> Bytes {
+/// `all_told`: everything at the source has an entry.
+pub(crate) fn end(entries: u64, manifest: Digest, all_told: bool) -> Bytes {
     message(Tag::End, |out| {
         out.extend_from_slice(&entries.to_le_bytes());
         out.extend_from_slice(&manifest.0);
+        out.push(u8::from(!all_told));
     })
 }
 
@@ -371,11 +373,16 @@ pub(crate) fn decode_results(body: &[u8]) -> Result<Vec<Outcome>, Malformed> {
     Ok(outcomes)
 }
 
-pub(crate) fn decode_end(body: &[u8]) -> Result<(u64, Digest), Malformed> {
+pub(crate) fn decode_end(body: &[u8]) -> Result<(u64, Digest, bool), Malformed> {
     let mut r = Reader(body);
-    let out = (r.u64()?, Digest(r.array()?));
+    let (entries, manifest) = (r.u64()?, Digest(r.array()?));
+    let all_told = match r.u8()? {
+        0 => true,
+        1 => false,
+        _ => return Err(Malformed("something has no entry, or everything has one")),
+    };
     r.end()?;
-    Ok(out)
+    Ok((entries, manifest, all_told))
 }
 
 pub(crate) fn decode_done(body: &[u8]) -> Result<(Tally, Digest), Malformed> {

@@ -26,6 +26,8 @@ pub(crate) enum Op {
     TreeSync,
     /// Likewise, of directories.
     TreeRemove,
+    /// Likewise, of modes and times; not recorded.
+    TreeAttributes,
     /// Not an operation: put into the record by tests.
     Received,
     /// Likewise.
@@ -192,23 +194,25 @@ impl RecordingVfs {
         record
     }
 
+    /// Fails if it is `op`'s turn to.
+    pub(crate) fn perhaps_fail(&self, op: Op) -> io::Result<()> {
+        if let Some((at, after, times, kind)) = &mut self.0.lock().unwrap().fault
+            && *at == op
+        {
+            if *after > 0 {
+                *after -= 1;
+            } else if *times > 0 {
+                *times -= 1;
+                return Err((*kind).into());
+            }
+        }
+        Ok(())
+    }
+
     /// Recorded when finished.
     pub(crate) fn run<T>(&self, op: Op, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        let delay = {
-            let mut state = self.0.lock().unwrap();
-            match &mut state.fault {
-                Some((at, after, times, kind)) if *at == op => {
-                    if *after > 0 {
-                        *after -= 1;
-                    } else if *times > 0 {
-                        *times -= 1;
-                        return Err((*kind).into());
-                    }
-                }
-                _ => {}
-            }
-            state.delay
-        };
+        self.perhaps_fail(op)?;
+        let delay = self.0.lock().unwrap().delay;
         if !delay.is_zero() {
             // Stands for a slow disk; there is no event to wait for.
             std::thread::park_timeout(delay);

@@ -19,8 +19,7 @@ pub(crate) fn removed(outcomes: &[(PathBuf, EntryOutcome)]) -> Vec<Bytes> {
     let (mut body, mut count) = (Vec::new(), 0u16);
     for (path, outcome) in outcomes {
         let path = path.as_os_str().as_bytes();
-        // The kernel takes no longer ones.
-        let path = &path[..path.len().min(MAX_REMOVED)];
+        let path = fitting(path);
         body.extend_from_slice(&(path.len() as u16).to_le_bytes());
         body.extend_from_slice(path);
         match outcome {
@@ -41,6 +40,14 @@ pub(crate) fn removed(outcomes: &[(PathBuf, EntryOutcome)]) -> Vec<Bytes> {
     messages
 }
 
+/// The path, or of one that is too long the longest directory above it that is not.
+fn fitting(path: &[u8]) -> &[u8] {
+    match path.get(..=MAX_REMOVED) {
+        None => path,
+        Some(longer) => &longer[..longer.iter().rposition(|byte| *byte == b'/').unwrap_or(0)],
+    }
+}
+
 fn finish_removed(body: &mut Vec<u8>, count: &mut u16) -> Bytes {
     let message = message(Tag::Removed, |out| {
         out.extend_from_slice(&count.to_le_bytes());
@@ -56,11 +63,18 @@ pub(crate) fn decode_removed(body: &[u8]) -> Result<Vec<(PathBuf, EntryOutcome)>
     let mut outcomes = Vec::with_capacity(count.min(body.len() / 3));
     for _ in 0..count {
         let len = usize::from(r.u16()?);
-        if len == 0 || len > MAX_REMOVED {
-            return Err(Malformed("a path has 1 to 4,096 bytes"));
+        if len > MAX_REMOVED {
+            return Err(Malformed("a path has at most 4,096 bytes"));
         }
-        let path = PathBuf::from(OsString::from_vec(r.take(len)?.to_vec()));
+        let path = r.take(len)?.to_vec();
+        // Applications get it, and may join it to their own.
+        let is_plain = |name: &[u8]| !matches!(name, b"" | b"." | b"..") && !name.contains(&0);
+        if len > 0 && !path.split(|byte| *byte == b'/').all(is_plain) {
+            return Err(Malformed("the path of something removed is one of plain names"));
+        }
+        let path = PathBuf::from(OsString::from_vec(path));
         let outcome = match r.u8()? {
+            0 if len == 0 => return Err(Malformed("the tree's own directory is not removed")),
             0 => EntryOutcome::Removed,
             1 => EntryOutcome::NotDone(r.not_done()?),
             _ => return Err(Malformed("unknown outcome of a removal")),
@@ -69,4 +83,32 @@ pub(crate) fn decode_removed(body: &[u8]) -> Result<Vec<(PathBuf, EntryOutcome)>
     }
     r.end()?;
     Ok(outcomes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::framing::HEADER_LEN;
+
+    fn told(path: &str) -> String {
+        let messages = removed(&[(path.into(), EntryOutcome::Removed)]);
+        let decoded = decode_removed(&messages[0][HEADER_LEN..]).unwrap();
+        decoded[0].0.to_str().unwrap().to_owned()
+    }
+
+    /// Deep below what can be told of something may still be removed, and what has been must be told.
+    #[test]
+    fn a_path_that_is_too_long_is_told_by_what_is_above_it() {
+        let dir = "d/".repeat(2046) + "dd";
+        assert_eq!(dir.len(), 4094);
+        assert_eq!(told(&dir), dir);
+        assert_eq!(told(&format!("{dir}/x")), format!("{dir}/x"));
+        for name in ["xy", "..x", "x/y"] {
+            assert_eq!(
+                told(&format!("{dir}/{name}")).len(),
+                if name == "x/y" { 4096 } else { 4094 },
+                "{name}"
+            );
+        }
+    }
 }

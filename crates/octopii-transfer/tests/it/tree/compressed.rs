@@ -111,7 +111,7 @@ async fn packs_are_frames_of_packs() {
                         entries.extend_from_slice(&body[2..]);
                         hand.write(&super::hand::verdicts(0, &[2, 2, 2])).await;
                     }
-                    8 => manifest = body[8..].to_vec(),
+                    8 => manifest = body[8..40].to_vec(),
                     PACK | COMPRESSED => packed = Some((tag, body)),
                     other => panic!("{other}"),
                 }

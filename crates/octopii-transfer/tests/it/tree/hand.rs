@@ -130,7 +130,7 @@ impl Hand {
     }
 
     pub(crate) async fn finish_manifest(&mut self) {
-        let body = [&self.entries.to_le_bytes()[..], &Digest::of(&self.manifest).0].concat();
+        let body = [&self.entries.to_le_bytes()[..], &Digest::of(&self.manifest).0, &[0]].concat();
         self.write(&message(8, &body)).await;
     }
 

@@ -1,5 +1,6 @@
 //! Directories.
 
+mod claims;
 mod compressed;
 mod hand;
 mod hostile;

@@ -81,6 +81,7 @@ impl VfsDir for RecordingDir {
     }
 
     fn set_attributes(&self, path: &Path, mode: u32, modified: Option<Timestamp>) -> io::Result<()> {
+        self.1.perhaps_fail(Op::TreeAttributes)?;
         self.0.set_attributes(&self.spelled(path), mode, modified)
     }
 

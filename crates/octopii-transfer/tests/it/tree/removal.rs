@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use octopii_transfer::{
@@ -11,7 +12,7 @@ use octopii_transfer::{
 };
 
 use super::{chmod, counts, picture, put, undone};
-use crate::nodes::{Node, names, operators_endpoint, quick};
+use crate::nodes::{Node, eventually, names, operators_endpoint, quick};
 use crate::recording::{Op, RecordingVfs};
 
 /// Sends with removal; also which paths were told of as removed.
@@ -227,4 +228,52 @@ async fn what_has_no_age_is_not_emptied() {
     b.open_trees(|inbox| inbox.delete(true).existing(ExistingTree::Update));
     send(&a, &b).await.unwrap();
     assert_eq!(names(&b.inbox().join("tree")), ["1"]);
+}
+
+/// Of the directory that all of it is in, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_does_not_get_its_time_back_is_reported() {
+    let vfs = RecordingVfs::default();
+    let (a, b) = (Node::new(1), Node::with(2, vfs.shared(), quick()));
+    b.open_trees(|inbox| inbox.delete(true));
+    put(&a.tree(), "f", b"");
+    send(&a, &b).await.unwrap();
+    put(&b.inbox(), "tree/gone", b"");
+    // First when the directory is complete, then when something was removed from it.
+    vfs.fail(Op::TreeAttributes, 1, 1, ErrorKind::PermissionDenied);
+    let (report, removed) = send(&a, &b).await.unwrap();
+    assert_eq!(undone(&report), [(String::new(), EntryFailure::Io)]);
+    assert_eq!(removed, ["gone".to_owned()].into());
+}
+
+/// What was removed before the connection was lost is gone, and the next attempt does not find it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_that_is_cut_off_goes_on() {
+    let vfs = RecordingVfs::default();
+    let (a, b) = (Node::new(1), Node::with(2, vfs.shared(), quick()));
+    b.open_trees(|inbox| inbox.delete(true));
+    put(&a.tree(), "f", b"");
+    send(&a, &b).await.unwrap();
+    // More than are removed in one step, of which the second one does not end.
+    (0..1100).for_each(|n| put(&b.inbox(), &format!("tree/{n}"), b""));
+    put(&b.inbox(), "tree/z/x", b"");
+    vfs.hang(Op::TreeRemove);
+    let (endpoint, addr, slow) = (a.endpoint.clone(), b.addr(), vfs.clone());
+    let is_cut = AtomicBool::new(false);
+    let cut = move |_: &std::path::Path, outcome: &EntryOutcome| {
+        if *outcome == EntryOutcome::Removed && !is_cut.swap(true, Ordering::Relaxed) {
+            let (endpoint, slow) = (endpoint.clone(), slow.clone());
+            tokio::spawn(async move {
+                eventually("the second step", || slow.hangs()).await;
+                endpoint.connect(addr).await.unwrap().close("cut");
+                slow.release();
+            });
+        }
+    };
+    let options =
+        TreeOptions { delete: true, retries: 5, on_entry: Some(Arc::new(cut)), ..TreeOptions::new("tree") };
+    let report = a.transfer.send_tree(b.addr(), a.tree(), options).await.unwrap();
+    assert!(report.retries >= 1 && report.is_complete(), "{report:?}");
+    assert!(report.removed_before >= 1024 && report.removed + report.removed_before <= 1102, "{report:?}");
+    assert_eq!(picture(&b.inbox().join("tree")), picture(&a.tree()));
 }

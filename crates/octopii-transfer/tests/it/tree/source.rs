@@ -92,7 +92,7 @@ async fn a_large_file_that_changed_since_the_walk_is_reported() {
         while given_up.is_none() || manifest.is_none() {
             match hand.read().await {
                 (PACK, body) => given_up = Some(body[10]),
-                (END, body) => manifest = Some(body[8..].to_vec()),
+                (END, body) => manifest = Some(body[8..40].to_vec()),
                 (tag, _) => panic!("{tag}"),
             }
         }
@@ -137,6 +137,16 @@ async fn what_is_too_long_to_be_told_is_reported() {
     assert_eq!(undone(&report), expected);
     assert_eq!(counts(&report), (1, 0, 2, 3));
     assert_eq!(*heard.lock().unwrap(), 6);
+    // The receiver cannot tell whether that is what it has and the source seems not to.
+    b.open_trees(|inbox| inbox.delete(true).links(true));
+    put(&b.inbox(), "tree/d/theirs", b"");
+    for dry_run in [true, false] {
+        let options = TreeOptions { delete: true, links: Links::Skip, dry_run, ..TreeOptions::new("tree") };
+        fs::remove_file(a.tree().join("l")).unwrap_or(());
+        let report = a.transfer.send_tree(b.addr(), a.tree(), options).await.unwrap();
+        assert_eq!((report.removed, report.not_done), (0, 2), "{report:?}");
+        assert!(b.inbox().join("tree/d/theirs").exists());
+    }
     let options = TreeOptions { strict: true, ..options };
     let error = a.transfer.send_tree(b.addr(), a.tree(), options).await.unwrap_err();
     assert!(matches!(error, TransferError::Source(_)), "{error}");
