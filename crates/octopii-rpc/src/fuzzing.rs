@@ -4,13 +4,13 @@
 use bytes::{Buf, BufMut, Bytes};
 
 use crate::wire::{self, ForCaller, Head, OnLane, Request, Response};
-use crate::{Bincode, Codec, Json, Metadata, TraceContext};
+use crate::{Bincode, Codec, Context, Json, Metadata, MethodInfo, Router, TraceContext};
 
 /// Decodes `data` as whatever its first byte says.
 pub fn decode(data: &[u8]) {
     let Some((what, data)) = data.split_first() else { return };
     let bytes = Bytes::copy_from_slice(data);
-    match what % 7 {
+    match what % 8 {
         0 => request(bytes),
         1 => response(bytes),
         2 => match OnLane::decode(bytes) {
@@ -28,6 +28,7 @@ pub fn decode(data: &[u8]) {
             }
         }
         5 => extras(bytes),
+        7 => methods(data),
         _ => {
             // A type with everything in it: lengths, options, strings, nesting.
             type Everything = Vec<(Option<String>, Vec<u64>, Result<i8, (bool, char)>)>;
@@ -72,6 +73,18 @@ fn extras(bytes: Bytes) {
     assert!(read && again == metadata, "metadata changed");
 }
 
+/// What a peer tells of its methods is shown in bounds, and drives no terminal.
+fn methods(data: &[u8]) {
+    let Ok(methods) = Bincode::decode::<Vec<MethodInfo>>(data) else { return };
+    let encoded = Bincode::encode(&methods).expect("what was decoded can be encoded");
+    assert_eq!(Bincode::decode(&encoded).as_ref(), Ok(&methods), "a description changed");
+    for method in &methods {
+        let lines = [vec![method.json_signature()], method.json_types()].concat();
+        assert!(lines.iter().all(|line| !line.chars().any(char::is_control)), "{lines:?}");
+        assert!(lines.iter().map(String::len).sum::<usize>() < 256 << 10, "{} lines", lines.len());
+    }
+}
+
 fn response(frame: Bytes) {
     again(Response::decode(frame));
 }
@@ -106,6 +119,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
     wire::put_entry("served-by", b"node 7", &mut extras);
     let numbered = |tag: &[u8], rest: &[u8]| [tag, &7u32.to_le_bytes(), rest].concat();
     let trace = TraceContext::begin(true).to_string();
+    let mut router = Router::new();
+    router.register("x", |_: Context, all: (Option<String>, Result<u8, Vec<bool>>)| async move { Ok(all) });
+    router.with_reflection();
+    let methods = Bincode::encode(&router.infos()).expect("descriptions can be encoded");
     [
         [&[0][..], &request].concat(),
         [&[1][..], &failure].concat(),
@@ -114,6 +131,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         [&[4][..], trace.as_bytes()].concat(),
         [&[5][..], &extras].concat(),
         vec![6, 1, 1, 1, b'x', 2, 1, 2, 0, 3],
+        [&[7][..], &methods].concat(),
         b"\x06[[\"x\",[1,2],{\"Ok\":3}]]".to_vec(),
     ]
     .into()

@@ -31,14 +31,15 @@ impl<'a> Fill<'a> {
     }
 }
 
-/// A text that the standard library's types take. Others try their luck with an empty one.
-fn text(expected: &str) -> &'static str {
+/// A text that a type may take: the standard library's are known, others try their luck.
+fn text(run: &Run<'_>, expected: &str) -> &'static str {
     match expected {
+        "a string" | "a borrowed string" | "path string" => "",
         "socket address" | "IPv4 socket address" => "0.0.0.0:0",
         "IPv6 socket address" => "[::]:0",
         "IP address" | "IPv4 address" => "0.0.0.0",
         "IPv6 address" => "::",
-        _ => "",
+        _ => ["", "127.0.0.1:1", "1", "a"][run.attempt() % 4],
     }
 }
 
@@ -72,7 +73,7 @@ impl<'de> Deserializer<'de> for Fill<'_> {
             0 => visitor.visit_unit(),
             1 => visitor.visit_u64(1),
             _ => {
-                let text = text(&expected(&visitor));
+                let text = text(self.run, &expected(&visitor));
                 visitor.visit_str(text)
             }
         }
@@ -84,7 +85,7 @@ impl<'de> Deserializer<'de> for Fill<'_> {
 
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refused> {
         self.run.step()?;
-        let text = text(&expected(&visitor));
+        let text = text(self.run, &expected(&visitor));
         visitor.visit_str(text)
     }
 

@@ -222,6 +222,34 @@ impl<'de> Deserialize<'de> for Panicking {
     }
 }
 
+/// Takes some texts only, and not the first that comes to mind.
+struct Host;
+
+impl<'de> Deserialize<'de> for Host {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl serde::de::Visitor<'_> for Text {
+            type Value = Host;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a host and a port")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Host, E> {
+                if text.contains(':') { Ok(Host) } else { Err(E::custom("no port")) }
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
+
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "only looked at")]
+struct Listening {
+    at: Host,
+    name: Option<String>,
+}
+
 #[derive(Deserialize)]
 #[expect(dead_code, reason = "only looked at")]
 struct Hard {
@@ -242,6 +270,7 @@ fn what_cannot_be_told_is_not_told() {
         "Adjacent",
         &["Adjacent = {t: Adjacent#2, c: <any value>}", r#"Adjacent#2 = "Nothing" | "Something""#],
     );
+    is_named::<Listening>("Listening", &["Listening = {at: string<a host and a port>, name?: string}"]);
     // Nothing pleases the first field, so nobody knows which of the others must be there. What they hold is seen all the same.
     is_named::<Hard>("Hard", &["Hard = {picky: string, after: u8, maybe: u8 | null}"]);
     let info = told::<Hard, Adjacent>();
