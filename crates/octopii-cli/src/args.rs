@@ -125,14 +125,14 @@ pub(crate) struct Node {
 )]
 pub(crate) struct Send {
     /// The files and directories to send (with --stdin, the name that the receiver gives to what is read), and then the
-    /// addresses of the peers, such as 127.0.0.1:4701. A file that is called like an address: ./127.0.0.1:4701
+    /// addresses of the peers, such as 127.0.0.1:4701 or host.example.com:4700. A file that is called like an address: ./photo:1
     #[arg(required = true, value_name = "PATH... PEER")]
     pub(crate) what: Vec<OsString>,
     /// The one of them whose turn it is.
     #[arg(skip)]
     pub(crate) path: PathBuf,
     #[arg(skip)]
-    pub(crate) peers: Vec<SocketAddr>,
+    pub(crate) peers: Vec<Address>,
     /// Send to all members of a cluster, as its nodes tell (see --node)
     #[arg(long)]
     pub(crate) to_all: bool,
@@ -190,8 +190,8 @@ pub(crate) struct Send {
 
 impl Send {
     /// Takes apart what was typed in one row: the addresses at its end are the peers.
-    pub(crate) fn paths_and_peers(&self) -> (Vec<PathBuf>, Vec<SocketAddr>) {
-        let address = |typed: &OsString| typed.to_str().and_then(|typed| parse_address(typed).ok());
+    pub(crate) fn paths_and_peers(&self) -> (Vec<PathBuf>, Vec<Address>) {
+        let address = |typed: &OsString| typed.to_str().and_then(|typed| parse_peer(typed).ok());
         let peers: Vec<_> = self.what.iter().rev().map_while(address).collect();
         let paths = self.what[..self.what.len() - peers.len()].iter().map(PathBuf::from).collect();
         (paths, peers.into_iter().rev().collect())

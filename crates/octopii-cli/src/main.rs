@@ -15,6 +15,7 @@ mod kv;
 mod local;
 mod node;
 mod output;
+mod peers;
 mod progress;
 mod recv;
 mod send;

@@ -8,6 +8,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use octopii::{Phase, ProgressFn};
 
 use crate::output::Output;
+use crate::peers::Peer;
 
 /// One bar per peer; none where nobody watches.
 pub(crate) struct Bars {
@@ -37,7 +38,7 @@ impl Tally {
 }
 
 impl Bars {
-    pub(crate) fn new(output: Output, peers: &[SocketAddr], total: Option<u64>) -> Self {
+    pub(crate) fn new(output: Output, peers: &[Peer], total: Option<u64>) -> Self {
         let target =
             if output.interactive() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let all = MultiProgress::with_draw_target(target);
@@ -55,9 +56,9 @@ impl Bars {
                 let bar = all.add(
                     ProgressBar::with_draw_target(total, ProgressDrawTarget::hidden())
                         .with_style(style.clone())
-                        .with_prefix(peer.to_string()),
+                        .with_prefix(peer.name.to_string()),
                 );
-                (*peer, bar)
+                (peer.addr, bar)
             })
             .collect();
         Self { bars, tallies: Arc::default() }

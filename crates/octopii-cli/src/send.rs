@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use octopii::{
-    AckLevel, ChunkSource, Digest, Distribution, OctopiiNode, OctopiiRuntime, SendOptions, Topology,
+    AckLevel, Address, ChunkSource, Digest, Distribution, OctopiiNode, OctopiiRuntime, SendOptions, Topology,
     TransferError, TransferResult,
 };
 use serde_json::json;
@@ -17,6 +17,7 @@ use crate::cluster;
 use crate::exit::{Failure, one_line};
 use crate::identity::{passing_node, required};
 use crate::output::{Output, bytes};
+use crate::peers::{self, Peers};
 use crate::progress::{Bars, Tally};
 use crate::send_tree;
 use crate::stop::stop_signal;
@@ -52,7 +53,9 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, mut args: Sen
         mistake("say what to send, before the peers");
     }
     match (args.to_all, peers.is_empty()) {
-        (false, true) => mistake("name a peer by its address, such as 127.0.0.1:4701, or say --to-all"),
+        (false, true) => mistake(
+            "name a peer by its address, such as 127.0.0.1:4701 or host.example.com:4700, or say --to-all",
+        ),
         (true, false) => mistake("either name the peers, or say --to-all"),
         _ => {}
     }
@@ -67,11 +70,7 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, mut args: Sen
             let identity = args.identity.identity.clone();
             required(&args.nodes, identity.as_deref())?;
             let target = Target { nodes: args.nodes.clone(), timeout: ASKING, identity };
-            let named = |addr: &octopii::Address| {
-                Failure::failed(format!("{addr} is a host name: name the peers by their IP addresses"))
-            };
-            let members = cluster::members(runtime, target).await?;
-            members.iter().map(|addr| addr.ip().ok_or_else(|| named(addr))).collect::<Result<_, _>>()?
+            cluster::members(runtime, target).await?.into_iter().collect()
         }
     };
     if args.quorum.is_some_and(|quorum| quorum.get() > args.peers.len()) {
@@ -153,13 +152,21 @@ async fn send_chunk(
     args: &Send,
     chunk: Chunk,
     several: bool,
-    stop: Pin<&mut impl Future<Output = ()>>,
+    mut stop: Pin<&mut impl Future<Output = ()>>,
 ) -> Sent {
     let (path, source, total) = match chunk {
         Chunk::File { path, len } => (path.display().to_string(), Some(ChunkSource::File(path)), Some(len)),
         Chunk::Stdin { name } => (name, None, None),
     };
-    let bars = Bars::new(output, &args.peers, total);
+    // Anew for each file: names move.
+    let Peers { found, missing } = tokio::select! {
+        peers = peers::find(node, &args.peers) => peers,
+        () = stop.as_mut() => {
+            let failure = Failure::stopped("stopped before anything was sent");
+            return Sent { path, digest: None, failure: Some(failure) };
+        }
+    };
+    let bars = Bars::new(output, &found, total);
     let options = SendOptions {
         progress: Some(bars.callback()),
         timeout: Some(args.timeout),
@@ -178,14 +185,15 @@ async fn send_chunk(
         let Some(source) = source else {
             let options = SendOptions { name: Some(path.clone()), ..options };
             let mut results = Vec::new();
-            for peer in &args.peers {
-                results.push(send_stdin(node, *peer, options.clone()).await);
+            for peer in &found {
+                results.push(send_stdin(node, peer.addr, options.clone()).await);
             }
             return results;
         };
         let quorum = args.quorum.map(usize::from);
         let how = Distribution { send: options, topology: Topology::Auto, quorum };
-        node.transfer().send_to_all(&source, args.peers.clone(), how).await
+        let peers = found.iter().map(|peer| peer.addr).collect();
+        node.transfer().send_to_all(&source, peers, how).await
     };
     let results = tokio::select! {
         results = sending => results,
@@ -196,8 +204,14 @@ async fn send_chunk(
         }
     };
     bars.finish();
-    for result in &results {
-        report(output, result, bars.tally(result.peer), &path, several);
+    for (peer, result) in found.iter().zip(&results) {
+        report(output, &peer.name, result, bars.tally(result.peer), &path, several);
+    }
+    let mut results = results;
+    for (name, error) in missing {
+        let result = not_found(error);
+        report(output, &name, &result, Tally::default(), &path, several);
+        results.push(result);
     }
     let digest = results.iter().find_map(|result| result.digest);
     Sent { path, digest, failure: fell_short(&results, args.quorum.map(usize::from)) }
@@ -219,6 +233,21 @@ fn fell_short(results: &[TransferResult], quorum: Option<usize>) -> Option<Failu
     }
 }
 
+/// Of a peer that was never sent to.
+fn not_found(error: octopii::ConnectError) -> TransferResult {
+    TransferResult {
+        peer: SocketAddr::from(([0, 0, 0, 0], 0)),
+        success: false,
+        bytes_transferred: 0,
+        checksum_verified: false,
+        digest: None,
+        level: None,
+        travelled: 0,
+        duration: Duration::ZERO,
+        error: Some(error.into()),
+    }
+}
+
 async fn send_stdin(node: &OctopiiNode, peer: SocketAddr, options: SendOptions) -> TransferResult {
     let begun = Instant::now();
     let sent = node.transfer().send_stream(peer, tokio::io::stdin(), options).await;
@@ -236,7 +265,7 @@ async fn send_stdin(node: &OctopiiNode, peer: SocketAddr, options: SendOptions) 
     }
 }
 
-fn report(output: Output, result: &TransferResult, tally: Tally, path: &str, several: bool) {
+fn report(output: Output, peer: &Address, result: &TransferResult, tally: Tally, path: &str, several: bool) {
     let Tally { resumed, resent, .. } = tally;
     let error = result.error.as_ref().map(ToString::to_string);
     let digest = result.digest.map(|digest| digest.to_string());
@@ -254,18 +283,18 @@ fn report(output: Output, result: &TransferResult, tally: Tally, path: &str, sev
         None => format!(
             "{}  {name}{}  {}{asides} in {:.2?}, {}",
             digest.as_deref().unwrap_or_default(),
-            result.peer,
+            peer,
             bytes(result.bytes_transferred),
             result.duration,
             level.as_deref().unwrap_or_default()
         ),
-        Some(error) => format!("{name}{}  failed: {}", result.peer, one_line(error)),
+        Some(error) => format!("{name}{peer}  failed: {}", one_line(error)),
     };
     output.result(
         line,
         &json!({
             "path": path,
-            "peer": result.peer,
+            "peer": peer,
             "success": result.success,
             "bytes": result.bytes_transferred,
             "resumed": resumed,

@@ -1,12 +1,11 @@
 //! `octopii send` of a directory.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use octopii::{
-    EntryFn, EntryOutcome, Links, OctopiiRuntime, TransferError, TreeOptions, TreeProgressFn, TreeReport,
-    shown_path,
+    Address, EntryFn, EntryOutcome, Links, OctopiiRuntime, TransferError, TreeOptions, TreeProgressFn,
+    TreeReport, shown_path,
 };
 use serde_json::{Value, json};
 
@@ -14,6 +13,7 @@ use crate::args::Send;
 use crate::exit::{Failure, one_line};
 use crate::identity::{passing_node, required};
 use crate::output::{Output, bytes};
+use crate::peers::{self, Peer, Peers};
 use crate::stop::stop_signal;
 
 /// Entries that were not done are shown up to this many; `--json` has more.
@@ -32,15 +32,23 @@ pub(crate) async fn run(
         .map_err(|e| Failure::failed(format!("{}: {e}", args.path.display())))?;
     let stop = stop_signal(false)?;
     let (node, _dir) = passing_node(runtime, octopii::bind_for(&args.peers), identity, None).await?;
-    let bars = Bars::new(*output, &args.peers);
+    tokio::pin!(stop);
+    let Peers { found, missing } = tokio::select! {
+        peers = peers::find(&node, &args.peers) => peers,
+        () = &mut stop => {
+            node.shutdown().await;
+            return Err(Failure::stopped("stopped before anything was sent"));
+        }
+    };
+    let bars = Bars::new(*output, &found);
     let told = *output;
-    let options = |peer: SocketAddr, bar| TreeOptions {
+    let options = |peer: &Address, bar| TreeOptions {
         // Without an identity of its own the command is another node each time, and always on this machine.
         source: identity.is_none().then(|| format!("this machine's {}", path.display())),
         checksum: args.checksum,
         delete: args.delete,
         dry_run: args.dry_run,
-        on_entry: args.dry_run.then(|| foretell(told, peer)),
+        on_entry: args.dry_run.then(|| foretell(told, peer.clone())),
         links: if args.links { Links::Inside } else { Links::Skip },
         strict: args.strict,
         compress: args.compress,
@@ -51,19 +59,26 @@ pub(crate) async fn run(
         retries: if args.dry_run { 0 } else { args.retries },
         ..TreeOptions::new("inbox")
     };
-    let peers = args.peers.iter().zip(&bars.bars).map(|(peer, bar)| (*peer, options(*peer, bar))).collect();
+    let with_options = |(peer, bar): (&Peer, _)| (peer.addr, options(&peer.name, bar));
+    let peers = found.iter().zip(&bars.bars).map(with_options).collect();
     let sending = node.transfer().send_tree_to_all(&path, peers);
     let results = tokio::select! {
         results = sending => results,
-        () = stop => {
+        () = &mut stop => {
             bars.finish();
             node.shutdown().await;
             return Err(Failure::stopped("stopped; send it again, and only what is missing travels"));
         }
     };
     bars.finish();
-    for (peer, result) in args.peers.iter().zip(&results) {
-        report(*output, *peer, result, args.dry_run);
+    for (peer, result) in found.iter().zip(&results) {
+        report(*output, &peer.name, result, args.dry_run);
+    }
+    let mut results = results;
+    for (name, error) in missing {
+        let result = Err(error.into());
+        report(*output, &name, &result, args.dry_run);
+        results.push(result);
     }
     node.shutdown().await;
     verdict(&results)
@@ -82,7 +97,7 @@ fn verdict(results: &[Result<TreeReport>]) -> std::result::Result<(), Failure> {
     }
 }
 
-fn report(output: Output, peer: SocketAddr, result: &Result<TreeReport>, dry_run: bool) {
+fn report(output: Output, peer: &Address, result: &Result<TreeReport>, dry_run: bool) {
     match result {
         Ok(report) => {
             for entry in report.undone.iter().take(SHOWN) {
@@ -102,7 +117,7 @@ fn report(output: Output, peer: SocketAddr, result: &Result<TreeReport>, dry_run
 }
 
 /// Tells of each entry what would be done with it.
-fn foretell(output: Output, peer: SocketAddr) -> EntryFn {
+fn foretell(output: Output, peer: Address) -> EntryFn {
     Arc::new(move |path, outcome| {
         let path = shown_path(path);
         let (what, size) = match outcome {
@@ -115,7 +130,7 @@ fn foretell(output: Output, peer: SocketAddr) -> EntryFn {
     })
 }
 
-fn line(peer: SocketAddr, report: &TreeReport, dry_run: bool) -> String {
+fn line(peer: &Address, report: &TreeReport, dry_run: bool) -> String {
     let name = shown_path(&report.name);
     let (stored, sent) = (report.stored, bytes(report.stored_bytes));
     let TreeReport { unchanged, directories, not_done, duration, .. } = report;
@@ -147,7 +162,7 @@ fn line(peer: SocketAddr, report: &TreeReport, dry_run: bool) -> String {
     )
 }
 
-fn object(peer: SocketAddr, report: &TreeReport, dry_run: bool) -> Value {
+fn object(peer: &Address, report: &TreeReport, dry_run: bool) -> Value {
     let undone = report.undone.iter().map(|entry| {
         json!({
             "path": shown_path(&entry.path),
@@ -185,7 +200,7 @@ struct Bars {
 }
 
 impl Bars {
-    fn new(output: Output, peers: &[SocketAddr]) -> Self {
+    fn new(output: Output, peers: &[Peer]) -> Self {
         let target =
             if output.interactive() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let all = MultiProgress::with_draw_target(target);
@@ -194,8 +209,8 @@ impl Bars {
         )
         .expect("the template is well formed")
         .progress_chars("=> ");
-        let bar = |peer: &SocketAddr| {
-            all.add(ProgressBar::new(0).with_style(style.clone()).with_prefix(peer.to_string()))
+        let bar = |peer: &Peer| {
+            all.add(ProgressBar::new(0).with_style(style.clone()).with_prefix(peer.name.to_string()))
         };
         Self { bars: peers.iter().map(bar).collect() }
     }

@@ -17,6 +17,7 @@ use super::{Stage, broken};
 use crate::args::Sabotage;
 use crate::exit::Failure;
 use crate::output::bytes;
+use crate::peers::Peer;
 use crate::progress::Bars;
 
 /// Size of the file made when none is given.
@@ -46,7 +47,8 @@ pub(super) async fn show(
     );
 
     let calls: Vec<_> = peers.iter().map(|peer| Calls::begin(&stage.node, *peer)).collect();
-    let bars = Bars::new(*stage.output, &peers, Some(size));
+    let shown: Vec<_> = peers.iter().map(|addr| Peer { name: (*addr).into(), addr: *addr }).collect();
+    let bars = Bars::new(*stage.output, &shown, Some(size));
     let options = SendOptions { progress: Some(bars.callback()), ..SendOptions::new("inbox") };
     let results = stage.node.transfer().send_to_all(&ChunkSource::File(file.clone()), peers, options).await;
     bars.finish();

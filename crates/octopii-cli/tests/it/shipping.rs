@@ -222,11 +222,61 @@ fn several_files_and_directories_reach_several_peers() {
 }
 
 #[test]
+fn peers_are_named_by_host_names_in_every_form() {
+    let home = Home::new();
+    let large = vec![7; 9 << 20];
+    std::fs::write(home.path().join("large"), &large).unwrap();
+    std::fs::create_dir(home.path().join("dir")).unwrap();
+    std::fs::write(home.path().join("dir/inside"), b"in a directory").unwrap();
+    let addresses: Vec<_> = free_addresses(3).iter().map(ToString::to_string).collect();
+    let names: Vec<_> = addresses.iter().map(|addr| addr.replace("127.0.0.1", "localhost")).collect();
+    let receive = |n: usize| {
+        let dir = format!("in{n}");
+        std::fs::create_dir(home.path().join(&dir)).unwrap();
+        home.start(&["recv", &dir, "--bind", &addresses[n]])
+    };
+    let _receivers: Vec<_> = (0..3).map(receive).collect();
+    // A large file to many goes from one to the other; they are told of IP addresses.
+    let output = home.run(&["--json", "send", "large", "dir", &names[0], &names[1], &names[2]]);
+    succeeded(&output);
+    let told: Vec<_> =
+        json_lines(&output).iter().filter_map(|line| line["peer"].as_str().map(str::to_owned)).collect();
+    assert_eq!(told, [&names[..], &names[..]].concat());
+    let mut child = home
+        .command(&["send", "--stdin", "piped", &names[1]])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"from a pipe").unwrap();
+    assert!(child.wait().unwrap().success());
+    for n in 0..3 {
+        let inbox = home.path().join(format!("in{n}"));
+        assert!(std::fs::read(inbox.join("large")).unwrap() == large, "receiver {n}");
+        assert_eq!(std::fs::read(inbox.join("dir/inside")).unwrap(), b"in a directory");
+    }
+    assert_eq!(std::fs::read(home.path().join("in1/piped")).unwrap(), b"from a pipe");
+    // One that is not there keeps nothing from the others; one that is elsewhere takes an identity, as an address does.
+    let output = home.run(&["send", "dir", &names[0], "nobody.invalid:4700"]);
+    failed(&output, 1, "no identity for nobody.invalid:4700");
+    for what in ["large", "dir"] {
+        let one = ["--json", "send", what, "localhost:9", &names[2], "--timeout", "5s"];
+        let output = home.run(&one);
+        assert_eq!(output.status.code(), Some(1), "{}", crate::stderr(&output));
+        let told: Vec<_> =
+            json_lines(&output).iter().map(|line| (line["peer"].clone(), line["success"].clone())).collect();
+        assert!(told.contains(&("localhost:9".into(), false.into())), "{told:?}");
+        assert!(told.contains(&(names[2].as_str().into(), true.into())), "{told:?}");
+    }
+}
+
+#[test]
 fn all_members_of_a_cluster_get_a_file() {
     let home = Home::new();
     std::fs::write(home.path().join("file"), b"for everybody").unwrap();
     let addresses: Vec<_> = free_addresses(3).iter().map(ToString::to_string).collect();
-    let members: Vec<_> = addresses.iter().enumerate().map(|(n, addr)| format!("{}={addr}", n + 1)).collect();
+    // By name: that is what the members' list has.
+    let names: Vec<_> = addresses.iter().map(|addr| addr.replace("127.0.0.1", "localhost")).collect();
+    let members: Vec<_> = names.iter().enumerate().map(|(n, addr)| format!("{}={addr}", n + 1)).collect();
     let start = |n: usize| {
         let (id, dir) = ((n + 1).to_string(), format!("node{}", n + 1));
         let mut args = vec!["node", "--id", &id, "--data-dir", &dir, "--bind", &addresses[n]];
@@ -243,7 +293,7 @@ fn all_members_of_a_cluster_get_a_file() {
     let mut peers: Vec<_> =
         json_lines(&output).iter().map(|line| line["peer"].as_str().unwrap().to_owned()).collect();
     peers.sort();
-    let mut all = addresses.clone();
+    let mut all = names.clone();
     all.sort();
     assert_eq!(peers, all);
     for n in 1..=3 {
