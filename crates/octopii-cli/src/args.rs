@@ -368,6 +368,11 @@ pub(crate) enum ClusterCommand {
     },
     /// Show what is revoked
     Revoked,
+    /// Show the certificates that the issuing node has issued, for tokens and in exchange for others: whose, when, to which address
+    Issued {
+        /// Only this node's
+        id: Option<NodeId>,
+    },
     /// Make a new authority for a cluster, in three steps; see "Rotation" in docs/RPC_AND_TRANSPORT.md
     Succeed {
         /// The authority's file

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use octopii::{
-    Address, Client, ClusterAuthority, MembershipChange, NodeId, NodeStatus, OctopiiRuntime, PeerRole,
-    RealVfs, RevokeRequest, Revoked, Status, create_file_durable,
+    Address, Client, ClusterAuthority, IssuedSummary, MembershipChange, NodeId, NodeStatus, OctopiiRuntime,
+    PeerRole, RealVfs, RevokeRequest, Revoked, Status, create_file_durable,
 };
 use serde_json::json;
 
@@ -14,6 +14,7 @@ use crate::args::{Cluster, ClusterCommand, Target};
 use crate::exit::Failure;
 use crate::kv::client;
 use crate::output::Output;
+use crate::token::from_now;
 
 pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Cluster) -> Result<(), Failure> {
     let change = match args.command {
@@ -30,6 +31,7 @@ pub(crate) async fn run(runtime: &OctopiiRuntime, output: &Output, args: Cluster
         }
         ClusterCommand::Succeed { authority, out } => return succeed(*output, &authority, &out),
         ClusterCommand::Revoked => return revoked(runtime, *output, args.target).await,
+        ClusterCommand::Issued { id } => return issued(runtime, *output, args.target, id).await,
         ClusterCommand::Issue { authority, id, role, out } => {
             return issue(*output, &authority, (id, role), &out);
         }
@@ -216,10 +218,66 @@ async fn revoke(
     };
     let client = client(runtime, target)?;
     let outcome = client.revoke(&request).await;
+    let siblings = match (&outcome, what) {
+        (Ok(()), Revoked::Certificate(hash)) => siblings(&client, &hash.to_string()).await,
+        _ => None,
+    };
     client.close().await;
     outcome?;
-    output.result("ok", &json!({ "ok": true }));
+    let told = siblings.as_ref().map(|(id, others)| json!({ "node": id, "certificates": others }));
+    output.result("ok", &json!({ "ok": true, "still_valid": told }));
+    match (siblings, what) {
+        (Some((id, others)), _) if !others.is_empty() => {
+            for other in &others {
+                output.line(format_args!("still valid for node {id}: {}", as_line(other)));
+            }
+            output.line(format_args!("`octopii cluster revoke {id}` shuts out all of them, and the node for ever"));
+        }
+        (None, Revoked::Certificate(_)) => output.line(
+            "it is not on an issuing node's record, so nobody knows here what other certificates its node has",
+        ),
+        _ => {}
+    }
     Ok(())
+}
+
+/// The node whose certificate this is, and what else it has that is good, if an issuing node that answers has issued it.
+async fn siblings(client: &Client, hash: &str) -> Option<(NodeId, Vec<IssuedSummary>)> {
+    let list = client.issued(None).await.ok()?;
+    let id = list.entries.iter().find(|entry| entry.certificate == hash)?.node_id;
+    let good = |entry: &IssuedSummary| entry.node_id == id && entry.certificate != hash && !entry.revoked;
+    Some((id, list.entries.into_iter().filter(good).collect()))
+}
+
+async fn issued(
+    runtime: &OctopiiRuntime,
+    output: Output,
+    target: Target,
+    id: Option<NodeId>,
+) -> Result<(), Failure> {
+    let client = client(runtime, target)?;
+    let list = client.issued(id).await;
+    client.close().await;
+    let list = list?;
+    for entry in &list.entries {
+        output.result(format_args!("node {:>7}  {}", entry.node_id, as_line(entry)), &json!(entry));
+    }
+    if list.forgotten > 0 {
+        output.line(format_args!("{} older ones are on the record no longer", list.forgotten));
+    }
+    Ok(())
+}
+
+fn as_line(entry: &IssuedSummary) -> String {
+    let from = entry.from.as_deref().unwrap_or("this node");
+    format!(
+        "{}  {:<8} {:<7} {from:<21} {}{}",
+        entry.certificate,
+        entry.role,
+        entry.by.word(),
+        from_now(entry.at),
+        if entry.revoked { ", revoked" } else { "" }
+    )
 }
 
 async fn revoked(runtime: &OctopiiRuntime, output: Output, target: Target) -> Result<(), Failure> {

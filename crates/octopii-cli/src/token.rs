@@ -99,7 +99,8 @@ fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-fn from_now(at: u64) -> String {
+/// How long ago, or from now, that is.
+pub(crate) fn from_now(at: u64) -> String {
     let now = seconds(SystemTime::now());
     let rounded = |secs: u64| indicatif::HumanDuration(Duration::from_secs(secs)).to_string();
     if at > now { format!("in {}", rounded(at - now)) } else { format!("{} ago", rounded(now - at)) }

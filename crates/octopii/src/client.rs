@@ -6,10 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use octopii_raft::{KvCommand, KvQuery, KvResponse};
 use octopii_rpc::{Bincode, Client as RpcClient, Code, Codec, Status, StreamKind};
-use octopii_transport::{Address, BindError, Endpoint, EndpointOptions, Identity, JoinToken};
+use octopii_transport::{Address, BindError, Endpoint, EndpointOptions, Identity, JoinToken, NodeId};
 
 use crate::OctopiiRuntime;
-use crate::issuing::{CREATE_TOKEN, LIST_TOKENS, REVOKE_TOKEN, TokenRequest, TokenSummary};
+use crate::issuing::{
+    CREATE_TOKEN, IssuedList, LIST_ISSUED, LIST_TOKENS, REVOKE_TOKEN, TokenRequest, TokenSummary,
+};
 use crate::revocation::{LIST_REVOKED, REVOKE, RevokeRequest, RevokedSummary};
 use crate::rotation::ROTATE;
 use crate::service::{MEMBER, MembershipChange, NodeStatus, PROPOSE, QUERY, STATUS, member_at};
@@ -120,6 +122,11 @@ impl Client {
     /// What is revoked, as the first node that answers knows it.
     pub async fn revoked(&self) -> Result<Vec<RevokedSummary>, Status> {
         self.administer(LIST_REVOKED, &(), Repeat::Always).await
+    }
+
+    /// What the first node that issues certificates has issued: all of it, or what one node has.
+    pub async fn issued(&self, node: Option<NodeId>) -> Result<IssuedList, Status> {
+        self.administer(LIST_ISSUED, &node, Repeat::Always).await
     }
 
     /// Has one node replace its key and certificate, asking `issuer` for it (itself, if `None`). Gives what that node, which need

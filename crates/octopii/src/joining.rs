@@ -141,7 +141,7 @@ mod tests {
     use octopii_vfs::RealVfs;
 
     use super::*;
-    use crate::issuing::{Issuer, TokenRequest, TokenStore};
+    use crate::issuing::{IssuedRecord, Issuer, TokenRequest, TokenStore};
 
     /// An issuing node that comes up anew for each question: it knows what its directory knows.
     #[derive(Debug)]
@@ -154,7 +154,8 @@ mod tests {
         fn issuer(&self) -> Arc<Issuer> {
             let store = TokenStore::open(&RealVfs::shared(), self.dir.join("tokens.toml")).unwrap();
             let authority = ClusterAuthority::from_pem(&self.authority.to_pem()).unwrap();
-            Issuer::new(authority, self.authority.hash(), store, vec![1], Vec::new())
+            let issued = IssuedRecord::open(&RealVfs::shared(), self.dir.join("issued")).unwrap();
+            Issuer::new(authority, self.authority.hash(), store, issued, vec![1], Vec::new())
         }
 
         fn token(&self, endpoint: &Endpoint) -> JoinToken {

@@ -61,7 +61,7 @@ pub use client::{Client, bind_for};
 pub use config::{Config, ConfigError, ExternalIdentity, IdentitySource, parse_duration};
 pub use data_dir::{DataDirError, local_authority, read_authority, read_identity, state_dir};
 pub use inbox::INBOX;
-pub use issuing::{TokenRequest, TokenState, TokenSummary};
+pub use issuing::{IssuedBy, IssuedList, IssuedSummary, TokenRequest, TokenState, TokenSummary};
 pub use joining::JoinClusterError;
 pub use node::{NodeBuilder, OctopiiNode, StartError};
 pub use octopii_raft::{

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use octopii_rpc::{Bincode, Client as RpcClient, Code, Codec, CodecError, Context, Router, Status};
@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 
 use crate::ExternalIdentity;
 use crate::data_dir::{DataDirError, read_external, read_identity};
-use crate::issuing::{Issuer, RENEW, Renewal};
+use crate::issuing::{Issuer, RENEW, Renewal, renew_status};
 use crate::joining::keep;
 use crate::revocation::now;
 use crate::service::{administering, member_at};
@@ -199,7 +199,10 @@ impl Inner {
         let request = Renewal::new(key, &peer)?;
         // Who issues has nobody to ask, whatever address it is known by.
         if let Some(own) = &self.issuer {
-            let certified = own.renew(&peer, &request)?;
+            let own = Arc::clone(own);
+            let renewing = move || own.renew(&peer, &request, None, SystemTime::now());
+            let renewed = self.endpoint.executor().blocking(renewing).await;
+            let certified = renewed.map_err(|e| RotateError::NotIssued(renew_status(&e)))?;
             tracing::info!(node_id = peer.node_id, certificate = %certified.hash(), "this node's own certificate is renewed");
             return Ok(certified);
         }

@@ -119,6 +119,39 @@ fn a_node_joins_with_a_token_once_and_rotates_its_key_while_it_runs() {
     assert_eq!((&told["event"], &told["changed"]), (&"reloaded".into(), &true.into()), "{told}");
     let get = ["kv", "get", "key", "--node", &second, "--identity", "octopii-operator.pem"];
     assert_eq!(succeeded(&cluster.home.run(&get)), "value\n");
+
+    // What was handed out is on the record, though the issuing node was killed after each.
+    cluster.node.kill();
+    cluster.node = Cluster::start_first(&cluster.home, &cluster.first);
+    let issued = |args: &[&str]| -> Vec<Value> {
+        let shown = succeeded(&cluster.operator(&[&["--json", "cluster", "issued"], args].concat()));
+        shown.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let told = |entry: &Value| (entry["node_id"].to_string(), entry["by"].as_str().unwrap().to_owned());
+    let expected = [("1", "own"), (&id, "token"), (&id, "renewal")];
+    assert_eq!(
+        issued(&[]).iter().map(told).collect::<Vec<_>>(),
+        expected.map(|(a, b)| (a.to_owned(), b.to_owned()))
+    );
+    let of_two = issued(&[&id]);
+    assert_eq!(of_two.len(), 2);
+    assert_eq!(of_two[1]["from"], second.as_str(), "the node asks from where it listens");
+    // Revoking one of a node's certificates says what else it has.
+    let hash = |n: usize| of_two[n]["certificate"].as_str().unwrap().to_owned();
+    let shown = succeeded(&cluster.operator(&["cluster", "revoke", "--certificate", &hash(0)]));
+    assert!(shown.starts_with("ok\n") && shown.contains(&hash(1)) && !shown.contains(&hash(0)), "{shown}");
+    assert!(shown.contains(&format!("`octopii cluster revoke {id}` shuts out all of them")), "{shown}");
+    let revoked: Vec<_> = issued(&[&id]).iter().map(|entry| entry["revoked"] == true).collect();
+    assert_eq!(revoked, [true, false]);
+    succeeded(&cluster.operator(&["cluster", "revoke", &id]));
+    assert!(issued(&[&id]).iter().all(|entry| entry["revoked"] == true));
+    let shown = succeeded(&cluster.operator(&["cluster", "revoke", "--certificate", &"7".repeat(64)]));
+    assert!(shown.contains("not on an issuing node's record"), "{shown}");
+    let shown = succeeded(&cluster.operator(&["cluster", "issued"]));
+    assert!(
+        shown.lines().count() == 3 && shown.contains("renewal") && shown.contains(", revoked"),
+        "{shown}"
+    );
 }
 
 /// Nodes move to a new authority while they serve; at the end the old one admits nobody.

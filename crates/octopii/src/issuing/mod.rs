@@ -1,5 +1,6 @@
 //! The node that holds the authority's key: tokens, and the certificates they are exchanged for.
 
+mod record;
 mod service;
 mod tokens;
 
@@ -12,8 +13,12 @@ use octopii_transport::{
     JoinToken, NodeId, PeerIdentity, PeerRole, Revocation, Revoked, TokenVerifier,
 };
 
-pub(crate) use service::{CREATE_TOKEN, LIST_TOKENS, RENEW, REVOKE_TOKEN, Renewal, register};
-pub use service::{TokenRequest, TokenState, TokenSummary};
+use record::Issued;
+pub(crate) use record::IssuedRecord;
+pub(crate) use service::{
+    CREATE_TOKEN, LIST_ISSUED, LIST_TOKENS, RENEW, REVOKE_TOKEN, Renewal, register, renew_status,
+};
+pub use service::{IssuedBy, IssuedList, IssuedSummary, TokenRequest, TokenState, TokenSummary};
 pub(crate) use tokens::TokenStore;
 use tokens::{NewToken, TokenStoreError};
 
@@ -25,6 +30,8 @@ pub(crate) struct Issuer {
     /// be another than the one that issues: tokens pin one, so there are none then.
     shown: Mutex<CertificateHash>,
     store: Mutex<TokenStore>,
+    /// What has been issued. Never locked together with `store`.
+    issued: Mutex<IssuedRecord>,
     /// Ids that are taken whatever the store says.
     reserved: Vec<NodeId>,
     /// Where joiners find this node, unless a token says otherwise.
@@ -39,11 +46,12 @@ impl Issuer {
         authority: ClusterAuthority,
         shown: CertificateHash,
         store: TokenStore,
+        issued: IssuedRecord,
         reserved: Vec<NodeId>,
         addresses: Vec<String>,
     ) -> Arc<Self> {
-        let (shown, store) = (Mutex::new(shown), Mutex::new(store));
-        Arc::new(Self { authority, shown, store, reserved, addresses })
+        let (shown, store, issued) = (Mutex::new(shown), Mutex::new(store), Mutex::new(issued));
+        Arc::new(Self { authority, shown, store, issued, reserved, addresses })
     }
 
     /// This node's own certificate is another one from now on.
@@ -102,9 +110,53 @@ impl Issuer {
         self.store.lock().expect("no panic while held").revoke(id)
     }
 
-    /// A new certificate for a key of a node that has one already, with the same id and role.
-    pub(crate) fn renew(&self, peer: &PeerIdentity, request: &Renewal) -> Result<Certified, IdentityError> {
-        self.authority.renew(peer, &request.public_key, &request.proof)
+    /// A new certificate for a key of a node that has one already, with the same id and role: for the one that asks from there, or
+    /// this node itself. On the record when this returns.
+    pub(crate) fn renew(
+        &self,
+        peer: &PeerIdentity,
+        request: &Renewal,
+        from: Option<SocketAddr>,
+        now: SystemTime,
+    ) -> Result<Certified, RenewError> {
+        let certified = self.authority.renew(peer, &request.public_key, &request.proof)?;
+        let at = seconds(now);
+        let mut record = self.issued.lock().expect("no panic while held");
+        if record.is_too_often(peer.node_id, at) {
+            return Err(RenewError::TooOften(peer.node_id));
+        }
+        let by = if from.is_some() { IssuedBy::Renewal } else { IssuedBy::Own };
+        let (node_id, role, certificate) = (peer.node_id, peer.role, certified.hash());
+        record.add(Issued { at, node_id, role, by, from, certificate }).map_err(RenewError::NotKept)?;
+        Ok(certified)
+    }
+
+    /// Puts this node's own certificate on the record, however it was made.
+    pub(crate) fn record_own(&self, identity: &Identity, now: SystemTime) -> std::io::Result<()> {
+        let (peer, certificate) = (identity.peer(), identity.hash());
+        let (node_id, role, by) = (peer.node_id, peer.role, IssuedBy::Own);
+        let own = Issued { at: seconds(now), node_id, role, by, from: None, certificate };
+        self.issued.lock().expect("no panic while held").add(own)
+    }
+
+    /// Everything on the record, or what is there of one node; which of it is revoked is for the caller to say.
+    fn issued(
+        &self,
+        node_id: Option<NodeId>,
+        is_revoked: impl Fn(NodeId, &CertificateHash) -> bool,
+    ) -> IssuedList {
+        let record = self.issued.lock().expect("no panic while held");
+        let of = record.all().iter().filter(|issued| node_id.is_none_or(|id| id == issued.node_id));
+        let entries = of.map(|issued| IssuedSummary {
+            at: issued.at,
+            node_id: issued.node_id,
+            role: issued.role.to_string(),
+            by: issued.by,
+            from: issued.from.map(|from| from.to_string()),
+            certificate: issued.certificate.to_string(),
+            revoked: is_revoked(issued.node_id, &issued.certificate),
+        });
+        IssuedList { entries: entries.collect(), forgotten: record.forgotten() }
     }
 
     pub(crate) fn revoke(&self, what: Revoked, at: u64) -> Result<Revocation, IdentityError> {
@@ -140,7 +192,14 @@ impl Issuer {
             tracing::error!("no certificate for node {node_id}: {e}");
             JoinRefusal::Failed
         })?;
-        tracing::info!(node_id, %role, %remote, certificate = %certified.hash(), "a certificate is issued for a token");
+        let (at, by, certificate) = (seconds(now), IssuedBy::Token, certified.hash());
+        let issued = Issued { at, node_id, role, by, from: Some(remote), certificate };
+        // The same key may ask again: it gets the same certificate.
+        self.issued.lock().expect("no panic while held").add(issued).map_err(|e| {
+            tracing::error!("no certificate for node {node_id}, since it cannot be put on the record: {e}");
+            JoinRefusal::Failed
+        })?;
+        tracing::info!(node_id, %role, %remote, %certificate, "a certificate is issued for a token");
         Ok(certified)
     }
 }
@@ -149,6 +208,24 @@ impl Admission for Issuer {
     fn admit(&self, applicant: &Applicant) -> Result<Certified, JoinRefusal> {
         self.redeem(&applicant.token, &applicant.public_key, applicant.remote, SystemTime::now())
     }
+}
+
+/// Why a certificate was not renewed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RenewError {
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(
+        "node {0} has been certified too often within a minute: try again later, and look whether somebody else has its key"
+    )]
+    TooOften(NodeId),
+    #[error("what is issued cannot be put on the record, so nothing is: {0}")]
+    NotKept(std::io::Error),
+}
+
+/// Seconds since 1970.
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 impl TokenRequest {
@@ -172,7 +249,8 @@ mod tests {
         let new = old.successor().unwrap();
         let open = |authority: ClusterAuthority, shown: CertificateHash| {
             let store = TokenStore::open(&RealVfs::shared(), dir.path().join("tokens.toml")).unwrap();
-            Issuer::new(authority, shown, store, vec![1], vec!["127.0.0.1:1".to_owned()])
+            let issued = IssuedRecord::open(&RealVfs::shared(), dir.path().join("issued")).unwrap();
+            Issuer::new(authority, shown, store, issued, vec![1], vec!["127.0.0.1:1".to_owned()])
         };
         let request = TokenRequest {
             role: "member".to_owned(),
@@ -197,6 +275,56 @@ mod tests {
         let token = changing.create(&request, |_| false, now).unwrap();
         assert_eq!(token.authority(), new_hash);
         let certified = ask(token.verifier()).unwrap();
+        let hash = certified.hash().to_string();
         key.into_identity(certified, &token.authority()).unwrap();
+        // What the token that nobody could use was asked for is not on the record, what was handed out is.
+        let list = open(ClusterAuthority::generate().unwrap(), old_hash).issued(None, |_, _| false);
+        let [entry] = &list.entries[..] else { panic!("{list:?}") };
+        assert_eq!((&entry.certificate, entry.by), (&hash, IssuedBy::Token));
+        assert_eq!(entry.from.as_deref(), Some("127.0.0.1:9"));
+    }
+
+    /// A certificate that is not on the record must not be in anybody's hands.
+    #[test]
+    fn nothing_is_handed_out_that_cannot_be_put_on_the_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = ClusterAuthority::generate().unwrap();
+        let (hash, member) = (authority.hash(), authority.issue(7).unwrap());
+        let store = TokenStore::open(&RealVfs::shared(), dir.path().join("tokens.toml")).unwrap();
+        let gone = dir.path().join("gone");
+        let issued = IssuedRecord::open(&RealVfs::shared(), gone.join("issued")).unwrap();
+        let issuer = Issuer::new(authority, hash, store, issued, vec![1], vec!["127.0.0.1:1".to_owned()]);
+        let (now, from) = (SystemTime::now(), SocketAddr::from(([127, 0, 0, 1], 9)));
+        let request = TokenRequest {
+            role: "client".to_owned(),
+            lifetime_secs: 600,
+            node_id: None,
+            addresses: Vec::new(),
+        };
+        let token = issuer.create(&request, |_| false, now).unwrap();
+        let key = NodeKey::generate().unwrap();
+        let join = || issuer.redeem(&token.verifier(), &key.public(), from, now);
+        let new_key = NodeKey::generate().unwrap();
+        let renewal = Renewal::new(&new_key, &member.peer()).unwrap();
+        let renew = || issuer.renew(&member.peer(), &renewal, Some(from), now);
+        assert_eq!(join().unwrap_err(), JoinRefusal::Failed);
+        assert!(matches!(renew().unwrap_err(), RenewError::NotKept(_)));
+        assert!(issuer.issued(None, |_, _| false).entries.is_empty());
+        // When it can be kept again, the same key asks again.
+        std::fs::create_dir(&gone).unwrap();
+        let (joined, renewed) = (join().unwrap().hash(), renew().unwrap().hash());
+        let list = issuer.issued(None, |id, _| id == 7);
+        let told: Vec<_> = list.entries.iter().map(|e| (e.certificate.clone(), e.by, e.revoked)).collect();
+        assert_eq!(
+            told,
+            [(joined.to_string(), IssuedBy::Token, false), (renewed.to_string(), IssuedBy::Renewal, true)]
+        );
+        assert_eq!(issuer.issued(Some(7), |_, _| false).entries.len(), 1);
+        for _ in 0..59 {
+            let key = NodeKey::generate().unwrap();
+            let request = Renewal::new(&key, &member.peer()).unwrap();
+            issuer.renew(&member.peer(), &request, Some(from), now).unwrap();
+        }
+        assert!(matches!(renew().unwrap_err(), RenewError::TooOften(7)));
     }
 }

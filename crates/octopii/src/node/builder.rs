@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use octopii_raft::{BootstrapError, Consensus, ConsensusOptions, KvStore, StateMachine};
 use octopii_rpc::{Client as RpcClient, Messenger, Router, Server, StreamKind};
@@ -17,9 +18,9 @@ use octopii_wal::{Committer, OpenError, Options as WalOptions, WriteAheadLog};
 use tokio::sync::watch;
 
 use super::{CLOSE_TIMEOUT, OctopiiNode, Parts, close};
-use crate::data_dir::{DataDir, DataDirError, authority_at};
+use crate::data_dir::{DataDir, DataDirError, authority_at, io_error};
 use crate::inbox::{INBOX, Inbox};
-use crate::issuing::{Issuer, TokenStore};
+use crate::issuing::{IssuedRecord, Issuer, TokenStore};
 use crate::joining::{JoinClusterError, join_into};
 use crate::revocation::{self, Keeper};
 use crate::rotation::{Home, Rotation};
@@ -338,6 +339,8 @@ fn issuer(
         return Err(DataDirError::OtherAuthority { path: path.to_owned() });
     }
     let store = TokenStore::open(vfs, data_dir.path.join("tokens.toml"))?;
+    let record_path = data_dir.path.join("issued");
+    let issued = IssuedRecord::open(vfs, record_path.clone())?;
     let mut reserved: Vec<_> = config.members.keys().copied().collect();
     reserved.push(identity.node_id());
     let addresses = match config.members.get(&identity.node_id()) {
@@ -345,7 +348,9 @@ fn issuer(
         None if config.bind.ip().is_unspecified() || config.bind.port() == 0 => Vec::new(),
         None => vec![config.bind.to_string()],
     };
-    Ok(Issuer::new(authority, identity.authority_hash(), store, reserved, addresses))
+    let issuer = Issuer::new(authority, identity.authority_hash(), store, issued, reserved, addresses);
+    issuer.record_own(identity, SystemTime::now()).map_err(|source| io_error(&record_path, source))?;
+    Ok(issuer)
 }
 
 /// Forms the cluster with the other initial members, however long they take to come up.
