@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::send::send;
+use crate::shared::{AbortOnDrop, Shared};
 use crate::source::OpenSource;
 use crate::supply::Outgoing;
 use crate::{AckLevel, ChunkSource, Digest, Receipt, SendOptions, Transfer, TransferError};
@@ -70,7 +72,7 @@ pub struct Distribution {
     /// Who sends to whom. Default [`Topology::Auto`].
     pub topology: Topology,
     /// Return as soon as this many peers have acknowledged, or no longer can. The others go on in the background, as long as
-    /// `send.timeout` allows; in the results they are [`TransferError::Unfinished`]. Default: all of them.
+    /// `send.timeout` allows and the service lives; in the results they are [`TransferError::Unfinished`]. Default: all of them.
     pub quorum: Option<usize>,
 }
 
@@ -97,11 +99,11 @@ impl Transfer {
     ) -> Vec<TransferResult> {
         let Distribution { send, topology, quorum } = how.into();
         let (tx, results) = mpsc::channel(peers.len().max(1));
-        let sending = dispatch(self.clone(), source.clone(), peers.clone(), send, topology, tx);
-        let mut leash = Leash(Some(self.executor().spawn(sending).abort_handle()));
+        let sending = dispatch(self.shared(), source.clone(), peers.clone(), send, topology, tx);
+        let sending = AbortOnDrop(self.executor().spawn(sending));
         let (results, unfinished) = collect(results, peers.len(), quorum).await;
         if unfinished {
-            leash.0 = None;
+            self.go_on_with(sending);
         }
         let missing = |peer| {
             // Without a quorum, only the runtime's end cuts a result off.
@@ -109,17 +111,6 @@ impl Transfer {
             failed(peer, 0, Duration::ZERO, why)
         };
         peers.into_iter().zip(results).map(|(peer, result)| result.unwrap_or_else(|| missing(peer))).collect()
-    }
-}
-
-/// Ends a task when it is dropped, unless it was let go.
-struct Leash(Option<AbortHandle>);
-
-impl Drop for Leash {
-    fn drop(&mut self) {
-        if let Some(task) = &self.0 {
-            task.abort();
-        }
     }
 }
 
@@ -143,7 +134,7 @@ async fn collect(
 }
 
 async fn dispatch(
-    transfer: Transfer,
+    shared: Arc<Shared>,
     source: ChunkSource,
     peers: Vec<SocketAddr>,
     options: SendOptions,
@@ -155,22 +146,22 @@ async fn dispatch(
         Topology::Chain => true,
         Topology::Auto if options.compress.is_some() => false,
         Topology::Auto => {
-            let vfs = Arc::clone(transfer.vfs());
+            let vfs = Arc::clone(&shared.resources.vfs);
             let measured = source.clone();
-            let size = transfer.executor().blocking(move || OpenSource::open(&measured, &vfs));
+            let size = shared.executor.blocking(move || OpenSource::open(&measured, &vfs));
             // A source that cannot be opened is reported by whoever tries next.
             peers.len() > 1 && size.await.is_ok_and(|source| source.size() >= WORTH_A_CHAIN)
         }
     };
     if in_a_chain {
-        chain(transfer.shared(), Outgoing::Chunk(source), peers, options, results).await;
+        chain(shared, Outgoing::Chunk(source), peers, options, results).await;
     } else {
-        send_each(transfer, source, peers, options, results).await;
+        send_each(&shared, source, peers, options, results).await;
     }
 }
 
 async fn send_each(
-    transfer: Transfer,
+    shared: &Arc<Shared>,
     source: ChunkSource,
     peers: Vec<SocketAddr>,
     mut options: SendOptions,
@@ -179,10 +170,10 @@ async fn send_each(
     // Tasks of the set end with it.
     let mut tasks = JoinSet::new();
     for (at, &peer) in peers.iter().enumerate() {
-        let (transfer, source, mut own) = (transfer.clone(), source.clone(), options.clone());
+        let (shared, source, mut own) = (Arc::clone(shared), source.clone(), options.clone());
         let results = results.clone();
         options.id = None;
-        tasks.spawn(async move {
+        let sending = async move {
             let started = Instant::now();
             let verified = Arc::new(AtomicU64::new(0));
             let (seen, callback) = (Arc::clone(&verified), own.progress.take());
@@ -192,14 +183,15 @@ async fn send_each(
                     callback(progress);
                 }
             }));
-            let outcome = transfer.send(peer, &source, own).await;
+            let outcome = send(shared, peer, Outgoing::Chunk(source), own).await;
             let result = match outcome {
                 Ok(receipt) => succeeded(peer, &receipt),
                 Err(error) => failed(peer, verified.load(Ordering::Relaxed), started.elapsed(), error),
             };
             // An error means that nobody wants to know.
             let _ = results.send((at, result)).await;
-        });
+        };
+        tasks.spawn(sending);
     }
     while tasks.join_next().await.is_some() {}
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use octopii_transport::{Acceptor, Endpoint, Executor, StreamKind};
@@ -31,6 +31,8 @@ struct Service {
     shared: Arc<Shared>,
     accepting: AbortOnDrop<()>,
     _sweeping: AbortOnDrop<()>,
+    /// What goes on although nobody waits for it.
+    background: Mutex<Vec<AbortOnDrop<()>>>,
 }
 
 /// Streams that have not made their offer yet, or ask a status: this many per slot.
@@ -61,7 +63,14 @@ impl Transfer {
         let sweeping = AbortOnDrop(executor.spawn(Arc::clone(&shared).keep_sweeping()));
         let sessions = &shared.trees.sessions;
         let (large, packs) = (LargeFiles(Arc::clone(sessions)), SharedPacks(Arc::clone(sessions)));
-        let transfer = Self { service: Arc::new(Service { shared, accepting, _sweeping: sweeping }) };
+        let transfer = Self {
+            service: Arc::new(Service {
+                shared,
+                accepting,
+                _sweeping: sweeping,
+                background: Mutex::default(),
+            }),
+        };
         transfer.receive(tree::LARGE, large);
         transfer.receive(tree::PACKS, packs);
         Ok(transfer)
@@ -198,12 +207,15 @@ impl Transfer {
         self.executor().clone().run(draining).await.unwrap_or(());
     }
 
-    pub(crate) fn shared(&self) -> Arc<Shared> {
-        Arc::clone(&self.service.shared)
+    /// Lets a task go on until it, or the service, ends.
+    pub(crate) fn go_on_with(&self, task: AbortOnDrop<()>) {
+        let mut background = self.service.background.lock().unwrap_or_else(PoisonError::into_inner);
+        background.retain(|task| !task.0.is_finished());
+        background.push(task);
     }
 
-    pub(crate) fn vfs(&self) -> &Arc<dyn Vfs> {
-        &self.service.shared.resources.vfs
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.service.shared)
     }
 
     /// Where the service's tasks run.

@@ -214,7 +214,8 @@ async fn a_crawling_relay_is_passed_by() {
 struct Late {
     go: Mutex<Receiver<()>>,
     destination: Destination,
-    received: Sender<u64>,
+    /// How many bytes it received, if it did.
+    ended: Sender<Option<u64>>,
 }
 
 impl ReceivePolicy for Late {
@@ -228,7 +229,11 @@ impl ReceivePolicy for Late {
     }
 
     fn received(&self, chunk: ReceivedChunk) {
-        let _ = self.received.send(chunk.size);
+        let _ = self.ended.send(Some(chunk.size));
+    }
+
+    fn failed(&self, _: &Offer, _: &TransferError) {
+        let _ = self.ended.send(None);
     }
 }
 
@@ -240,7 +245,7 @@ async fn a_quorum_is_enough_and_the_others_follow() {
         let _inboxes: Vec<_> = peers[..2].iter().map(Node::open_inbox).collect();
         let ((go, wait), (tx, rx)) = (channel(), channel());
         let destination = Destination::File { dir: peers[2].inbox(), name: "f".into(), replace: false };
-        peers[2].transfer.receive("file", Late { go: Mutex::new(wait), destination, received: tx });
+        peers[2].transfer.receive("file", Late { go: Mutex::new(wait), destination, ended: tx });
         let data = content(9 * BLOCK);
         let source = ChunkSource::File(a.source("f", &data));
         let how = Distribution { topology, quorum: Some(2), ..SendOptions::new("file").into() };
@@ -250,8 +255,32 @@ async fn a_quorum_is_enough_and_the_others_follow() {
         go.send(()).unwrap();
         let size =
             tokio::task::spawn_blocking(move || rx.recv_timeout(Duration::from_secs(30))).await.unwrap();
-        assert_eq!(size, Ok(data.len() as u64));
+        assert_eq!(size, Ok(Some(data.len() as u64)));
         assert!(read(&peers[2].inbox().join("f")) == data);
+    }
+}
+
+/// Those that follow are no reason for a service to outlive its last handle.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_others_of_a_quorum_end_with_the_service() {
+    for topology in [Topology::Direct, Topology::Chain] {
+        let a = Node::new(1);
+        let peers: Vec<_> = (2..4).map(Node::new).collect();
+        let _inbox = peers[0].open_inbox();
+        let ((go, wait), (tx, rx)) = (channel(), channel());
+        let destination = Destination::File { dir: peers[1].inbox(), name: "f".into(), replace: false };
+        peers[1].transfer.receive("file", Late { go: Mutex::new(wait), destination, ended: tx });
+        let source = ChunkSource::Memory(content(9 * BLOCK).into());
+        let send = SendOptions { name: Some("f".into()), ..SendOptions::new("file") };
+        let how = Distribution { topology, quorum: Some(1), ..send.into() };
+        let results = a.transfer.send_to_all(&source, addrs(&peers), how).await;
+        assert!(matches!(results[1].error, Some(TransferError::Unfinished)), "{results:?}");
+        let Node { endpoint: _open, transfer, .. } = a;
+        drop(transfer);
+        go.send(()).unwrap();
+        let ended =
+            tokio::task::spawn_blocking(move || rx.recv_timeout(Duration::from_secs(30))).await.unwrap();
+        assert_eq!(ended, Ok(None), "{topology:?}");
     }
 }
 
@@ -261,7 +290,7 @@ async fn a_quorum_out_of_reach_is_not_waited_for() {
     let peers: Vec<_> = (2..5).map(Node::new).collect();
     let ((_go, wait), (tx, _rx)) = (channel(), channel());
     let destination = Destination::File { dir: peers[2].inbox(), name: "f".into(), replace: false };
-    peers[2].transfer.receive("file", Late { go: Mutex::new(wait), destination, received: tx });
+    peers[2].transfer.receive("file", Late { go: Mutex::new(wait), destination, ended: tx });
     let source = ChunkSource::Memory("abc".into());
     let how = Distribution { quorum: Some(2), ..SendOptions::new("file").into() };
     let results = a.transfer.send_to_all(&source, addrs(&peers), how).await;
