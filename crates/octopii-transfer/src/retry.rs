@@ -26,7 +26,9 @@ impl Retry {
         if advanced {
             self.failures = 0;
         }
-        if self.failures >= self.allowed || !is_interruption(error) {
+        // An attempt that was cut off may still be under way there, under the same id if that is the caller's.
+        let meets_itself = self.failures > 0 && code(error) == Some(FailureCode::DuplicateId);
+        if self.failures >= self.allowed || !(is_interruption(error) || meets_itself) {
             return None;
         }
         self.failures += 1;
@@ -36,13 +38,23 @@ impl Retry {
 
 /// Whether the way to the receiver, or its moment, was bad, and not the content.
 fn is_interruption(error: &TransferError) -> bool {
-    let code = match error {
-        TransferError::Lost(_) | TransferError::Stalled { .. } => return true,
-        TransferError::Connect(_) => return error.is_retryable(),
-        TransferError::Refused { refusal, .. } | TransferError::PeerFailed { refusal, .. } => refusal.code,
-        _ => return false,
-    };
-    matches!(code, FailureCode::Busy | FailureCode::Stalled | FailureCode::ShuttingDown)
+    match error {
+        TransferError::Lost(_) | TransferError::Stalled { .. } => true,
+        TransferError::Connect(_) => error.is_retryable(),
+        _ => {
+            matches!(code(error), Some(FailureCode::Busy | FailureCode::Stalled | FailureCode::ShuttingDown))
+        }
+    }
+}
+
+/// What the receiver said, if it did.
+fn code(error: &TransferError) -> Option<FailureCode> {
+    match error {
+        TransferError::Refused { refusal, .. } | TransferError::PeerFailed { refusal, .. } => {
+            Some(refusal.code)
+        }
+        _ => None,
+    }
 }
 
 /// So that many senders do not come back at the same moment.

@@ -193,6 +193,34 @@ async fn the_sender_asks_when_the_acknowledgement_is_lost() {
     }
 }
 
+/// Under an id of the caller's, a second attempt may meet the first one, which the receiver has not given up yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_meets_the_one_before_is_made_again() {
+    let (a, receiver) = (Node::new(1), endpoint(2));
+    let mut acceptor = receiver.acceptor(StreamKind::Transfer).unwrap();
+    let id = TransferId(77);
+    let refused = [&8u16.to_le_bytes()[..], &2u16.to_le_bytes(), b"no"].concat();
+    let receiving = async {
+        for attempt in 0..3 {
+            let mut raw = Raw::accept(&mut acceptor).await;
+            assert_eq!(read_offer(&mut raw).await, id);
+            if attempt == 0 {
+                raw.write(&message(ACCEPT, &accept_body(0, b""))).await;
+                raw.send.reset(0);
+            } else {
+                raw.write(&message(3, &refused)).await;
+                let _ = raw.send.finish();
+                let _ = raw.send.stopped().await;
+            }
+        }
+        acknowledge(&mut acceptor, &ack_body(3, Digest::of(b"abc"))).await;
+    };
+    let options = SendOptions { id: Some(id), retries: 5, ..SendOptions::new("file") };
+    let source = ChunkSource::Memory("abc".into());
+    let (sent, ()) = tokio::join!(a.transfer.send(receiver.local_addr(), &source, options), receiving);
+    assert_eq!(sent.unwrap().id, id);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_false_acknowledgement_is_not_believed() {
     let content = content(100);
