@@ -72,9 +72,16 @@ async fn copy(
     let mut state = held.watch();
     let block = u64::from(held.block_size);
     loop {
-        // `held` has the other end: there is no error but one.
-        let now = state.wait_for(|s| s.verified > offset || s.end != End::Open).await;
-        let now = now.map(|now| *now).map_err(|_| TransferError::ShuttingDown)?;
+        let more = state.wait_for(|s| s.verified > offset || s.end != End::Open);
+        let now = tokio::select! {
+            biased;
+            // `held` has the other end: there is no error but one.
+            now = more => now.map(|now| *now).map_err(|_| TransferError::ShuttingDown)?,
+            // Who has left needs no place.
+            left = send.stopped() => {
+                return Err(left.map_or_else(|e| e, |code| StreamError::Stopped(code.unwrap_or(0))).into());
+            }
+        };
         if now.verified <= offset {
             return Ok(now.end);
         }

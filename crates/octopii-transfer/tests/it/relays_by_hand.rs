@@ -327,6 +327,46 @@ async fn a_fetch_that_nobody_reads_ends() {
     assert_eq!(again.read().await.0, CONTENT);
 }
 
+/// Who fetches what is not there yet and leaves gives the place back at once, not with the next block.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_while_there_is_nothing_to_fetch_keeps_no_place() {
+    let mut scene = scene();
+    scene.node = Node::with(4, RealVfs::shared(), TransferOptions { max_incoming: 1, ..quick() });
+    scene.node.receive_into(
+        "file",
+        Destination::File { dir: scene.node.inbox(), name: "f".into(), replace: false },
+    );
+    let data = content(BLOCK as usize);
+    let mut raw = scene.offered(1, "file", data.len(), true).await;
+    let fetch = [&[1][..], &message(14, &[&KEY.to_le_bytes()[..], &0u64.to_le_bytes()].concat())].concat();
+    let fetched = async || {
+        let mut raw = Raw::open(&scene.relay, scene.node.addr()).await;
+        raw.write(&fetch).await;
+        raw
+    };
+    let mut waiting = Vec::new();
+    let refused = loop {
+        let mut raw = fetched().await;
+        match tokio::time::timeout(Duration::from_millis(300), raw.read()).await {
+            Ok((tag, _)) => break tag,
+            Err(_) => waiting.push(raw),
+        }
+        assert!(waiting.len() <= 3, "there are three places");
+    };
+    assert_eq!((refused, waiting.len()), (REFUSE, 3));
+    drop(waiting);
+    let begun = tokio::time::Instant::now();
+    let mut late = loop {
+        let mut late = fetched().await;
+        if tokio::time::timeout(Duration::from_millis(300), late.read()).await.is_err() {
+            break late;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(15), "their places are taken");
+    };
+    raw.write(&block(&data, 0)).await;
+    assert_eq!(late.read().await.0, CONTENT);
+}
+
 /// Damage on the receiver's disk is repaired by the sender although a relay errs meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_errs_does_not_get_in_the_way_of_repairs() {
