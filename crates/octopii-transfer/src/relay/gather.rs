@@ -72,28 +72,33 @@ async fn read_order(
     idle: Duration,
 ) -> Result<Order, TransferError> {
     let header = recv.header().await?;
-    match header.tag {
-        Tag::Vouch => Ok(Order::Vouch(decode_vouch(&recv.body(header).await?)?)),
-        Tag::Supplier => Ok(Order::Supplier(decode_supplier(&recv.body(header).await?)?)),
-        Tag::Data | Tag::Sparse => {
-            let patience = idle.saturating_mul(BLOCK_PATIENCE);
-            let reading = timeout(patience, read_block(recv, header, activity)).await;
-            let block = reading.unwrap_or(Err(TransferError::Stalled { idle: patience }))?;
-            if block.len > block_size as usize {
-                return Err(TransferError::Protocol("a block is larger than was offered"));
+    let message = async {
+        match header.tag {
+            Tag::Vouch => Ok(Order::Vouch(decode_vouch(&recv.body(header).await?)?)),
+            Tag::Supplier => Ok(Order::Supplier(decode_supplier(&recv.body(header).await?)?)),
+            Tag::Data | Tag::Sparse => {
+                let block = read_block(recv, header, activity).await?;
+                if block.len > block_size as usize {
+                    return Err(TransferError::Protocol("a block is larger than was offered"));
+                }
+                Ok(Order::Block(block))
             }
-            Ok(Order::Block(block))
+            Tag::Repair => {
+                let offset = read_offset(recv).await?;
+                Ok(Order::Repair {
+                    offset,
+                    parts: recv.parts(header.len - wire::DATA_PREFIX, activity).await?,
+                })
+            }
+            Tag::Done => {
+                let (size, digest) = wire::decode_done(&recv.body(header).await?)?;
+                Ok(Order::Done { size, digest })
+            }
+            _ => Err(TransferError::Protocol("only blocks, suppliers and the end follow an offer")),
         }
-        Tag::Repair => {
-            let offset = read_offset(recv).await?;
-            Ok(Order::Repair { offset, parts: recv.parts(header.len - wire::DATA_PREFIX, activity).await? })
-        }
-        Tag::Done => {
-            let (size, digest) = wire::decode_done(&recv.body(header).await?)?;
-            Ok(Order::Done { size, digest })
-        }
-        _ => Err(TransferError::Protocol("only blocks, suppliers and the end follow an offer")),
-    }
+    };
+    let patience = idle.saturating_mul(BLOCK_PATIENCE);
+    timeout(patience, message).await.unwrap_or(Err(TransferError::Stalled { idle: patience }))
 }
 
 /// A chunk being put together.

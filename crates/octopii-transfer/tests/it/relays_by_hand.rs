@@ -367,6 +367,33 @@ async fn who_leaves_while_there_is_nothing_to_fetch_keeps_no_place() {
     assert_eq!(late.read().await.0, CONTENT);
 }
 
+/// One byte now and then is no repair, as it is no block.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_that_trickles_is_given_up() {
+    let mut scene = scene();
+    let options = TransferOptions { idle_timeout: Duration::from_millis(300), ..quick() };
+    scene.node = Node::with(4, RealVfs::shared(), options);
+    scene.node.receive_into(
+        "file",
+        Destination::File { dir: scene.node.inbox(), name: "f".into(), replace: false },
+    );
+    let mut raw = scene.offered(1, "file", BLOCK as usize, true).await;
+    let all = repair(0, &content(BLOCK as usize));
+    let (start, content) = all.split_at(5 + 8);
+    raw.write(start).await;
+    let send = &mut raw.send;
+    let trickling = async {
+        for byte in content.chunks(1) {
+            if send.write_all(byte).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(40)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), trickling).await.expect("it is given up");
+    raw.expect_failure(FAIL, 13).await;
+}
+
 /// Damage on the receiver's disk is repaired by the sender although a relay errs meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_errs_does_not_get_in_the_way_of_repairs() {
