@@ -308,6 +308,9 @@ pub(crate) struct Call {
     /// List the peer's methods, and what they take and give
     #[arg(long)]
     pub(crate) list: bool,
+    /// Send the request as it is typed, even if it does not fit what the peer tells of the method
+    #[arg(long)]
+    pub(crate) unchecked: bool,
     /// Show the metadata that comes back, on standard error
     #[arg(long, short)]
     pub(crate) verbose: bool,

@@ -56,6 +56,8 @@ fn a_request_that_does_not_fit_is_told_what_does() {
         failed(&run, 1, problem);
         failed(&run, 1, takes);
     }
+    let unchecked = home.run(&["call", &address, "octopii.member", r#"{"Ad": {}}"#, "--unchecked"]);
+    failed(&unchecked, 1, "unknown variant `Ad`");
 }
 
 #[test]

@@ -197,24 +197,22 @@ async fn small_calls_leave_the_lane_where_packets_are_lost() {
         router.register("echo", |_: Context, n: u64| async move { Ok(n) });
     });
     let client = Client::new(&a, StreamKind::Rpc);
-    let streams_of_ten_calls = async |to: SocketAddr| {
+    let streams_of_ten_calls = async || {
         let streams = || a.connections().iter().map(|c| c.streams_total).sum::<u64>();
         let before = streams();
         for n in 0..10u64 {
-            assert_eq!(client.call::<_, u64>(to, "echo", &n, SOON).await.unwrap(), n);
+            assert_eq!(client.call::<_, u64>(proxy.addr, "echo", &n, SOON).await.unwrap(), n);
         }
         streams() - before
     };
-    // Where nothing is lost, one, and another one if it lay unused for so long that it was closed.
-    assert!(streams_of_ten_calls(b.local_addr()).await <= 5);
     let connection = a.connect(proxy.addr).await.unwrap();
     let begun = tokio::time::Instant::now();
     while !connection.is_lossy() {
         assert!(begun.elapsed() < Duration::from_secs(60), "nobody sees what is lost");
-        streams_of_ten_calls(proxy.addr).await;
+        streams_of_ten_calls().await;
     }
     // Ten seconds without a loss would end it.
-    assert_eq!(streams_of_ten_calls(proxy.addr).await, 10);
+    assert_eq!(streams_of_ten_calls().await, 10);
 }
 
 /// What a lane costs when packets are lost: `--ignored --nocapture a_lane_beside`. The figures are in docs/BENCHMARKS.md.
