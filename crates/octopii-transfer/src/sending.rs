@@ -334,19 +334,20 @@ impl Sending {
         let (offset, len, prefix) = (block.offset, block.content.len() as u64, block.prefix);
         let (start, parts) = block.message();
         send.write_all(&start).await?;
-        let all: usize = parts.iter().map(Bytes::len).sum();
-        let mut before = 0;
+        // Content in pieces, of which there may be many, or none, is told of at its end.
+        let is_one = parts.len() == 1;
         for part in parts {
-            let end = before + part.len() as u64;
+            let all = part.len() as u64;
             self.write(send, part, pace, |sent| {
-                self.flight.sent.store(offset + len * (before + sent) / all as u64, Ordering::Relaxed);
-                self.report(Phase::Sending);
+                if is_one {
+                    self.flight.sent.store(offset + len * sent / all, Ordering::Relaxed);
+                    self.report(Phase::Sending);
+                }
             })
             .await?;
-            before = end;
         }
         send.write_all(&prefix.0).await?;
-        if all == 0 {
+        if !is_one {
             self.flight.sent.store(offset + len, Ordering::Relaxed);
             self.flight.activity.tick();
             self.report(Phase::Sending);

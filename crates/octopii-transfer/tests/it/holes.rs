@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use octopii_transfer::{
@@ -87,6 +87,26 @@ async fn holes_travel_and_arrive_as_holes() {
             taken(&source)
         );
     }
+}
+
+/// Whoever watches is not called for every piece.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_in_many_pieces_is_told_of_by_the_block() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    let _arrived = b.open_inbox();
+    let page = content(PAGE);
+    let stretches: Stretches<'_> = (0..8 * BLOCK).step_by(2 * PAGE).map(|at| (at, &page[..])).collect();
+    let source = sparse(&a, "f", 8 * BLOCK, &stretches);
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let progress = Arc::new(move |_: octopii_transfer::Progress| {
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
+    let options = SendOptions { progress: Some(progress), ..SendOptions::new("file") };
+    let receipt = a.transfer.send(b.addr(), &ChunkSource::File(source), options).await.unwrap();
+    assert_eq!(receipt.travelled, 4 * BLOCK as u64);
+    let calls = calls.load(Ordering::Relaxed);
+    assert!(calls < stretches.len() / 4, "{calls} calls for {} pieces", stretches.len());
 }
 
 /// Zeroes that somebody has written have a place on the disk, and keep it.
