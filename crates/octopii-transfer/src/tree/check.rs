@@ -16,6 +16,7 @@ use super::commit::Closing;
 use super::name::{check_entry_name, stays_inside};
 use super::outcome::{EntryFailure, EntryOutcome, NotDone};
 use super::policy::TreeDestination;
+use super::rehearsal::{cannot_tell, is_closed, would_create};
 use super::removal::Extras;
 use super::root::Root;
 use super::walk::{MAX_DEPTH, MAX_DIRECTORY_PATH, hash};
@@ -140,6 +141,8 @@ pub(crate) struct Checker {
     delete: bool,
     /// Nothing is changed, and what is wanted is settled by that.
     dry_run: bool,
+    /// A directory of which a dry run cannot tell what is in it.
+    closed: Option<PathBuf>,
     pub(crate) extras: Extras,
 }
 
@@ -162,8 +165,9 @@ impl Checker {
         };
         let present = present.map(|names| names.into_iter().peekable());
         let levels = vec![Level { path: root.path.clone(), last: Vec::new(), state, present }];
-        let extras = Extras::default();
-        Ok(Self { to, levels, next: 0, wanted_bytes: 0, awaited, leave_free, vfs, delete, dry_run, extras })
+        let (closed, extras) = (None, Extras::default());
+        let (next, wanted_bytes) = (0, 0);
+        Ok(Self { to, levels, next, wanted_bytes, awaited, leave_free, vfs, delete, dry_run, closed, extras })
     }
 
     /// Entries told so far.
@@ -251,6 +255,9 @@ impl Checker {
             Entry::LeftOut { why, .. } => Err(NotDone::new(why, "left out by the sender")),
             Entry::End { .. } => Ok(Verdict::Noted),
         });
+        if let Some(closed) = self.closed.take() {
+            return Err(cannot_tell(&closed));
+        }
         match outcome {
             Ok(Verdict::Unchanged) => {
                 checked.settled.push((self.shown(root, &path), EntryOutcome::Unchanged));
@@ -302,7 +309,7 @@ impl Checker {
             return Err(NotDone::new(EntryFailure::Limit, format!("at most {depth} directories deep here")));
         }
         let made = match self.dry_run {
-            true => would_create(root, path),
+            true => would_create(&root.base, path),
             false => root.base.create_dir(path),
         };
         let state = match made {
@@ -312,7 +319,9 @@ impl Checker {
                 if found.kind != EntryKind::Directory {
                     return Err(NotDone::new(EntryFailure::Clash, "something that is no directory is there"));
                 }
-                if found.mode & 0o700 != 0o700 && !self.dry_run {
+                if found.mode & 0o700 != 0o700 && self.dry_run {
+                    self.closed = is_closed(&root.base, path).then(|| self.shown(root, path));
+                } else if found.mode & 0o700 != 0o700 {
                     let mode = (found.mode | 0o700) & 0o777;
                     root.base.set_attributes(path, mode, None).map_err(failed("changing its mode"))?;
                 }
@@ -431,14 +440,6 @@ impl Checker {
         }
         checked.tasks.push(Task::Link { entry: self.next, path: path.to_owned(), target });
         Ok(Verdict::Wanted)
-    }
-}
-
-fn would_create(root: &Root, path: &Path) -> io::Result<()> {
-    match root.base.attributes(path) {
-        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(e),
     }
 }
 

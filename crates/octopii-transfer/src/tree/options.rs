@@ -44,7 +44,8 @@ pub struct TreeOptions {
     /// ([`TreeDestination::delete`](crate::TreeDestination::delete)), or the tree is refused. Default: no.
     pub delete: bool,
     /// Only asks what would be done: what the report then counts, and what is told of each entry, is what would be stored and removed as
-    /// things are now. Neither side changes anything. Default: no.
+    /// things are now. Neither side changes anything. Fails if the receiver has a directory in the tree whose mode does not let its owner
+    /// look into it: a real run changes that mode. Default: no.
     pub dry_run: bool,
     /// What happens to symbolic links. Default: left out and reported.
     pub links: Links,

@@ -10,6 +10,7 @@ use octopii_vfs::{Attributes, DirHandle, EntryKind};
 
 use super::check::failed;
 use super::outcome::{EntryFailure, EntryOutcome, NotDone};
+use super::rehearsal::is_closed;
 use crate::{FailureCode, Refusal, TransferError};
 
 /// What is remembered of names to remove, in bytes.
@@ -59,13 +60,15 @@ pub(crate) struct Removal {
     dry_run: bool,
     /// The file system that the tree is on.
     device: u64,
+    /// A directory of which a dry run cannot tell what is in it: then it is of no use to go on.
+    pub(crate) closed: Option<PathBuf>,
 }
 
 impl Removal {
     pub(crate) fn new(base: DirHandle, extras: Extras, dry_run: bool) -> io::Result<Self> {
         let device = base.attributes(Path::new(""))?.id.0;
         let todo = extras.paths.into_iter();
-        Ok(Self { base, todo, emptying: Vec::new(), parents: BTreeMap::new(), dry_run, device })
+        Ok(Self { base, todo, emptying: Vec::new(), parents: BTreeMap::new(), dry_run, device, closed: None })
     }
 
     /// Removes up to `most` things and tells what came of each; nothing means that all is done.
@@ -119,6 +122,9 @@ impl Removal {
             let removed = if self.dry_run { Ok(()) } else { self.base.remove_file(path) };
             return removed.map(|()| true);
         }
+        if self.dry_run && found.mode & 0o700 != 0o700 && is_closed(&self.base, path) {
+            self.closed = Some(path.to_owned());
+        }
         self.open_up(path, &found)?;
         let names = self.base.names(path)?.into_iter();
         self.emptying.push((path.to_owned(), names));
@@ -165,5 +171,22 @@ fn not_removed(error: io::Error) -> NotDone {
             "another file system is mounted there: unmount it, or keep it elsewhere",
         ),
         _ => failed("removing what the source no longer has")(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_removed_is_remembered_within_bounds() {
+        let mut extras = Extras::default();
+        let path = PathBuf::from("x".repeat(4000));
+        let fit = MAX_BYTES / (4000 + PATH_COST);
+        (0..fit).for_each(|_| extras.add(path.clone()).unwrap());
+        let error = extras.add(path).unwrap_err();
+        let is_refused =
+            matches!(&error, TransferError::Unacceptable(why) if why.code == FailureCode::TooLarge);
+        assert!(is_refused && extras.paths().len() == fit, "{error}");
     }
 }

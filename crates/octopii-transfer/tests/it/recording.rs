@@ -48,6 +48,8 @@ struct State {
     odd: bool,
     // Names in open directories that differ in upper and lower case only are the same.
     folding: bool,
+    // Modes of directories hold for this process, too.
+    unprivileged: bool,
     // Nothing tells when it was created.
     ageless: bool,
     // Beneath it another file system seems to be mounted.
@@ -128,6 +130,15 @@ impl RecordingVfs {
 
     pub(crate) fn is_folding(&self) -> bool {
         self.0.lock().unwrap().folding
+    }
+
+    /// Lets modes hold that a privileged process does not feel.
+    pub(crate) fn set_unprivileged(&self) {
+        self.0.lock().unwrap().unprivileged = true;
+    }
+
+    pub(crate) fn is_unprivileged(&self) -> bool {
+        self.0.lock().unwrap().unprivileged
     }
 
     /// Does not tell when anything was created.

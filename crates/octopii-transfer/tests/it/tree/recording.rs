@@ -29,8 +29,19 @@ impl RecordingDir {
     }
 }
 
+impl RecordingDir {
+    /// Fails if the directory's mode lacks one of these bits for its owner, and that counts.
+    fn permitted(&self, dir: &Path, bits: u32) -> io::Result<()> {
+        match self.1.is_unprivileged() && self.0.attributes(dir)?.mode & bits != bits {
+            true => Err(io::ErrorKind::PermissionDenied.into()),
+            false => Ok(()),
+        }
+    }
+}
+
 impl VfsDir for RecordingDir {
     fn attributes(&self, path: &Path) -> io::Result<Attributes> {
+        path.parent().map_or(Ok(()), |dir| self.permitted(dir, 0o100))?;
         let mut found = self.0.attributes(&self.spelled(path))?;
         found.id.0 += u64::from(self.1.is_mounted(path));
         Ok(found)
@@ -42,6 +53,7 @@ impl VfsDir for RecordingDir {
     }
 
     fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {
+        self.permitted(path, 0o400)?;
         let mut names = self.0.names(&self.spelled(path))?;
         if self.1.is_odd() {
             names.push(OsString::from("z".repeat(300)));

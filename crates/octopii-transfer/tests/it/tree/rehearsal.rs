@@ -10,7 +10,8 @@ use octopii_transfer::{
 };
 
 use super::{chmod, counts, picture, put};
-use crate::nodes::{Node, content};
+use crate::nodes::{Node, content, quick};
+use crate::recording::RecordingVfs;
 
 type Told = BTreeSet<(String, String)>;
 
@@ -69,4 +70,49 @@ async fn a_dry_run_tells_what_would_be_done_and_does_nothing() {
     put(&c.tree(), "f", b"");
     let (foretold, _) = send(&c, &b, true).await.unwrap();
     assert_eq!(foretold.name.to_str(), Some("tree (1)"));
+}
+
+/// What is in a directory that lets nobody in is not nothing: the real run opens it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_does_not_guess_what_it_may_not_see() {
+    let vfs = RecordingVfs::default();
+    vfs.set_unprivileged();
+    let (a, b) = (Node::new(1), Node::with(2, vfs.shared(), quick()));
+    b.open_trees(|inbox| inbox.delete(true));
+    put(&a.tree(), "d/f", b"");
+    send(&a, &b, false).await.unwrap();
+    put(&b.inbox(), "tree/d/extra/x", b"");
+    for (dir, mode) in [("d", 0o000), ("d", 0o300), ("d", 0o600), ("d/extra", 0o000), ("d/extra", 0o600)] {
+        let dir = b.inbox().join("tree").join(dir);
+        chmod(&dir, mode);
+        let error = send(&a, &b, true).await.unwrap_err();
+        let is_told = matches!(&error, TransferError::PeerFailed { refusal, .. }
+            if refusal.code == FailureCode::Rejected && refusal.message.contains("the mode of"));
+        assert!(is_told, "{mode:o}: {error}");
+        chmod(&dir, 0o700);
+    }
+    chmod(&b.inbox().join("tree/d"), 0o500);
+    chmod(&b.inbox().join("tree/d/extra"), 0o500);
+    let (foretold, _) = send(&a, &b, true).await.unwrap();
+    assert_eq!(foretold.removed, 2);
+    chmod(&b.inbox().join("tree/d/extra"), 0o000);
+    let (report, _) = send(&a, &b, false).await.unwrap();
+    assert_eq!((report.removed, report.not_done), (2, 0));
+    assert_eq!(picture(&b.inbox().join("tree")), picture(&a.tree()));
+}
+
+/// Where something cannot be done nothing would be removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_foretells_no_removal_that_would_not_be() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    b.open_trees(|inbox| inbox.delete(true));
+    put(&a.tree(), "f", b"");
+    send(&a, &b, false).await.unwrap();
+    put(&b.inbox(), "tree/extra", b"");
+    symlink("f", a.tree().join("link")).unwrap();
+    for dry_run in [true, false] {
+        // The receiver takes no links.
+        let (report, _) = send(&a, &b, dry_run).await.unwrap();
+        assert_eq!((report.removed, report.not_done), (0, 1), "{dry_run}");
+    }
 }
