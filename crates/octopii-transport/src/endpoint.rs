@@ -160,9 +160,13 @@ impl Endpoint {
     }
 
     /// The connection that [`connect`](Self::connect) would give, without asking whether it is still open: for who would notice that
-    /// otherwise, and calls so often that asking costs. `None` if there is none, and for host names.
+    /// otherwise, and calls so often that asking costs.
     pub fn connected(&self, address: &Address) -> Option<Connection> {
-        self.shared.pool.used(canonical(address.ip()?))
+        let addr = match address.host() {
+            Some(host) => self.shared.names.last(host)?,
+            None => canonical(address.ip()?),
+        };
+        self.shared.pool.used(addr)
     }
 
     async fn connect_host(&self, address: Address, node: Option<NodeId>) -> Result<Connection, ConnectError> {

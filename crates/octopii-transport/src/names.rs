@@ -195,7 +195,7 @@ impl Names {
         self.known.lock().expect("no panic while held")
     }
 
-    fn last(&self, host: &str) -> Option<SocketAddr> {
+    pub(crate) fn last(&self, host: &str) -> Option<SocketAddr> {
         Some(self.known().get(host)?.reached?.0)
     }
 
