@@ -2,12 +2,13 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use octopii_transport::{Address, ClusterAuthority, Identity, IdentityError, NodeId, PeerRole};
 use octopii_vfs::{LockGuard, Vfs, create_dir_all_durable, read_file, write_file_durable};
 use serde::{Deserialize, Serialize};
 
+use crate::joining::forget_key;
 use crate::{Config, ExternalIdentity, IdentitySource};
 
 /// Why a node's data directory cannot be used.
@@ -96,7 +97,20 @@ pub(crate) struct DataDir {
     pub(crate) path: PathBuf,
     pub(crate) identity: Identity,
     pub(crate) incarnation: u64,
-    _lock: Box<dyn LockGuard>,
+    lock: Arc<Box<dyn LockGuard>>,
+}
+
+/// The directory's lock, for whoever writes into the directory in the background: what is written goes on to its end under the lock,
+/// and when the node is gone, and another life of it may be there, nothing is begun.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Hold(Option<Weak<Box<dyn LockGuard>>>);
+
+impl Hold {
+    /// Keep what it gives until the writing is done.
+    pub(crate) fn take(&self) -> io::Result<Option<Arc<Box<dyn LockGuard>>>> {
+        let Some(lock) = &self.0 else { return Ok(None) };
+        lock.upgrade().map(Some).ok_or_else(|| io::Error::other("the node has been stopped"))
+    }
 }
 
 /// `node.toml`: whose directory this is.
@@ -148,6 +162,10 @@ impl DataDir {
 }
 
 impl DataDir {
+    pub(crate) fn hold(&self) -> Hold {
+        Hold(Some(Arc::downgrade(&self.lock)))
+    }
+
     /// `reset.key`: by it the node's peers know that connections of its former lives are gone. Made when it is first needed.
     pub(crate) fn reset_secret(&self, vfs: &dyn Vfs) -> Result<[u8; 32], DataDirError> {
         let path = self.path.join("reset.key");
@@ -206,7 +224,11 @@ impl Unclaimed {
             Some(incarnation) => incarnation,
             None => write_record(&**vfs, &dir, &identity)?,
         };
-        Ok(DataDir { path: dir, identity, incarnation, _lock: lock })
+        if vfs.metadata(&dir.join("identity.pem")).is_ok() {
+            // Of a joiner that was killed just before it did so itself: the same key lies in both.
+            forget_key(&**vfs, &dir)?;
+        }
+        Ok(DataDir { path: dir, identity, incarnation, lock: Arc::new(lock) })
     }
 }
 

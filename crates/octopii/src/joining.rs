@@ -56,7 +56,12 @@ pub(crate) async fn join_into(
     let Some(Prepared { key, _lock }) = prepared else { return Ok(()) };
     let identity = octopii_transport::join(executor, token, key, TIMEOUT).await?;
     let (vfs, dir) = (Arc::clone(vfs), dir.to_owned());
-    executor.blocking(move || finish(&vfs, &dir, &identity)).await?;
+    // Under the lock to its end, also when nobody waits any more: the next start writes to the same file.
+    let finishing = move || {
+        let _lock = _lock;
+        finish(&vfs, &dir, &identity)
+    };
+    executor.blocking(finishing).await?;
     Ok(())
 }
 
@@ -116,7 +121,7 @@ fn make_key(vfs: &dyn Vfs, dir: &Path, token: &JoinToken) -> Result<NodeKey, Joi
 }
 
 /// Once the identity is kept: the same key lies in it.
-fn forget_key(vfs: &dyn Vfs, dir: &Path) -> Result<(), DataDirError> {
+pub(crate) fn forget_key(vfs: &dyn Vfs, dir: &Path) -> Result<(), DataDirError> {
     let path = dir.join(JOINING);
     match vfs.remove_file(&path) {
         Ok(()) => vfs.sync_dir(dir).map_err(|source| io_error(dir, source)),
@@ -201,12 +206,56 @@ mod tests {
         let kept = read_identity(&*vfs, &mine.join("identity.pem")).unwrap().unwrap();
         assert_eq!((kept.node_id(), kept.hash()), (first.node_id(), first.hash()), "the same certificate");
         assert!(!mine.join(JOINING).exists() && !others.join("identity.pem").exists());
+        // Killed once more, between its certificate and the last word: a start without the token clears up.
+        make_key(&*vfs, &mine, &token).unwrap();
+        let config = crate::Config { bind: ([10, 0, 0, 1], 1).into(), ..crate::Config::new(&mine) };
+        drop(crate::data_dir::DataDir::open(&vfs, &config).unwrap().claim(&vfs).unwrap());
+        assert!(!mine.join(JOINING).exists());
         // The same command once more: the directory has what it needs.
         join_into(&executor, &vfs, &mine, &token).await.unwrap();
         // For another token there is another key.
         let before = kept_key(&*vfs, &others, &token).unwrap().expect("kept before it asked");
         let another = prepare(&*vfs, &others, &issuing.token(&endpoint)).unwrap().unwrap();
         assert_ne!(before.public(), another.key.public());
+    }
+
+    /// A disk on which no identity can be given its name.
+    #[derive(Debug)]
+    struct Unnamed(std::sync::atomic::AtomicBool);
+
+    impl octopii_vfs::VfsLayer for Unnamed {
+        fn beneath(&self) -> &dyn Vfs {
+            &RealVfs
+        }
+
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            if to.ends_with("identity.pem") && self.0.load(std::sync::atomic::Ordering::Relaxed) {
+                return Err(io::Error::other("the disk is full"));
+            }
+            RealVfs.rename(from, to)
+        }
+    }
+
+    /// The token is spent by then: the key that it was spent for must not be forgotten before the certificate is kept.
+    #[tokio::test]
+    async fn a_certificate_that_cannot_be_kept_can_be_asked_for_again() {
+        let home = tempfile::tempdir().unwrap();
+        let executor = Executor::new(tokio::runtime::Handle::current());
+        let full = Arc::new(Unnamed(true.into()));
+        let vfs: Arc<dyn Vfs> = Arc::<Unnamed>::clone(&full);
+        let authority = ClusterAuthority::generate().unwrap();
+        let identity = authority.issue(1).unwrap();
+        let issuing = Arc::new(Issuing { authority, dir: home.path().to_owned() });
+        let admission: Arc<dyn Admission> = Arc::<Issuing>::clone(&issuing);
+        let options = EndpointOptions { admission: Some(admission), ..EndpointOptions::default() };
+        let endpoint = Endpoint::bind(&executor, &identity, options).unwrap();
+        let (token, dir) = (issuing.token(&endpoint), home.path().join("node"));
+        let refused = join_into(&executor, &vfs, &dir, &token).await.unwrap_err();
+        assert!(matches!(refused, JoinClusterError::DataDir(_)), "{refused}");
+        assert!(dir.join(JOINING).exists() && !dir.join("identity.pem").exists());
+        full.0.store(false, std::sync::atomic::Ordering::Relaxed);
+        join_into(&executor, &vfs, &dir, &token).await.unwrap();
+        assert!(!dir.join(JOINING).exists() && dir.join("identity.pem").exists());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use octopii_transport::{Endpoint, KeepRevocations, Revocation, RevokeError, Revo
 use octopii_vfs::{Vfs, read_file, write_file_durable};
 use serde::{Deserialize, Serialize};
 
-use crate::data_dir::{DataDirError, io_error};
+use crate::data_dir::{DataDirError, Hold, io_error};
 use crate::issuing::Issuer;
 use crate::service::{administering, operating};
 
@@ -44,19 +44,24 @@ pub struct RevokedSummary {
 pub(crate) struct Keeper {
     vfs: Arc<dyn Vfs>,
     path: PathBuf,
+    hold: Hold,
 }
 
 /// Far more than a list of revocations can have.
 const MAX_FILE: u64 = 1 << 20;
 
 impl Keeper {
-    pub(crate) fn open(vfs: &Arc<dyn Vfs>, path: PathBuf) -> Result<(Self, Vec<u8>), DataDirError> {
+    pub(crate) fn open(
+        vfs: &Arc<dyn Vfs>,
+        path: PathBuf,
+        hold: Hold,
+    ) -> Result<(Self, Vec<u8>), DataDirError> {
         let kept = match read_file(&**vfs, &path, MAX_FILE) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(source) => return Err(io_error(&path, source)),
         };
-        Ok((Self { vfs: Arc::clone(vfs), path }, kept))
+        Ok((Self { vfs: Arc::clone(vfs), path, hold }, kept))
     }
 
     pub(crate) fn replace(&self, revocations: &[u8]) -> Result<(), DataDirError> {
@@ -66,6 +71,7 @@ impl Keeper {
 
 impl KeepRevocations for Keeper {
     fn keep(&self, revocations: &[u8]) -> io::Result<()> {
+        let _held = self.hold.take()?;
         write_file_durable(&*self.vfs, &self.path, revocations)
     }
 }

@@ -13,7 +13,7 @@ use octopii_vfs::Vfs;
 use tokio::sync::Mutex;
 
 use crate::ExternalIdentity;
-use crate::data_dir::{DataDirError, read_external, read_identity};
+use crate::data_dir::{DataDirError, Hold, io_error, read_external, read_identity};
 use crate::issuing::{Issuer, RENEW, Renewal, renew_status};
 use crate::joining::keep;
 use crate::revocation::now;
@@ -88,6 +88,7 @@ struct Inner {
     rpc: RpcClient,
     vfs: Arc<dyn Vfs>,
     home: Home,
+    hold: Hold,
     issuer: Option<Arc<Issuer>>,
     changing: Arc<Mutex<()>>,
 }
@@ -104,10 +105,10 @@ impl Rotation {
         endpoint: Endpoint,
         rpc: RpcClient,
         vfs: Arc<dyn Vfs>,
-        home: Home,
+        (home, hold): (Home, Hold),
         issuer: Option<Arc<Issuer>>,
     ) -> Self {
-        Self(Arc::new(Inner { endpoint, rpc, vfs, home, issuer, changing: Arc::default() }))
+        Self(Arc::new(Inner { endpoint, rpc, vfs, home, hold, issuer, changing: Arc::default() }))
     }
 
     /// A fresh key and a certificate for it: kept first, then used. Dropping the future while the issuing node is asked leaves the
@@ -133,7 +134,12 @@ impl Rotation {
         // begins meanwhile would write to the same file.
         let changing = async move {
             let (path, kept) = (path, identity.clone());
-            rotation.endpoint.executor().blocking(move || keep(&vfs, &path, &kept)).await?;
+            let hold = rotation.hold.clone();
+            let writing = move || {
+                let _held = hold.take().map_err(|source| io_error(&path, source))?;
+                keep(&vfs, &path, &kept)
+            };
+            rotation.endpoint.executor().blocking(writing).await?;
             rotation.use_from_now_on(&identity)?;
             drop(one_at_a_time);
             Ok(identity.hash())

@@ -11,7 +11,7 @@ use octopii_transport::{CertificateHash, NodeId, PeerRole};
 use octopii_vfs::{Vfs, read_file, write_file_durable};
 
 use super::IssuedBy;
-use crate::data_dir::{DataDirError, io_error};
+use crate::data_dir::{DataDirError, Hold, io_error};
 
 /// Certificates on the record. Beyond it the node that has most of them loses its oldest: one that has itself certified again and
 /// again pushes out none but its own.
@@ -44,6 +44,7 @@ pub(crate) struct Issued {
 pub(crate) struct IssuedRecord {
     vfs: Arc<dyn Vfs>,
     path: PathBuf,
+    hold: Hold,
     kept: Kept,
 }
 
@@ -65,7 +66,12 @@ impl IssuedRecord {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Kept::default(),
             Err(source) => return Err(io_error(&path, source)),
         };
-        Ok(Self { vfs: Arc::clone(vfs), path, kept })
+        Ok(Self { vfs: Arc::clone(vfs), path, hold: Hold::default(), kept })
+    }
+
+    /// Writes only while that holds.
+    pub(crate) fn held_by(self, hold: Hold) -> Self {
+        Self { hold, ..self }
     }
 
     /// Puts a certificate on the record: durable when this returns. One that is on it already stays as it is.
@@ -78,6 +84,7 @@ impl IssuedRecord {
         if next.issued.len() > MAX {
             next.forget_one();
         }
+        let _held = self.hold.take()?;
         write_file_durable(&*self.vfs, &self.path, next.to_text().as_bytes())?;
         // What cannot be kept has not happened.
         self.kept = next;

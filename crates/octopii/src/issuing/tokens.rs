@@ -9,7 +9,7 @@ use octopii_vfs::{Vfs, write_file_durable};
 use serde::{Deserialize, Serialize};
 
 use super::{TokenState, TokenSummary};
-use crate::data_dir::{DataDirError, read_text};
+use crate::data_dir::{DataDirError, Hold, read_text};
 
 /// Tokens kept at once. Those that have expired make room for new ones.
 const MAX_TOKENS: usize = 1024;
@@ -55,6 +55,7 @@ pub(crate) enum TokenStoreError {
 pub(crate) struct TokenStore {
     vfs: Arc<dyn Vfs>,
     path: PathBuf,
+    hold: Hold,
     kept: Kept,
 }
 
@@ -105,7 +106,12 @@ impl TokenStore {
         if kept.token.iter().any(|t| t.role.parse::<PeerRole>().is_err() || t.verifier.len() != 64) {
             return Err(damaged("a token without role or verifier".to_owned()));
         }
-        Ok(Self { vfs: Arc::clone(vfs), path, kept })
+        Ok(Self { vfs: Arc::clone(vfs), path, hold: Hold::default(), kept })
+    }
+
+    /// Writes only while that holds.
+    pub(crate) fn held_by(self, hold: Hold) -> Self {
+        Self { hold, ..self }
     }
 
     pub(super) fn is_given_out(&self, id: NodeId) -> bool {
@@ -214,6 +220,7 @@ impl TokenStore {
     /// What cannot be kept has not happened.
     fn replace(&mut self, next: Kept) -> std::io::Result<()> {
         let text = toml::to_string(&next).map_err(std::io::Error::other)?;
+        let _held = self.hold.take()?;
         write_file_durable(&*self.vfs, &self.path, text.as_bytes())?;
         self.kept = next;
         Ok(())

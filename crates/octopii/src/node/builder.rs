@@ -256,7 +256,7 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
     service::register(&mut router, &endpoint, consensus.as_ref());
     revocation::register(&mut router, &endpoint, issuer.as_ref());
     issuing::register(&mut router, &endpoint, consensus.as_ref(), issuer.as_ref());
-    let rotation = Rotation::new(endpoint.clone(), rpc.clone(), vfs, home, issuer);
+    let rotation = Rotation::new(endpoint.clone(), rpc.clone(), vfs, (home, data_dir.hold()), issuer);
     rotation.register(&mut router);
     router.with_reflection();
     let server = Server::spawn(&endpoint, StreamKind::Rpc, router, config.rpc.clone()).expect(FRESH);
@@ -306,7 +306,7 @@ fn open_disk(vfs: &Arc<dyn Vfs>, config: &Config, simulated: bool) -> Result<Dis
         None => None,
     };
     let reset_secret = data_dir.reset_secret(&**vfs)?;
-    let (keeper, mut revocations) = Keeper::open(vfs, data_dir.path.join("revocations"))?;
+    let (keeper, mut revocations) = Keeper::open(vfs, data_dir.path.join("revocations"), data_dir.hold())?;
     if let Some(issuer) = &issuer
         && let Some(again) =
             issuer.sign_again(&revocations, &data_dir.identity, revocation::now()).map_err(BindError::from)?
@@ -338,9 +338,9 @@ fn issuer(
     if authority.cluster() != identity.cluster() {
         return Err(DataDirError::OtherAuthority { path: path.to_owned() });
     }
-    let store = TokenStore::open(vfs, data_dir.path.join("tokens.toml"))?;
+    let store = TokenStore::open(vfs, data_dir.path.join("tokens.toml"))?.held_by(data_dir.hold());
     let record_path = data_dir.path.join("issued");
-    let issued = IssuedRecord::open(vfs, record_path.clone())?;
+    let issued = IssuedRecord::open(vfs, record_path.clone())?.held_by(data_dir.hold());
     let mut reserved: Vec<_> = config.members.keys().copied().collect();
     reserved.push(identity.node_id());
     let addresses = match config.members.get(&identity.node_id()) {

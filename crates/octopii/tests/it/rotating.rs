@@ -187,6 +187,44 @@ impl VfsLayer for Gated {
     }
 }
 
+/// A node that is stopped while its disk is slow: its next life must not find its directory until the last write of the former one is
+/// done, or that would come on top of its own.
+#[test]
+fn a_directory_is_free_when_the_last_write_into_it_is_done() {
+    let home = tempdir().unwrap();
+    let runtime = OctopiiRuntime::new(2);
+    runtime.block_on(async {
+        let (_, file) = authority(home.path());
+        let gate = Arc::<Gate>::default();
+        let start = || {
+            let vfs = Arc::new(Gated(Arc::clone(&gate)));
+            OctopiiNode::builder(issuing(home.path(), &file)).vfs(vfs).start(&runtime)
+        };
+        let node = start().await.unwrap();
+        gate.shut(true);
+        tokio::select! {
+            done = node.rotate_identity(None) => panic!("it did not wait for the disk: {done:?}"),
+            () = async { while gate.waiting() == 0 { tokio::time::sleep(Duration::from_millis(5)).await } } => {}
+        }
+        node.shutdown().await;
+        drop(node);
+        let refused = start().await.unwrap_err();
+        assert!(refused.to_string().contains("in use by another node"), "{refused}");
+        gate.shut(false);
+        let end = tokio::time::Instant::now() + SOON;
+        let next = loop {
+            match start().await {
+                Ok(next) => break next,
+                Err(e) => assert!(tokio::time::Instant::now() < end, "{e}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let kept = std::fs::read_to_string(next.data_dir().join("identity.pem")).unwrap();
+        assert_eq!(next.identity().to_pem(), kept, "nothing came on top of what it has read");
+        next.shutdown().await;
+    });
+}
+
 /// An operator whose patience ends while the disk is slow: what is on disk afterwards is what is in use.
 #[test]
 fn a_change_that_nobody_waits_for_is_carried_through() {
