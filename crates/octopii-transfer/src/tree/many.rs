@@ -29,19 +29,23 @@ pub(crate) async fn send_to_all(
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut tasks = JoinSet::new();
     let mut results: Vec<_> = peers.iter().map(|_| Err(TransferError::ShuttingDown)).collect();
-    let mut known = Vec::new();
-    for (at, (addr, mut options)) in peers.into_iter().enumerate() {
-        // Whoever is named twice, or is to have an id of the caller's, is sent to alone.
-        let joins = options.id.is_none() && !known.contains(&addr);
+    let (mut known, several) = (Vec::new(), peers.len() > 1);
+    let mut begun = Vec::new();
+    for (addr, mut options) in peers {
+        // Whoever is named twice, is to have an id of the caller's or is the only one is sent to alone.
+        let joins = several && options.id.is_none() && !known.contains(&addr);
         known.push(addr);
         if joins {
             options.id = Some(id);
         }
-        let (shared, path) = (Arc::clone(&shared), path.clone());
-        let (group, places) = (Arc::clone(&group), Arc::clone(&places));
         let place = Arc::clone(&places).try_acquire_owned().ok();
         // Whoever has a place is waited for by the others, from the beginning.
         let seat = place.as_ref().filter(|_| joins).map(|_| group.join());
+        begun.push((addr, options, joins, place, seat));
+    }
+    for (at, (addr, options, joins, place, seat)) in begun.into_iter().enumerate() {
+        let (shared, path) = (Arc::clone(&shared), path.clone());
+        let (group, places) = (Arc::clone(&group), Arc::clone(&places));
         let handle = shared.executor.handle().clone();
         tasks.spawn_on(
             async move {

@@ -129,7 +129,8 @@ impl Outlook {
 impl State {
     fn outlook(&self) -> Outlook {
         let now = Instant::now();
-        let quiet = self.stirred.is_none_or(|at| now >= at + QUIET);
+        // The last one waits for nobody.
+        let quiet = self.members < 2 || self.stirred.is_none_or(|at| now >= at + QUIET);
         // Who has yet to be reached may want everything.
         let all_here = self.forced > 0 || self.attempts.len() >= self.members;
         let told = self.attempts.values().map(|attempt| attempt.told);

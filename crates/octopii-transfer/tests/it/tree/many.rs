@@ -67,13 +67,22 @@ async fn a_directory_is_uploaded_about_once() {
     }
     assert!(sent * 10 <= bytes * 11, "{bytes} bytes, {sent} were sent");
     assert!(travelled >= bytes && travelled * 100 <= bytes * 103, "{bytes} bytes, {travelled} travelled");
-    // Only what has changed, to whom it has: one of them has lost files.
-    fs::remove_file(peers[1].inbox().join("tree/d/large")).unwrap();
-    fs::remove_dir_all(peers[1].inbox().join("tree/small/3")).unwrap();
+    // Only what has changed, to whom it has: some of them have lost files, and not the same ones.
+    for (peer, lost) in
+        [(1, "d/large"), (1, "small/3"), (1, "small/4"), (2, "small/3"), (2, "small/4"), (3, "small/4")]
+    {
+        let lost = peers[peer].inbox().join("tree").join(lost);
+        if lost.is_dir() { fs::remove_dir_all(lost).unwrap() } else { fs::remove_file(lost).unwrap() }
+    }
     let results = a.transfer.send_tree_to_all(a.tree(), to(&addrs)).await;
-    let stored: Vec<_> = results.into_iter().map(|result| result.unwrap().stored).collect();
-    assert_eq!(stored, [0, 1 + 43, 0, 0]);
-    assert_eq!(picture(&peers[1].inbox().join("tree")), picture(&a.tree()));
+    let reports: Vec<_> = results.into_iter().map(|result| result.unwrap()).collect();
+    assert_eq!(reports.iter().map(|report| report.stored).collect::<Vec<_>>(), [0, 1 + 86, 86, 43]);
+    let (lost, travelled) =
+        (reports[1].stored_bytes, reports.iter().map(|report| report.travelled).sum::<u64>());
+    assert!(travelled < lost + lost / 20, "{lost} lost by the one, {travelled} travelled");
+    for peer in &peers {
+        assert_eq!(picture(&peer.inbox().join("tree")), picture(&a.tree()));
+    }
 }
 
 /// One of those that hand on what they receive is gone in the middle of it. On a machine that is busy with something else peers
