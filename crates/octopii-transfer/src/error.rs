@@ -107,8 +107,8 @@ pub enum TransferError {
     /// The connection was lost in the middle of the transfer. Send it again.
     #[error("the transfer was cut off: {0}; send it again")]
     Lost(#[source] StreamError),
-    /// Everything was sent, then the connection was lost, and the receiver cannot be asked what became of it. It holds
-    /// either the whole chunk or nothing of it. Ask again with [`Transfer::status`](crate::Transfer::status).
+    /// Everything was sent, or may come from other receivers, then the connection was lost, and the receiver cannot be asked what
+    /// became of it. It holds either the whole chunk or nothing of it. Ask again with [`Transfer::status`](crate::Transfer::status).
     #[error(
         "everything was sent, but whether {peer} has stored it is unknown: {error}; ask its status later"
     )]
