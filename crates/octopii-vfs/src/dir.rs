@@ -66,6 +66,13 @@ pub trait VfsDir: Send + Sync + fmt::Debug {
         Ok(None)
     }
 
+    /// Whether another file system, or another part of the same one, is mounted at a directory or on the way to it, as far as the system
+    /// tells. File systems without mounts say no.
+    fn crosses_mount(&self, path: &Path) -> io::Result<bool> {
+        let _ = path;
+        Ok(false)
+    }
+
     /// The names in a directory, sorted by their bytes, without `.` and `..`. A directory that was removed is not empty but `NotFound`,
     /// also if it is open.
     fn names(&self, path: &Path) -> io::Result<Vec<OsString>>;

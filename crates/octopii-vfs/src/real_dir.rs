@@ -116,7 +116,7 @@ impl RealDir {
         let fd = self.descend(parent, OFlags::PATH, ResolveFlags::NO_XDEV)?;
         // Without the call that knows of mounts.
         if self.by_component.load(Ordering::Relaxed)
-            && rustix::fs::fstat(&fd)?.st_dev != rustix::fs::fstat(&self.fd)?.st_dev
+            && mount_of_open(fd.as_fd())? != mount_of_open(self.fd.as_fd())?
         {
             return Err(Errno::XDEV.into());
         }
@@ -176,6 +176,14 @@ impl VfsDir for RealDir {
             return Ok(asked(self.fd.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH)?);
         }
         self.at(path, |dir, name| asked(dir, name, AtFlags::SYMLINK_NOFOLLOW))
+    }
+
+    fn crosses_mount(&self, path: &Path) -> io::Result<bool> {
+        if path.as_os_str().is_empty() {
+            return Ok(false);
+        }
+        let there = self.at(path, |dir, name| mount_of(dir, name, AtFlags::SYMLINK_NOFOLLOW))?;
+        Ok(there != mount_of_open(self.fd.as_fd())?)
     }
 
     fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {
@@ -288,6 +296,25 @@ impl VfsDir for RealDir {
     fn sync_file_system(&self) -> io::Result<()> {
         Ok(rustix::fs::syncfs(&self.fd)?)
     }
+}
+
+/// The device and, where the kernel tells it, the number of the mount: part of a file system that is mounted a second time has the same
+/// device there.
+fn mount_of(dir: BorrowedFd<'_>, name: &OsStr, flags: AtFlags) -> Result<(u64, u64), Errno> {
+    match rustix::fs::statx(dir, name, flags, StatxFlags::MNT_ID) {
+        Ok(stat) => {
+            let device = rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor);
+            let tells = stat.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+            Ok((device, if tells { stat.stx_mnt_id } else { 0 }))
+        }
+        // Old kernels and some sandboxes lack the call.
+        Err(Errno::NOSYS | Errno::PERM) => Ok((rustix::fs::statat(dir, name, flags)?.st_dev, 0)),
+        Err(e) => Err(e),
+    }
+}
+
+fn mount_of_open(dir: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
+    mount_of(dir, OsStr::new(""), AtFlags::EMPTY_PATH)
 }
 
 /// Only plain names may be resolved, on every path through this file.

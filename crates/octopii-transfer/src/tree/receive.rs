@@ -306,8 +306,7 @@ impl Receiving<'_> {
                 return Ok(());
             }
             let base_path = work.root.base_path.clone();
-            let removal = Removal::new(Arc::clone(&work.root.base), extras, false);
-            (removal.map_err(|e| TransferError::store("looking at", &base_path, e))?, base_path)
+            (Removal::new(Arc::clone(&work.root.base), extras, false), base_path)
         };
         loop {
             let step = move |work: &mut Work| {

@@ -132,8 +132,7 @@ async fn answer(
     };
     if ledger.tally.not_done == 0 {
         let extras = std::mem::take(&mut checker.extras);
-        let removal = Removal::new(Arc::clone(&root.base), extras, true);
-        let mut removal = removal.map_err(|e| TransferError::store("looking at", &root.base_path, e))?;
+        let mut removal = Removal::new(Arc::clone(&root.base), extras, true);
         loop {
             let step = move || (removal.step(REMOVED_AT_ONCE), removal);
             let working = pulse.working();

@@ -52,23 +52,20 @@ impl Extras {
 pub(crate) struct Removal {
     base: DirHandle,
     todo: vec::IntoIter<PathBuf>,
-    /// Directories that are being emptied, and what is still in them.
-    emptying: Vec<(PathBuf, vec::IntoIter<OsString>)>,
+    /// Directories that are being emptied, what they were like before, and what is still in them.
+    emptying: Vec<(PathBuf, Attributes, vec::IntoIter<OsString>)>,
     /// What directories of the tree must have again when things have been removed from them.
     parents: BTreeMap<PathBuf, Attributes>,
     /// Only tells.
     dry_run: bool,
-    /// The file system that the tree is on.
-    device: u64,
     /// A directory of which a dry run cannot tell what is in it: then it is of no use to go on.
     pub(crate) closed: Option<PathBuf>,
 }
 
 impl Removal {
-    pub(crate) fn new(base: DirHandle, extras: Extras, dry_run: bool) -> io::Result<Self> {
-        let device = base.attributes(Path::new(""))?.id.0;
+    pub(crate) fn new(base: DirHandle, extras: Extras, dry_run: bool) -> Self {
         let todo = extras.paths.into_iter();
-        Ok(Self { base, todo, emptying: Vec::new(), parents: BTreeMap::new(), dry_run, device, closed: None })
+        Self { base, todo, emptying: Vec::new(), parents: BTreeMap::new(), dry_run, closed: None }
     }
 
     /// Removes up to `most` things and tells what came of each; nothing means that all is done.
@@ -84,16 +81,16 @@ impl Removal {
     fn next(&mut self) -> Option<(PathBuf, EntryOutcome)> {
         loop {
             let (path, removed) = match self.emptying.last_mut() {
-                Some((dir, names)) => match names.next() {
+                Some((dir, _, names)) => match names.next() {
                     Some(name) => {
                         let path = dir.join(name);
                         let removed = self.begin(&path);
                         (path, removed)
                     }
                     None => {
-                        let (dir, _) = self.emptying.pop()?;
+                        let (dir, before, _) = self.emptying.pop()?;
                         let removed = if self.dry_run { Ok(()) } else { self.base.remove_dir(&dir) };
-                        let removed = removed.map(|()| true);
+                        let removed = removed.map(|()| true).inspect_err(|_| self.give_back(&dir, &before));
                         (dir, removed)
                     }
                 },
@@ -115,20 +112,29 @@ impl Removal {
     /// Removes what is no directory; begins to empty one, which says `false`.
     fn begin(&mut self, path: &Path) -> io::Result<bool> {
         let found = self.base.attributes(path)?;
-        if found.id.0 != self.device {
-            return Err(io::ErrorKind::CrossesDevices.into());
-        }
         if found.kind != EntryKind::Directory {
             let removed = if self.dry_run { Ok(()) } else { self.base.remove_file(path) };
             return removed.map(|()| true);
+        }
+        if self.base.crosses_mount(path)? {
+            return Err(io::ErrorKind::CrossesDevices.into());
         }
         if self.dry_run && found.mode & 0o700 != 0o700 && is_closed(&self.base, path) {
             self.closed = Some(path.to_owned());
         }
         self.open_up(path, &found)?;
-        let names = self.base.names(path)?.into_iter();
-        self.emptying.push((path.to_owned(), names));
+        let names = self.base.names(path).inspect_err(|_| self.give_back(path, &found))?;
+        self.emptying.push((path.to_owned(), found, names.into_iter()));
         Ok(false)
+    }
+
+    /// Of a directory that stays although it was to go: it is reported, also if this fails.
+    fn give_back(&self, dir: &Path, before: &Attributes) {
+        if !self.dry_run
+            && let Err(e) = self.base.set_attributes(dir, before.mode, Some(before.modified))
+        {
+            tracing::debug!(path = %dir.display(), "cannot set mode and time of what was not removed: {e}");
+        }
     }
 
     /// Remembers what the directory above is like before it changes.
@@ -154,7 +160,7 @@ impl Removal {
     pub(crate) fn finish(self) -> io::Result<Vec<(PathBuf, EntryOutcome)>> {
         let mut outcomes = Vec::new();
         for (path, found) in self.parents {
-            if let Err(e) = self.base.set_attributes(&path, found.mode & 0o777, Some(found.modified)) {
+            if let Err(e) = self.base.set_attributes(&path, found.mode, Some(found.modified)) {
                 let why = failed("setting mode and time")(e);
                 outcomes.push((path, EntryOutcome::NotDone(why)));
             }

@@ -164,5 +164,14 @@ fn nothing_is_removed_from_another_file_system() {
             assert_eq!(dir.remove_file(path).unwrap_err().kind(), io::ErrorKind::CrossesDevices, "{path:?}");
             assert_eq!(dir.remove_dir(path).unwrap_err().kind(), io::ErrorKind::CrossesDevices, "{path:?}");
         }
+        assert!(dir.crosses_mount(Path::new("proc")).unwrap());
+        assert!(dir.crosses_mount(Path::new("proc/sys")).unwrap());
+        assert!(!dir.crosses_mount(Path::new("")).unwrap());
+    }
+    let home = tempfile::tempdir().unwrap();
+    std::fs::create_dir(home.path().join("d")).unwrap();
+    for dir in both(home.path()) {
+        assert!(!dir.crosses_mount(Path::new("d")).unwrap());
+        dir.remove_file(Path::new("d/no such name")).unwrap_err();
     }
 }

@@ -42,9 +42,11 @@ impl RecordingDir {
 impl VfsDir for RecordingDir {
     fn attributes(&self, path: &Path) -> io::Result<Attributes> {
         path.parent().map_or(Ok(()), |dir| self.permitted(dir, 0o100))?;
-        let mut found = self.0.attributes(&self.spelled(path))?;
-        found.id.0 += u64::from(self.1.is_mounted(path));
-        Ok(found)
+        self.0.attributes(&self.spelled(path))
+    }
+
+    fn crosses_mount(&self, path: &Path) -> io::Result<bool> {
+        Ok(self.1.is_mounted(path) || self.0.crosses_mount(path)?)
     }
 
     fn born(&self, path: &Path) -> io::Result<Option<Timestamp>> {

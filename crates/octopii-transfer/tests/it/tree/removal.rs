@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -143,8 +144,11 @@ async fn what_is_mounted_in_the_tree_stays() {
         put(&b.inbox(), path, b"precious");
     }
     vfs.mount("tree/mounted");
+    // Told beforehand, too.
+    let (foretold, _) = send_with(&a, &b, |options| TreeOptions { dry_run: true, ..options }).await.unwrap();
     let (report, removed) = send(&a, &b).await.unwrap();
     assert_eq!(undone(&report), [("mounted".to_owned(), EntryFailure::Clash)]);
+    assert_eq!((foretold.undone, foretold.removed), (report.undone, report.removed));
     assert_eq!(removed, ["x", "x/deep", "x/deep/precious", "x/y"].map(str::to_owned).into());
     assert!(b.inbox().join("tree/mounted/precious").exists());
 }
@@ -276,4 +280,27 @@ async fn a_removal_that_is_cut_off_goes_on() {
     assert!(report.retries >= 1 && report.is_complete(), "{report:?}");
     assert!(report.removed_before >= 1024 && report.removed + report.removed_before <= 1102, "{report:?}");
     assert_eq!(picture(&b.inbox().join("tree")), picture(&a.tree()));
+}
+
+/// It was opened to be emptied, and something in it cannot be removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_has_to_stay_is_as_closed_as_it_was() {
+    let vfs = RecordingVfs::default();
+    let (a, b) = (Node::new(1), Node::with(2, vfs.shared(), quick()));
+    b.open_trees(|inbox| inbox.delete(true));
+    put(&a.tree(), "f", b"");
+    send(&a, &b).await.unwrap();
+    let closed = b.inbox().join("tree/closed");
+    put(&closed, "mounted/precious", b"precious");
+    put(&closed, "extra", b"");
+    chmod(&closed, 0o2050);
+    let before = picture(&b.inbox())[&PathBuf::from("tree/closed")].clone();
+    vfs.mount("tree/closed/mounted");
+    let (report, removed) = send(&a, &b).await.unwrap();
+    let not_done = undone(&report).into_iter().map(|(path, _)| path).collect::<Vec<_>>();
+    assert_eq!(
+        (not_done, removed),
+        (vec!["closed".into(), "closed/mounted".into()], ["closed/extra".into()].into())
+    );
+    assert_eq!(picture(&b.inbox())[&PathBuf::from("tree/closed")], before);
 }
