@@ -114,7 +114,8 @@ impl Checker {
         Ok((store, wrong))
     }
 
-    /// Takes the damaged block anew, stores it, and checks what waited behind it. Gives back the next one to ask for again.
+    /// Takes the damaged block anew, and stores it. Gives it back if it is to be asked for again; otherwise what
+    /// [waited behind it](Self::check_waiting) is next.
     pub(crate) fn repair(
         &mut self,
         store: &mut Store,
@@ -134,7 +135,22 @@ impl Checker {
             return Ok(Some(waiting.span));
         }
         store.write_at(offset, &parts)?;
-        while let Some(next) = self.waiting.pop_front() {
+        Ok(None)
+    }
+
+    /// Whether something waited behind a block that is in order now.
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.damaged.is_none() && !self.waiting.is_empty()
+    }
+
+    /// Checks so many of the blocks that waited, at the most. Gives back the next one to ask for again.
+    pub(crate) fn check_waiting(
+        &mut self,
+        store: &Store,
+        most: usize,
+    ) -> Result<Option<Span>, TransferError> {
+        for _ in 0..most {
+            let Some(next) = self.waiting.pop_front() else { break };
             self.waiting_bytes -= next.travelled as u64;
             let content = Bytes::from(store.read_at(next.span)?);
             if !self.advance(next, &[content]) {

@@ -110,9 +110,16 @@ impl Pages {
         self.runs().filter(|run| run.has_content).map(|run| run.range)
     }
 
-    /// What is to travel of the block's content.
+    /// What is to travel of the block's content. It waits until the network has it, and then until it is acknowledged: of a block of which
+    /// little is left, it is a copy, which does not keep the rest of the block.
     pub(crate) fn slices(&self, content: &Bytes) -> Vec<Bytes> {
-        self.content().map(|range| content.slice(range)).collect()
+        let left = self.content_len();
+        if left >= self.len / 2 {
+            return self.content().map(|range| content.slice(range)).collect();
+        }
+        let mut copy = Vec::with_capacity(left);
+        self.content().for_each(|range| copy.extend_from_slice(&content[range]));
+        Some(Bytes::from(copy)).filter(|copy| !copy.is_empty()).into_iter().collect()
     }
 
     /// The whole block, from the content of those pages that have some.
@@ -176,6 +183,24 @@ mod tests {
                     assert!(found.fill(parts).concat() == block, "{pages} {cut} {piece}");
                 }
             }
+        }
+    }
+
+    /// What waits for a slow peer would otherwise be many times what is sent to it.
+    #[test]
+    fn little_content_keeps_no_block() {
+        for (pages, shares) in
+            [("a.......", false), ("aaa.....", false), ("aaaa....", true), ("a.a.a.a.", true), (".", false)]
+        {
+            let whole = Bytes::from(block(pages, 0));
+            let found = Pages::of(&whole).unwrap();
+            let slices = found.slices(&whole);
+            assert!(slices.iter().all(|slice| !slice.is_empty()));
+            let content: Vec<_> = found.content().flat_map(|range| whole[range].to_vec()).collect();
+            assert!(slices.concat() == content, "{pages}");
+            let within = whole.as_ptr_range();
+            let shared = slices.iter().any(|slice| within.contains(&slice.as_ptr()));
+            assert_eq!(shared, shares, "{pages}");
         }
     }
 

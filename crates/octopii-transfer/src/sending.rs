@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use octopii_transport::{Connection, SendStream, StreamError, StreamKind};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 
 use crate::activity::Activity;
@@ -34,6 +34,10 @@ pub(crate) const TOO_LITTLE: &str = "less was acknowledged than was asked for";
 /// Requests for blocks that wait to be answered; the receiver may wait, too.
 const REQUESTS: usize = 64;
 
+/// Nothing is sent that is further than this ahead of what the receiver says it has checked: of holes, which cost nothing on the way,
+/// more would otherwise be under way than a receiver can keep in mind behind a damaged block.
+const MAX_AHEAD: u64 = 2 << 30;
+
 /// What is known about a transfer while it runs.
 #[derive(Debug, Default)]
 struct Flight {
@@ -49,6 +53,8 @@ struct Flight {
     /// From here on the receiver may have everything.
     done: AtomicBool,
     meter: Meter,
+    /// The receiver has told how far it is.
+    told: Notify,
 }
 
 /// One transfer's fixed facts.
@@ -266,6 +272,7 @@ impl Sending {
                 Tag::Progress => {
                     let verified = wire::decode_progress(&body)?.min(self.size.unwrap_or(u64::MAX));
                     self.flight.verified.fetch_max(verified, Ordering::Relaxed);
+                    self.flight.told.notify_one();
                     self.report(self.phase());
                 }
                 Tag::Again if repairs == MAX_REPAIRS => {
@@ -307,10 +314,11 @@ impl Sending {
             tokio::select! {
                 biased;
                 Some(span) = requests.recv() => self.repair(send, supply, span, &mut pace).await?,
-                block = rx.recv() => match block {
+                block = rx.recv(), if self.ahead() < MAX_AHEAD => match block {
                     Some(block) => self.send_block(send, block, &mut pace).await?,
                     None => break,
                 },
+                () = self.flight.told.notified(), if self.ahead() >= MAX_AHEAD => {}
             }
         }
         let (size, digest) = (&mut reading.0).await.map_err(|_| TransferError::ShuttingDown)??;
@@ -323,6 +331,11 @@ impl Sending {
                 None => std::future::pending().await,
             }
         }
+    }
+
+    /// Content bytes that were sent and, as far as the receiver has told, not checked yet.
+    fn ahead(&self) -> u64 {
+        self.flight.sent.load(Ordering::Relaxed).saturating_sub(self.verified())
     }
 
     async fn send_block(

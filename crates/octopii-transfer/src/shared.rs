@@ -57,7 +57,7 @@ pub struct TransferOptions {
     pub keep_partial: Duration,
     /// How many such files are kept in one directory, at the most. Default 16.
     pub max_partial_files: usize,
-    /// How many bytes they may have together. Default 64 GiB.
+    /// How many bytes of disk they may take together. Default 64 GiB.
     pub max_partial_bytes: u64,
 }
 

@@ -74,13 +74,13 @@ impl Sink {
                         temporary
                     }
                 };
-                let reserved = reserve_space(with, &temporary, announced, have.bytes)?;
-                let leave_free = (!reserved).then_some(with.leave_free);
                 let around_holes = announced.stored.map(|_| have.bytes);
                 if let Some(end) = around_holes {
                     // Where nothing will be written, nothing of an earlier transfer may be left.
                     temporary.cut(end)?;
                 }
+                let reserved = reserve_space(with, &temporary, announced, have.bytes)?;
+                let leave_free = (!reserved).then_some(with.leave_free);
                 Target::File {
                     temporary,
                     name: name.clone(),

@@ -117,7 +117,8 @@ impl Store {
                 };
                 let pages = around_holes.and_then(|_| Pages::of(content));
                 let needed = pages.map_or(len, |pages| pages.content_len()) as u64;
-                if let Some(leave_free) = leave_free.filter(|_| needed > 0)
+                // Where there can be no holes, even a longer file takes space.
+                if let Some(leave_free) = *leave_free
                     && temporary.free_space()? < leave_free.saturating_add(needed)
                 {
                     return Err(TransferError::StorageFull(format!(
@@ -266,8 +267,10 @@ pub(crate) fn reserve_space(
         );
         return Err(TransferError::Unacceptable(Refusal::new(FailureCode::TooLarge, message)));
     }
-    let size = stored.unwrap_or(size);
-    let missing = size.saturating_sub(have);
+    let missing = match stored {
+        None => size.saturating_sub(have),
+        Some(stored) => stored.saturating_sub(temporary.stored()?),
+    };
     if missing > room {
         let message = format!(
             "{size} bytes were offered, {free} are free, and {} of them must stay free: make room there",

@@ -24,6 +24,9 @@ use crate::{Digest, TransferError};
 /// blocks.
 const STEP: usize = 4;
 
+/// Blocks behind a repaired one that are read back and checked in one step.
+const WAITING_STEP: usize = 64;
+
 /// Stored bytes after which they are pushed to the disk in the background: the final sync then finds little to do, and a
 /// killed transfer loses little.
 const EARLY_SYNC: u64 = 16 << 20;
@@ -339,7 +342,18 @@ impl Storing {
             }
             result.map(|again| (sink, again))
         };
-        let (sink, again) = self.executor.blocking(repair).await?;
+        let (mut sink, mut again) = self.executor.blocking(repair).await?;
+        while sink.checker.has_waiting() {
+            self.advance(sink.checker.offset());
+            let check = move || {
+                let result = sink.checker.check_waiting(&sink.store, WAITING_STEP);
+                if result.is_err() {
+                    sink.store.set_keep(false);
+                }
+                result.map(|again| (sink, again))
+            };
+            (sink, again) = self.executor.blocking(check).await?;
+        }
         let stored = sink.checker.offset();
         *place = Some(sink);
         match (earlier, again) {

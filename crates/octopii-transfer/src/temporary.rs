@@ -245,6 +245,11 @@ impl TemporaryFile {
         self.file.set_len(len).map_err(|e| TransferError::store("cutting", &self.path, e))
     }
 
+    /// Bytes of disk that it takes.
+    pub(crate) fn stored(&self) -> Result<u64, TransferError> {
+        self.file.stored().map_err(|e| TransferError::store("looking at", &self.path, e))
+    }
+
     /// Gives back the space that was reserved and has not been written.
     fn give_back_space(&self) {
         if let Err(e) = give_back_space(&self.file) {

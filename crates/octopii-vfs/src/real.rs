@@ -49,6 +49,16 @@ impl RealFile {
     }
 }
 
+impl RealFile {
+    /// Many file systems cannot make holes.
+    fn zeroes_instead(&self, punched: Result<(), Errno>, range: Range<u64>) -> io::Result<()> {
+        match punched {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => write_zeroes(self, range.start, range.end),
+            other => Ok(other?),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct RealLock {
     // The open file description holds the lock; closing it lets go.
@@ -236,10 +246,8 @@ impl VfsFile for RealFile {
             return Ok(());
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match retry_on_intr(|| fallocate(&self.0, flags, offset, end - offset)) {
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => write_zeroes(self, offset, end),
-            other => Ok(other?),
-        }
+        let punched = retry_on_intr(|| fallocate(&self.0, flags, offset, end - offset));
+        self.zeroes_instead(punched, offset..end)
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -256,4 +264,26 @@ fn metadata_of(m: &fs::Metadata) -> Metadata {
         FileKind::Other
     };
     Metadata { kind, len: if kind == FileKind::File { m.len() } else { 0 } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_no_hole_can_be_there_are_zeroes() {
+        let mut file = tempfile::tempfile().unwrap();
+        io::Write::write_all(&mut file, &[7; 200_000]).unwrap();
+        let file = RealFile(file);
+        let mut expected = vec![7; 200_000];
+        for (range, error) in [(3..150_000, Errno::OPNOTSUPP), (199_999..200_000, Errno::NOSYS)] {
+            file.zeroes_instead(Err(error), range.start as u64..range.end as u64).unwrap();
+            expected[range].fill(0);
+        }
+        assert!(file.zeroes_instead(Err(Errno::NOSPC), 0..1).is_err());
+        file.zeroes_instead(Ok(()), 0..1).unwrap();
+        let mut read = vec![1; 200_000];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert!(read == expected);
+    }
 }

@@ -15,7 +15,7 @@ pub(crate) struct Keeping {
     pub(crate) time: Duration,
     /// How many files.
     pub(crate) count: usize,
-    /// How many bytes in all.
+    /// How many bytes they take in all.
     pub(crate) bytes: u64,
 }
 
@@ -78,10 +78,12 @@ pub(crate) fn sweep(vfs: &dyn Vfs, dir: &Path, keeping: Keeping, now: SystemTime
             Err(e) => return Err(e),
         };
         let len = file.len()?;
-        let fits = count < keeping.count && len <= keeping.bytes - bytes;
+        // Holes take nothing.
+        let taken = file.stored()?.min(len);
+        let fits = count < keeping.count && taken <= keeping.bytes - bytes;
         if len > 0 && age < keeping.time && fits {
             count += 1;
-            bytes += len;
+            bytes += taken;
             swept.left += 1;
             give_back_space(&file)?;
         } else {

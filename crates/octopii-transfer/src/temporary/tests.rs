@@ -104,6 +104,21 @@ fn what_does_not_fit_takes_nobody_elses_place() {
     assert_eq!(names(dir).len(), 2, "the older one fits");
 }
 
+/// Otherwise a file of which little was there would go for its length, or others for it.
+#[test]
+fn holes_of_what_is_kept_do_not_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dir, vfs) = (dir.path(), RealVfs::shared());
+    abandon(&vfs, dir, 1);
+    abandon(&vfs, dir, 2);
+    for name in names(dir).into_iter().filter(|name| name.ends_with(TEMPORARY_SUFFIX)) {
+        vfs.open(&dir.join(name), OpenMode::ReadWrite).unwrap().set_len(1 << 30).unwrap();
+    }
+    let keeping = |bytes| Keeping { bytes, ..KEEPING };
+    assert_eq!(sweep(&*vfs, dir, keeping(64 << 10), SystemTime::now()).unwrap().removed, 0);
+    assert_eq!(sweep(&*vfs, dir, keeping(1 << 10), SystemTime::now()).unwrap().removed, 2);
+}
+
 /// What is reserved beyond its end would be counted nowhere and fill the disk.
 #[test]
 fn what_is_kept_takes_no_more_room_than_it_has_bytes() {

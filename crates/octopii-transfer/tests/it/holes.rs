@@ -1,5 +1,6 @@
 //! Files with holes arrive with holes: what is not there does not travel, and is not stored.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,12 +12,15 @@ use octopii_transfer::{
     ChunkSource, Destination, Digest, Distribution, FailureCode, Location, Receipt, SendOptions, Topology,
     TransferError, TransferOptions,
 };
+use octopii_transport::StreamKind;
 use octopii_vfs::{OpenMode, RealVfs, Vfs};
 use sha2::{Digest as _, Sha256};
 
 use crate::compressed::text;
-use crate::nodes::{BLOCK, Node, content, eventually, names, quick, read};
-use crate::raw::{ACK, AGAIN, FAIL, REFUSE, Raw, data, done, message, opening, repair};
+use crate::nodes::{BLOCK, Node, content, endpoint, eventually, names, quick, read};
+use crate::raw::{
+    ACCEPT, ACK, AGAIN, FAIL, REFUSE, Raw, accept_body, data, done, message, opening, read_offer, repair,
+};
 use crate::recording::{Op, RecordingVfs};
 use crate::resume::Scene;
 
@@ -41,8 +45,12 @@ fn sparse(node: &Node, name: &str, len: usize, stretches: &[(usize, &[u8])]) -> 
 }
 
 async fn send(from: &Node, to: &Node, path: &Path) -> Result<Receipt, TransferError> {
+    send_to(from, to.addr(), path).await
+}
+
+async fn send_to(from: &Node, to: SocketAddr, path: &Path) -> Result<Receipt, TransferError> {
     let source = ChunkSource::File(path.to_owned());
-    from.transfer.send(to.addr(), &source, SendOptions::new("file")).await
+    from.transfer.send(to, &source, SendOptions::new("file")).await
 }
 
 /// Bytes of disk in use.
@@ -154,8 +162,8 @@ async fn in_memory_a_hole_is_zeroes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_file_of_little_content_is_a_small_transfer() {
     const LEN: usize = 1 << 30;
-    let disk = RecordingVfs::default();
-    let (a, b) = (Node::with(1, disk.shared(), quick()), Node::new(2));
+    let (disk, other) = (RecordingVfs::default(), RecordingVfs::default());
+    let (a, b) = (Node::with(1, disk.shared(), quick()), Node::with(2, other.shared(), quick()));
     let _arrived = b.open_inbox();
     let some = content(BLOCK + 9);
     let source = sparse(&a, "f", LEN, &[(LEN / 3, &some), (LEN - 100, &some[..100])]);
@@ -168,6 +176,9 @@ async fn a_large_file_of_little_content_is_a_small_transfer() {
     let stored = b.inbox().join("f");
     assert_eq!(std::fs::metadata(&stored).unwrap().len(), LEN as u64);
     assert!(taken(&stored) < 2 * BLOCK as u64, "{}", taken(&stored));
+    // A receiver that is killed has kept all but the latest part, and a long hole does not wait for a sync every few milliseconds.
+    let syncs = other.record().iter().filter(|op| **op == Op::SyncData).count();
+    assert!((4..40).contains(&syncs), "{syncs}");
     let file = RealVfs.open(&stored, OpenMode::Read).unwrap();
     for (at, expected) in [(LEN / 3, &some[..]), (LEN - 100, &some[..100])] {
         let mut found = vec![0; expected.len()];
@@ -385,6 +396,33 @@ async fn holes_wait_behind_a_damaged_block_in_any_length() {
     raw.write(&repair(0, &whole[..BLOCK])).await;
     assert_eq!(raw.read().await.0, ACK);
     assert!(read(&b.inbox().join("f")) == whole);
+}
+
+/// A receiver that says nothing is not sent holes without end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sender_waits_for_word_of_what_it_has_sent() {
+    const AHEAD: usize = 2 << 30;
+    let (a, by_hand) = (Node::new(1), endpoint(2));
+    let source = sparse(&a, "f", AHEAD + 10 * BLOCK, &[]);
+    let mut acceptor = by_hand.acceptor(StreamKind::Transfer).unwrap();
+    let receiving = async {
+        let mut raw = Raw::accept(&mut acceptor).await;
+        read_offer(&mut raw).await;
+        raw.write(&message(ACCEPT, &accept_body(0, b""))).await;
+        for n in 0..AHEAD / BLOCK {
+            let (tag, body) = raw.read().await;
+            assert_eq!((tag, &body[..8]), (SPARSE, &((n * BLOCK) as u64).to_le_bytes()[..]));
+            assert_eq!(body.len(), 8 + 4 + 32 + 32);
+        }
+        let more = tokio::time::timeout(Duration::from_millis(500), raw.recv.read_exact(&mut [0])).await;
+        assert!(more.is_err(), "it has sent more than that");
+        raw.write(&message(6, &(BLOCK as u64).to_le_bytes())).await;
+        assert_eq!(raw.read().await.0, SPARSE);
+        raw.connection.close("enough");
+    };
+    let path = source.clone();
+    let (sent, ()) = tokio::join!(async { send_to(&a, by_hand.local_addr(), &path).await }, receiving);
+    assert!(matches!(sent, Err(TransferError::Lost(_))), "{sent:?}");
 }
 
 fn block_or_data(before: &[u8], content: &[u8]) -> Vec<u8> {

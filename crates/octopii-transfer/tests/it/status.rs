@@ -205,7 +205,7 @@ async fn an_attempt_that_meets_the_one_before_is_made_again() {
             let mut raw = Raw::accept(&mut acceptor).await;
             assert_eq!(read_offer(&mut raw).await, id);
             if attempt == 0 {
-                raw.write(&message(ACCEPT, &accept_body(0, b""))).await;
+                // Before anything was sent: what was sent to its end would be asked for.
                 raw.send.reset(0);
             } else {
                 raw.write(&message(3, &refused)).await;
