@@ -10,6 +10,7 @@ use quinn_proto::HashedConnectionIdGenerator;
 
 use crate::accept::{Dispatch, accept_connections};
 use crate::credentials::Credentials;
+use crate::identity::public_key_of;
 use crate::join::Door;
 use crate::members::Members;
 use crate::names::{self, Names};
@@ -17,9 +18,9 @@ use crate::pool::Pool;
 use crate::revocation::{self, Authorities, RevocationList};
 use crate::socket::{self, Adapted, canonical};
 use crate::{
-    Acceptor, AcceptorTaken, Address, BindError, ClusterId, Congestion, ConnectError, Connection,
-    EndpointOptions, Executor, Identity, IdentityError, KeepRevocations, Limits, NodeId, PeerStats,
-    Revocation, RevokeError, StreamKind, stats, tls,
+    Acceptor, AcceptorTaken, Address, BindError, ClusterAuthority, ClusterId, Congestion, ConnectError,
+    Connection, EndpointOptions, Executor, Identity, IdentityError, KeepRevocations, Limits, NodeId,
+    PeerStats, Revocation, RevokeError, StreamKind, stats, tls,
 };
 
 /// A bound UDP port with an identity: accepts peers, dials peers, keeps connections.
@@ -250,11 +251,28 @@ impl Endpoint {
     /// told, which does the same. When this returns it is in force and kept (where the endpoint has a keeper), whoever has told it
     /// first; after an error call it again. Dropping the future does not take it back.
     pub async fn revoke(&self, revocation: &Revocation) -> Result<(), RevokeError> {
+        self.put_in_force(vec![revocation.clone()]).await
+    }
+
+    /// Has this authority say itself, at `now` (seconds since 1970), what other authorities alone have said of nodes: their word
+    /// ends with them, and a node's id is never good again. Revocations of single certificates may end with the authority that
+    /// has issued these. In force and kept when this returns. Does nothing if this endpoint does not trust the authority.
+    pub async fn sign_again(&self, authority: &ClusterAuthority, now: u64) -> Result<(), RevokeError> {
+        let own = public_key_of(&authority.roots()[0]).map_err(RevokeError::Signing)?;
+        let members = &self.shared.members;
+        if !members.authorities().trust(&own) {
+            return Ok(());
+        }
+        let again = members.unsaid(&own).into_iter().map(|what| authority.revoke(what, now));
+        let again = again.collect::<Result<Vec<_>, _>>().map_err(RevokeError::Signing)?;
+        if again.is_empty() { Ok(()) } else { self.put_in_force(again).await }
+    }
+
+    async fn put_in_force(&self, revocations: Vec<Revocation>) -> Result<(), RevokeError> {
         let shared = Arc::clone(&self.shared);
-        let entry = revocation.clone();
         let revoking = async move {
-            let (signed, _) = shared.members.authorities().verify(vec![entry], 0);
-            if signed.is_empty() {
+            let (signed, unsigned) = shared.members.authorities().verify(revocations, 0);
+            if unsigned > 0 {
                 return Err(RevokeError::NotSigned);
             }
             revocation::apply(&shared, signed, None).await

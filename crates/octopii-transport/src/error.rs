@@ -102,6 +102,9 @@ pub enum RevokeError {
     /// No authority that this endpoint trusts has signed it.
     #[error("the revocation is not signed by this cluster's authority")]
     NotSigned,
+    /// The authority's key cannot sign.
+    #[error("the revocation cannot be signed: {0}")]
+    Signing(IdentityError),
     /// There is no room for another one.
     #[error(
         "the list of revocations is full: change the cluster's authority (`octopii cluster succeed`), which ends all old \

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use crate::revocation::{Added, Authorities, Revocation, RevocationList, Verified};
+use crate::revocation::{Added, Authorities, Revocation, RevocationList, Revoked, Signer, Verified};
 use crate::{Connection, IdentityError};
 
 /// One lock for both, so that nobody slips in between the check and a revocation.
@@ -73,6 +73,10 @@ impl Members {
 
     pub(crate) fn unknown(&self, bytes: &[u8]) -> Result<Vec<Revocation>, IdentityError> {
         self.inner.lock().expect("no panic while held").revoked.unknown(bytes)
+    }
+
+    pub(crate) fn unsaid(&self, signer: &Signer) -> Vec<Revoked> {
+        self.inner.lock().expect("no panic while held").revoked.unsaid(signer)
     }
 
     pub(crate) fn authorities(&self) -> Authorities {

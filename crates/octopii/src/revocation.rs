@@ -63,10 +63,6 @@ impl Keeper {
         };
         Ok((Self { vfs: Arc::clone(vfs), path, hold }, kept))
     }
-
-    pub(crate) fn replace(&self, revocations: &[u8]) -> Result<(), DataDirError> {
-        self.keep(revocations).map_err(|source| io_error(&self.path, source))
-    }
 }
 
 impl KeepRevocations for Keeper {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use octopii_rpc::{Bincode, Client as RpcClient, Code, Codec, CodecError, Context, Router, Status};
 use octopii_transport::{
-    Address, CertificateHash, Certified, Endpoint, Identity, IdentityError, NodeKey, Revocation, RevokeError,
+    Address, CertificateHash, Certified, Endpoint, Identity, IdentityError, NodeKey, RevokeError,
 };
 use octopii_vfs::Vfs;
 use tokio::sync::Mutex;
@@ -182,14 +182,10 @@ impl Rotation {
 impl Inner {
     /// What another authority has said since this issuing node started, of nodes: the next identity may trust that one no more.
     async fn say_again(&self) -> Result<(), RotateError> {
-        let Some(issuer) = &self.issuer else { return Ok(()) };
-        let known: Vec<u8> = self.endpoint.revocations().iter().flat_map(Revocation::to_bytes).collect();
-        let Some(again) = issuer.sign_again(&known, &self.endpoint.identity(), now())? else { return Ok(()) };
-        for word in again.chunks(Revocation::LEN) {
-            // One that is known already costs nothing.
-            self.endpoint.revoke(&Revocation::from_bytes(word)?).await?;
+        match &self.issuer {
+            Some(issuer) => Ok(self.endpoint.sign_again(issuer.authority(), now()).await?),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn use_from_now_on(&self, identity: &Identity) -> Result<(), IdentityError> {

@@ -7,7 +7,7 @@ use crate::identity::{public_key_of, verify};
 use crate::{CertificateHash, ClusterId, Identity, IdentityError, PeerIdentity};
 
 /// An authority's public key.
-type Signer = [u8; 32];
+pub(crate) type Signer = [u8; 32];
 
 /// Whose signatures count: the authorities of a node's identity, the one of its own certificate first.
 #[derive(Debug, Clone)]
@@ -33,7 +33,7 @@ impl Authorities {
         Self { keys, cluster: identity.cluster() }
     }
 
-    pub(super) fn trust(&self, key: &Signer) -> bool {
+    pub(crate) fn trust(&self, key: &Signer) -> bool {
         self.keys.contains(key)
     }
 
@@ -121,6 +121,14 @@ impl RevocationList {
             by.iter().min_by_key(|(signer, _)| self.authorities.place(signer)).map(|(_, word)| word.clone())
         };
         self.words.values().filter_map(first).collect()
+    }
+
+    /// The nodes that this authority has not taken back itself, though others have.
+    pub(crate) fn unsaid(&self, signer: &Signer) -> Vec<Revoked> {
+        let unsaid = |(what, by): &(&Revoked, &BTreeMap<Signer, Revocation>)| {
+            matches!(what, Revoked::Node(_)) && !by.contains_key(signer)
+        };
+        self.words.iter().filter(unsaid).map(|(what, _)| *what).collect()
     }
 
     pub(crate) fn authorities(&self) -> &Authorities {

@@ -3,21 +3,19 @@
 mod list;
 mod spread;
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 
-use crate::identity::public_key_of;
-use crate::{CertificateHash, ClusterAuthority, ClusterId, Identity, IdentityError, NodeId};
+use crate::{CertificateHash, ClusterAuthority, ClusterId, IdentityError, NodeId};
 
-pub(crate) use list::{Added, Authorities, RevocationList, Verified};
+pub(crate) use list::{Added, Authorities, RevocationList, Signer, Verified};
 pub(crate) use spread::{TRUST, apply, keep, receive, tell};
 
 /// What is taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Revoked {
     /// Every certificate of a node, those of the future included: its id is never good again. When the cluster's authority
-    /// changes, the new one must say it again ([`ClusterAuthority::sign_again`]; an issuing node does so when it starts,
+    /// changes, the new one must say it again ([`Endpoint::sign_again`](crate::Endpoint::sign_again); an issuing node does so when it starts,
     /// and before it lets the old one go).
     Node(NodeId),
     /// One certificate, such as one that has been replaced. Not enough after a theft: who has had the key may have had it renewed.
@@ -86,36 +84,6 @@ impl ClusterAuthority {
     pub fn revoke(&self, what: Revoked, at: u64) -> Result<Revocation, IdentityError> {
         let signature = self.sign(&statement(self.cluster(), &what, at))?;
         Ok(Revocation { what, at, signature })
-    }
-
-    /// Signs again, with this authority's key, what other authorities that `identity` trusts have said of nodes: it would end with
-    /// them, and a node's id is never good again. Revocations of single certificates may end with the authority that has
-    /// issued these.
-    ///
-    /// `kept` is what [`KeepRevocations::keep`] was given last; gives what takes its place, if anything changes. `now` is in
-    /// seconds since 1970. A list that is damaged is left alone, for [`Endpoint::bind`](crate::Endpoint::bind) to refuse.
-    pub fn sign_again(
-        &self,
-        kept: &[u8],
-        identity: &Identity,
-        now: u64,
-    ) -> Result<Option<Vec<u8>>, IdentityError> {
-        let (trusted, own) = (Authorities::of(identity), public_key_of(&self.roots()[0])?);
-        let Ok(mut entries) = list::parse(kept) else { return Ok(None) };
-        if !trusted.trust(&own) {
-            return Ok(None);
-        }
-        let signers: Vec<_> = entries.iter().map(|entry| trusted.signer(entry)).collect();
-        let said = entries.iter().zip(&signers).filter(|(_, signer)| **signer == Some(own));
-        let mut said: BTreeSet<_> = said.map(|(entry, _)| entry.what).collect();
-        let mut changed = false;
-        for (entry, signer) in entries.iter_mut().zip(signers) {
-            if matches!(entry.what, Revoked::Node(_)) && signer.is_some() && said.insert(entry.what) {
-                *entry = self.revoke(entry.what, now)?;
-                changed = true;
-            }
-        }
-        Ok(changed.then(|| entries.iter().flat_map(Revocation::to_bytes).collect()))
     }
 }
 

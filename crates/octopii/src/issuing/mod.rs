@@ -163,14 +163,8 @@ impl Issuer {
         self.authority.revoke(what, at)
     }
 
-    /// See [`ClusterAuthority::sign_again`].
-    pub(crate) fn sign_again(
-        &self,
-        kept: &[u8],
-        identity: &Identity,
-        now: u64,
-    ) -> Result<Option<Vec<u8>>, IdentityError> {
-        self.authority.sign_again(kept, identity, now)
+    pub(crate) fn authority(&self) -> &ClusterAuthority {
+        &self.authority
     }
 
     fn redeem(

@@ -50,6 +50,9 @@ pub enum StartError {
     /// The port cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// What an earlier authority has revoked cannot be revoked by the present one.
+    #[error("revocations of an earlier authority could not be said again by this one: {0}")]
+    NotSaidAgain(#[from] octopii_transport::RevokeError),
     /// The log cannot be opened.
     #[error(transparent)]
     Wal(#[from] OpenError),
@@ -207,6 +210,9 @@ async fn start(builder: NodeBuilder, runtime: OctopiiRuntime) -> Result<OctopiiN
         ..config.profile.map_or_else(EndpointOptions::default, Profile::options)
     };
     let endpoint = Endpoint::bind(&executor, &data_dir.identity, options)?;
+    if let Some(issuer) = &issuer {
+        endpoint.sign_again(issuer.authority(), revocation::now()).await?;
+    }
     const FRESH: &str = "the endpoint was made a moment ago";
     let mut transfers = config.transfer.clone();
     transfers.state_dir.get_or_insert_with(|| data_dir.path.join("transfers"));
@@ -306,14 +312,7 @@ fn open_disk(vfs: &Arc<dyn Vfs>, config: &Config, simulated: bool) -> Result<Dis
         None => None,
     };
     let reset_secret = data_dir.reset_secret(&**vfs)?;
-    let (keeper, mut revocations) = Keeper::open(vfs, data_dir.path.join("revocations"), data_dir.hold())?;
-    if let Some(issuer) = &issuer
-        && let Some(again) =
-            issuer.sign_again(&revocations, &data_dir.identity, revocation::now()).map_err(BindError::from)?
-    {
-        keeper.replace(&again)?;
-        revocations = again;
-    }
+    let (keeper, revocations) = Keeper::open(vfs, data_dir.path.join("revocations"), data_dir.hold())?;
     if !config.consensus {
         return Ok(Disk { data_dir, wal: None, issuer, keeper, revocations, reset_secret });
     }
