@@ -1,5 +1,6 @@
 //! What a receiver remembers of transfer ids, so that a lost acknowledgement can be asked for again.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -25,8 +26,9 @@ pub(crate) struct Registry {
 struct Entries {
     active: BTreeMap<Key, Arc<AtomicU64>>,
     ended: BTreeMap<Key, Result<Acknowledgement, Refusal>>,
-    // The keys of `ended`: those of each sender, oldest first.
-    order: BTreeMap<NodeId, VecDeque<TransferId>>,
+    // The keys of `ended`: those of each sender, oldest first, and the number of each among all.
+    order: BTreeMap<NodeId, VecDeque<(u64, TransferId)>>,
+    count: u64,
 }
 
 /// A transfer under way; recorded as failed if dropped before it was [ended](Registration::end) or
@@ -62,7 +64,7 @@ impl Registry {
         if entries.ended.remove(&key).is_some()
             && let Some(ids) = entries.order.get_mut(&peer)
         {
-            ids.retain(|known| *known != id);
+            ids.retain(|(_, known)| *known != id);
         }
         let verified = Arc::new(AtomicU64::new(0));
         entries.active.insert(key, Arc::clone(&verified));
@@ -89,7 +91,9 @@ impl Registry {
         let mut entries = self.lock();
         entries.active.remove(&key);
         if entries.ended.insert(key, outcome).is_none() {
-            entries.order.entry(key.0).or_default().push_back(key.1);
+            entries.count += 1;
+            let entry = (entries.count, key.1);
+            entries.order.entry(key.0).or_default().push_back(entry);
         }
         while entries.ended.len() > self.capacity {
             entries.forget_one();
@@ -99,12 +103,14 @@ impl Registry {
 
 impl Entries {
     fn forget_one(&mut self) {
-        let Some((&peer, ids)) = self.order.iter_mut().max_by_key(|(_, ids)| ids.len()) else { return };
+        // Of several that have most, the one with the oldest.
+        let most = |ids: &VecDeque<(u64, TransferId)>| (ids.len(), Reverse(ids.front().map(|(n, _)| *n)));
+        let Some((&peer, ids)) = self.order.iter_mut().max_by_key(|(_, ids)| most(ids)) else { return };
         let oldest = ids.pop_front();
         if ids.is_empty() {
             self.order.remove(&peer);
         }
-        oldest.and_then(|id| self.ended.remove(&(peer, id)));
+        oldest.and_then(|(_, id)| self.ended.remove(&(peer, id)));
     }
 }
 
@@ -152,6 +158,16 @@ mod tests {
         assert_eq!(registry.status(1, TransferId(0)), TransferStatus::Unknown);
         assert_eq!(registry.status(1, TransferId(2)), TransferStatus::Finished(ack()));
         assert_eq!(registry.status(2, TransferId(2)), TransferStatus::Unknown, "another peer's transfer");
+    }
+
+    #[test]
+    fn of_many_senders_the_oldest_goes() {
+        let registry = Registry::new(2);
+        for peer in [1, 2, 3] {
+            registry.register(peer, TransferId(0)).unwrap().end(Ok(ack()));
+        }
+        let known = |peer| registry.status(peer, TransferId(0)) == TransferStatus::Finished(ack());
+        assert_eq!([known(1), known(2), known(3)], [false, true, true]);
     }
 
     #[test]

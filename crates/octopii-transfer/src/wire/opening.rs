@@ -53,8 +53,8 @@ pub(crate) struct OfferBody {
     pub(crate) stored: Option<u64>,
 }
 
-/// Names a content of one source across transfers: made at random by the sender and told to nobody but the receivers, so that
-/// only who knows it can go on with what was received under it.
+/// Names a content of one source, at one receiver, across transfers: derived from a secret of the sender's and told to nobody but
+/// that receiver, so that only who knows it can go on with what was received under it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ResumeKey(pub(crate) [u8; Self::LEN]);
 
