@@ -547,6 +547,14 @@ async fn room_is_needed_for_content_only() {
     disk.set_free(1000 + BLOCK as u64 - 1);
     raw.write(&data(b"", &whole[..BLOCK])).await;
     raw.expect_failure(FAIL, 5).await;
+    // Where there are no holes, a longer file is a fuller disk.
+    disk.set_free(1000);
+    let mut raw = Raw::open(&a.endpoint, b.addr()).await;
+    raw.write(&sparse_opening(8, whole.len(), BLOCK, 0)).await;
+    raw.expect_accept().await;
+    disk.set_free(999);
+    raw.write(&block(b"", &vec![0; BLOCK])).await;
+    raw.expect_failure(FAIL, 5).await;
     let hidden: Vec<_> = names(&b.inbox()).into_iter().filter(|name| name.starts_with('.')).collect();
     assert_eq!(hidden, [""; 0]);
 }
