@@ -64,19 +64,33 @@ impl Explored {
         self.response = Some(explore::<Resp>);
     }
 
-    /// Adds to `info` what the types are made of; gives how much that is.
-    fn tell(self, info: &mut MethodInfo) -> usize {
-        let mut types = Types::default();
+    /// Adds to `info` what the types are made of, as far as `left` goes, of which it takes what that needs.
+    fn tell(self, info: &mut MethodInfo, left: &mut Budget) {
+        if left.entries == 0 || left.steps == 0 {
+            return;
+        }
+        let mut types = Types::new(left.steps);
         info.request = self.request.map(|explore| types.explore(explore));
         info.response = self.response.map(|explore| types.explore(explore));
-        let entries = types.entries();
+        left.entries = left.entries.saturating_sub(types.entries());
+        left.steps = left.steps.saturating_sub(types.steps());
         info.types = types.into_vec();
-        entries
     }
 }
 
-/// Types, fields and variants that are told of all methods together; beyond, methods are told without.
-const MAX_ENTRIES: usize = 1 << 16;
+/// What is told of all methods together, and what finding it out may take: beyond, methods are told without their types.
+struct Budget {
+    /// Types, fields and variants.
+    entries: usize,
+    /// Questions of deserializers: tens of milliseconds at the worst, once.
+    steps: u32,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { entries: 1 << 16, steps: 1 << 20 }
+    }
+}
 
 impl MethodInfo {
     /// Which sides are streams.
@@ -155,11 +169,9 @@ impl Listed {
 
 /// Looks into the types of methods.
 fn told(methods: impl Iterator<Item = (MethodInfo, Explored)>) -> Vec<MethodInfo> {
-    let mut left = MAX_ENTRIES;
+    let mut left = Budget::default();
     let told = |(mut info, explored): (MethodInfo, Explored)| {
-        if left > 0 {
-            left = left.saturating_sub(explored.tell(&mut info));
-        }
+        explored.tell(&mut info, &mut left);
         info
     };
     methods.map(told).collect()

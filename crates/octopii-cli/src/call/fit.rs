@@ -144,7 +144,7 @@ impl Fit<'_> {
             // Fields one after the other, without their names: they are taken so, too.
             (TypeInfo::Struct { .. }, Value::Array(_)) => Ok(()),
             (TypeInfo::Struct { .. }, _) => wrong("an object"),
-            (TypeInfo::Enum { variants, .. }, _) => {
+            (TypeInfo::Enum { variants, open, .. }, _) => {
                 let (name, content) = match value {
                     Value::String(name) => (name, &Value::Null),
                     Value::Object(given) if given.len() == 1 => match given.iter().next() {
@@ -157,6 +157,9 @@ impl Fit<'_> {
                     return Ok(());
                 }
                 let Some(variant) = variants.iter().find(|variant| variant.name == *name) else {
+                    if *open {
+                        return Ok(());
+                    }
                     return Err(format!("{} has no variant {}", place(at), quoted(name)));
                 };
                 at.push(Part::Field(name));
@@ -315,7 +318,7 @@ mod tests {
                 TypeInfo::Text(String::new()),
                 TypeInfo::Optional(5),
                 TypeInfo::Sequence(6),
-                TypeInfo::Enum { name: "Mode".to_owned(), variants },
+                TypeInfo::Enum { name: "Mode".to_owned(), variants, open: false },
                 TypeInfo::U8,
                 TypeInfo::I16,
             ],
@@ -359,6 +362,8 @@ mod tests {
         ] {
             assert_eq!(request(&put, typed.clone()).unwrap(), typed);
         }
+        let open = TypeInfo::Enum { name: "Open".to_owned(), variants: Vec::new(), open: true };
+        assert_eq!(request(&method(&[], vec![open]), json!("Other")).unwrap(), json!("Other"));
         // Types that are not told, hold themselves without end, or do not exist.
         for types in [
             vec![],

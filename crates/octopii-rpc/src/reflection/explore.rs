@@ -17,7 +17,6 @@ const MAX_STEPS: u32 = 1 << 19;
 const ATTEMPTS: usize = 4;
 
 /// The types of a method.
-#[derive(Default)]
 pub(super) struct Types {
     /// `None`: of a type that is being looked at.
     types: Vec<Option<TypeInfo>>,
@@ -26,9 +25,16 @@ pub(super) struct Types {
     entries: usize,
     /// What has been asked for on all ways together.
     steps: Cell<u32>,
+    most_steps: u32,
 }
 
 impl Types {
+    /// None yet. As much of `steps` is taken to find out about them as one method may take.
+    pub(super) fn new(steps: u32) -> Self {
+        let most_steps = steps.min(MAX_STEPS);
+        Self { types: Vec::new(), named: Vec::new(), entries: 0, steps: Cell::new(0), most_steps }
+    }
+
     /// Finds out what a type is made of; gives its number.
     pub(super) fn explore(&mut self, explore: Explore) -> u32 {
         Explorer { types: self, explore, path: Vec::new() }.here()
@@ -42,8 +48,12 @@ impl Types {
         self.entries
     }
 
+    pub(super) fn steps(&self) -> u32 {
+        self.steps.get()
+    }
+
     fn is_full(&self) -> bool {
-        self.entries >= MAX_ENTRIES || self.steps.get() > MAX_STEPS
+        self.entries >= MAX_ENTRIES || self.steps.get() > self.most_steps
     }
 
     fn push(&mut self, info: Option<TypeInfo>) -> u32 {
@@ -118,8 +128,8 @@ impl Explorer<'_> {
             }
             Seen::Enum { name, key, variants } if variants.len() <= MAX_PARTS => {
                 self.holding(Some(key), |it| {
-                    let variants = it.variants(variants);
-                    TypeInfo::Enum { name: name.to_owned(), variants }
+                    let (variants, open) = (it.variants(variants), it.is_open());
+                    TypeInfo::Enum { name: name.to_owned(), variants, open }
                 })
             }
             Seen::Struct { name, .. } => self.types.opaque(format!("struct {name}")),
@@ -224,6 +234,14 @@ impl Explorer<'_> {
             variants.push(VariantInfo { name: (*name).to_owned(), content });
         }
         variants
+    }
+
+    /// Whether an enum takes a name that none of its variants has.
+    fn is_open(&mut self) -> bool {
+        self.path.push(Step::Variant("no variant has this name"));
+        let open = self.look().is_some();
+        self.path.pop();
+        open
     }
 
     fn look(&self) -> Option<Seen> {

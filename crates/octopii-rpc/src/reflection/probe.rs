@@ -383,7 +383,8 @@ impl<'de> MapAccess<'de> for Fields<'_> {
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Refused> {
         match &self.given {
-            Given::Any(fill) => seed.deserialize(*fill),
+            // What a value inside misses is not what this struct misses.
+            Given::Any(fill) => seed.deserialize(*fill).map_err(|_| Refused::Other),
             Given::Probe(probe) => seed.deserialize(*probe),
         }
     }

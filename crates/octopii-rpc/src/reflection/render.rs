@@ -9,6 +9,8 @@ use super::{FieldInfo, MethodInfo, TypeInfo, VariantContent};
 const MAX_TEXT: usize = 64 << 10;
 /// Longest name that is shown, in characters.
 const MAX_NAME: usize = 80;
+/// Longest signature in Rust's notation that is shown, in characters.
+const MAX_SIGNATURE: usize = 1000;
 /// Types without names inside each other.
 const MAX_DEPTH: usize = 24;
 
@@ -58,7 +60,7 @@ impl<'a> Renderer<'a> {
         let method = self.method;
         self.name(&method.name);
         let Some(request) = method.request else {
-            self.text(&method.signature);
+            self.put(&shown(&method.signature, MAX_SIGNATURE));
             return std::mem::take(&mut self.out);
         };
         self.put("(");
@@ -76,7 +78,10 @@ impl<'a> Renderer<'a> {
         self.put(") -> ");
         match method.response {
             Some(response) => self.streamed(method.streams_responses, response),
-            None => self.text(method.signature.rsplit_once("-> ").map_or("?", |(_, response)| response)),
+            None => {
+                let response = method.signature.rsplit_once("-> ").map_or("?", |(_, response)| response);
+                self.put(&shown(response, MAX_SIGNATURE));
+            }
         }
         std::mem::take(&mut self.out)
     }
@@ -92,7 +97,7 @@ impl<'a> Renderer<'a> {
             match self.get(number) {
                 Some(TypeInfo::Newtype { inner, .. }) => self.kind(*inner, 1),
                 Some(TypeInfo::Struct { fields, .. }) => self.fields(fields, 1),
-                Some(TypeInfo::Enum { variants, .. }) => {
+                Some(TypeInfo::Enum { variants, open, .. }) => {
                     for (at, variant) in variants.iter().take(MAX_PARTS).enumerate() {
                         self.put(if at == 0 { "" } else { " | " });
                         if variant.content == VariantContent::Unit {
@@ -111,6 +116,7 @@ impl<'a> Renderer<'a> {
                         }
                         self.put("}");
                     }
+                    self.put(if *open { " | <any other name>" } else { "" });
                 }
                 _ => self.put("<unknown>"),
             }
@@ -244,7 +250,7 @@ impl<'a> Renderer<'a> {
         if let Some(label) = self.labels.get(&number) {
             return label.clone();
         }
-        let mut label = shown(name);
+        let mut label = shown(name, MAX_NAME);
         let given = self.given.entry(label.clone()).or_default();
         *given += 1;
         if *given > 1 {
@@ -277,17 +283,17 @@ impl<'a> Renderer<'a> {
     }
 
     fn text(&mut self, text: &str) {
-        self.put(&shown(text));
+        self.put(&shown(text, MAX_NAME));
     }
 }
 
 /// A text from elsewhere: not too much of it, and its control characters are shown, not obeyed.
-fn shown(text: &str) -> String {
+fn shown(text: &str, most: usize) -> String {
     let mut shown = String::new();
-    for c in text.chars().take(MAX_NAME) {
+    for c in text.chars().take(most) {
         if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
     }
-    if text.chars().nth(MAX_NAME).is_some() {
+    if text.chars().nth(most).is_some() {
         shown.push('…');
     }
     shown

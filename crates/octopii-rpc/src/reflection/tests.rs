@@ -28,7 +28,8 @@ fn told<Req: DeserializeOwned, Resp: DeserializeOwned>() -> MethodInfo {
         request: None,
         response: None,
     };
-    Explored { request: Some(explore::<Req>), response: Some(explore::<Resp>) }.tell(&mut info);
+    Explored { request: Some(explore::<Req>), response: Some(explore::<Resp>) }
+        .tell(&mut info, &mut Budget::default());
     info
 }
 
@@ -288,6 +289,54 @@ fn what_cannot_be_told_is_not_told() {
 
 #[derive(Deserialize)]
 #[expect(dead_code, reason = "only looked at")]
+struct Inner {
+    id: u64,
+    #[serde(flatten)]
+    rest: BTreeMap<String, u64>,
+}
+
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "only looked at")]
+struct Outer {
+    #[serde(default)]
+    id: u64,
+    inner: Inner,
+}
+
+#[derive(Deserialize)]
+enum Level {
+    Low,
+    #[serde(other)]
+    Else,
+}
+
+/// A field of the same name inside is another one; and a name that no variant has may be taken all the same.
+#[test]
+fn what_is_said_inside_is_not_said_outside() {
+    let info = told::<Outer, Level>();
+    let Some(TypeInfo::Struct { fields, .. }) = info.types.first() else { panic!("{info:?}") };
+    assert_ne!(fields[0].required, Some(true), "{info:?}");
+    assert_eq!(info.json_types()[1], r#"Level = "Low" | "Else" | <any other name>"#);
+    let mut raw = told::<(), ()>();
+    (raw.request, raw.signature) = (None, format!("({}) -> bytes", "bytes, ".repeat(100)));
+    assert_eq!(raw.json_signature(), format!("m{}", raw.signature), "all of it");
+}
+
+/// However many methods there are, whoever asks first does not wait for long.
+#[test]
+fn what_is_told_of_all_methods_is_bounded() {
+    type Deep = Wide<Wide<Wide<Wide<Wide<Wide<Wide<Wide<u8>>>>>>>>;
+    let mut router = Router::new();
+    for n in 0..200 {
+        router.register(format!("m{n}"), |_: Context, _: Deep| async move { Ok(()) });
+    }
+    let infos = router.infos();
+    assert!(infos.len() == 200 && infos.iter().filter(|info| info.request.is_some()).count() < 100);
+    assert!(infos[199].json_signature().starts_with("m99(Wide<"), "{}", infos[199].json_signature());
+}
+
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "only looked at")]
 struct Wide<T> {
     a: Box<T>,
     b: Box<T>,
@@ -342,6 +391,7 @@ fn what_a_peer_tells_is_shown_harmless_and_in_bounds() {
             TypeInfo::Newtype { name: String::new(), inner: number },
             TypeInfo::Enum {
                 name: evil.to_owned(),
+                open: true,
                 variants: (0..9)
                     .map(|n| VariantInfo { name: evil.to_owned(), content: VariantContent::Newtype(n) })
                     .collect(),

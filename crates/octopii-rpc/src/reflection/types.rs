@@ -75,6 +75,8 @@ pub enum TypeInfo {
         name: String,
         /// What it may be.
         variants: Vec<VariantInfo>,
+        /// Whether it takes names of others, too, and makes one of these of them.
+        open: bool,
     },
     /// Something that does not tell what it is made of; what it says that it expects, or nothing.
     Opaque(String),
