@@ -12,15 +12,14 @@ use std::vec;
 
 use octopii_vfs::{EntryKind, Timestamp, Vfs};
 
-use super::commit::Closing;
-use super::name::{check_entry_name, stays_inside};
-use super::outcome::{EntryFailure, EntryOutcome, NotDone};
+use super::name::{MAX_NAME, check_entry_name, stays_inside};
+use super::outcome::{EntryFailure, EntryOutcome, NotDone, failed};
 use super::policy::TreeDestination;
 use super::rehearsal::{cannot_tell, is_closed, would_create};
 use super::removal::Extras;
 use super::root::Root;
 use super::walk::{MAX_DEPTH, MAX_DIRECTORY_PATH, hash};
-use super::wire::{Entry, MAX_NAME, SMALL, Verdict};
+use super::wire::{Entry, SMALL, Verdict};
 use crate::framing::Malformed;
 use crate::name::TEMPORARY_PREFIX;
 use crate::{Digest, TransferError};
@@ -105,6 +104,15 @@ enum State {
     Fresh,
     Existing,
     Refused,
+}
+
+/// A directory to be given its mode and time when its entries are all settled.
+#[derive(Debug)]
+pub(crate) struct Closing {
+    pub(crate) entry: u64,
+    pub(crate) path: PathBuf,
+    pub(crate) mode: u32,
+    pub(crate) modified: Timestamp,
 }
 
 /// What an entry needs beside its verdict.
@@ -459,19 +467,6 @@ fn nothing_there(root: &Root, path: &Path) -> Result<(), NotDone> {
 /// Whether a file travels in a pack.
 pub(crate) fn is_small(size: u64) -> bool {
     size <= SMALL
-}
-
-/// A failed call on the receiver's disk, as the sender may know it: without paths.
-pub(crate) fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> NotDone {
-    move |e| {
-        use io::ErrorKind::{FileTooLarge, IsADirectory, NotADirectory, QuotaExceeded, StorageFull};
-        let failure = match e.kind() {
-            StorageFull | QuotaExceeded | FileTooLarge => EntryFailure::StorageFull,
-            NotADirectory | IsADirectory => EntryFailure::Clash,
-            _ => EntryFailure::Io,
-        };
-        NotDone::new(failure, format!("{doing} failed at the receiver: {}", e.kind()))
-    }
 }
 
 #[cfg(test)]

@@ -11,10 +11,10 @@ use std::sync::Arc;
 
 use octopii_vfs::{DirHandle, OpenMode, Timestamp};
 
-use super::check::{Awaited, Wanted, failed, is_small};
-use super::outcome::{EntryFailure, EntryOutcome, NotDone};
+use super::check::{Awaited, Closing, Wanted, is_small};
+use super::outcome::{EntryFailure, EntryOutcome, NotDone, failed};
 use super::root::Root;
-use super::wire::Packed;
+use super::wire::{Outcome, Packed};
 use crate::framing::Malformed;
 use crate::{Digest, TransferError};
 
@@ -31,15 +31,6 @@ pub(crate) struct Staged {
     pub(crate) attributes: Option<(u32, Timestamp)>,
 }
 
-/// A directory whose entries are all settled.
-#[derive(Debug)]
-pub(crate) struct Closing {
-    pub(crate) entry: u64,
-    pub(crate) path: PathBuf,
-    pub(crate) mode: u32,
-    pub(crate) modified: Timestamp,
-}
-
 /// An entry that is settled: what the sender is told, where it is, and what became of it.
 #[derive(Debug)]
 pub(crate) struct Settled {
@@ -51,6 +42,15 @@ pub(crate) struct Settled {
 impl Settled {
     pub(crate) fn not_done(entry: u64, path: PathBuf, why: NotDone) -> Self {
         Self { entry, path, outcome: EntryOutcome::NotDone(why) }
+    }
+
+    /// As the sender hears of it.
+    pub(crate) fn told(&self) -> Outcome {
+        let result = match &self.outcome {
+            EntryOutcome::NotDone(why) => Err(why.clone()),
+            _ => Ok(()),
+        };
+        Outcome { entry: self.entry, result }
     }
 }
 

@@ -2,8 +2,6 @@
 
 use bytes::Bytes;
 
-use super::commit::Settled;
-use super::outcome::{EntryOutcome, NotDone};
 use super::wire::{self, Entry, Header, Packed, Tag};
 use crate::framing::HEADER_LEN;
 
@@ -53,15 +51,7 @@ pub fn decode_tree_message(bytes: &[u8], checksum: bool) {
         }
         Tag::Results => {
             if let Ok(outcomes) = wire::decode_results(body) {
-                let settled = |outcome: &wire::Outcome| Settled {
-                    entry: outcome.entry,
-                    path: "x".into(),
-                    outcome: match &outcome.result {
-                        Ok(()) => EntryOutcome::Directory,
-                        Err(why) => EntryOutcome::NotDone(NotDone::clone(why)),
-                    },
-                };
-                let again = wire::results(&outcomes.iter().map(settled).collect::<Vec<_>>());
+                let again = wire::results(&outcomes);
                 assert_eq!(wire::decode_results(&again[HEADER_LEN..]).ok(), Some(outcomes));
             }
         }

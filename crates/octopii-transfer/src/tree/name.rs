@@ -3,8 +3,10 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::wire::MAX_NAME;
 use crate::name::TEMPORARY_PREFIX;
+
+/// Longest name of an entry in bytes; file systems end there too.
+pub(crate) const MAX_NAME: usize = 255;
 
 /// Checks that `name` is one plain component of a path, harmless in a listing, and not Octopii's own.
 ///

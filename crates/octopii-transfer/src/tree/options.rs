@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::name::MAX_NAME;
 use super::outcome::{EntryFn, TreeProgressFn};
-use super::wire::MAX_NAME;
 use crate::compression::LEVELS;
 use crate::{TransferError, TransferId};
 

@@ -1,12 +1,12 @@
 //! What became of a tree and of each thing in it.
 
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::name::shown;
-use crate::tree::wire::Tally;
 use crate::{Digest, TransferId};
 
 /// Why one entry of a tree was not done.
@@ -128,6 +128,19 @@ pub enum EntryOutcome {
     NotDone(NotDone),
 }
 
+/// A failed call on the receiver's disk, as the sender may know it: without paths.
+pub(crate) fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> NotDone {
+    move |e| {
+        use io::ErrorKind::{FileTooLarge, IsADirectory, NotADirectory, QuotaExceeded, StorageFull};
+        let failure = match e.kind() {
+            StorageFull | QuotaExceeded | FileTooLarge => EntryFailure::StorageFull,
+            NotADirectory | IsADirectory => EntryFailure::Clash,
+            _ => EntryFailure::Io,
+        };
+        NotDone::new(failure, format!("{doing} failed at the receiver: {}", e.kind()))
+    }
+}
+
 /// An entry that was not done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UndoneEntry {
@@ -219,6 +232,17 @@ pub type TreeProgressFn = Arc<dyn Fn(TreeProgress) + Send + Sync>;
 
 /// Called with every entry that is settled, in no particular order.
 pub type EntryFn = Arc<dyn Fn(&std::path::Path, &EntryOutcome) + Send + Sync>;
+
+/// How many entries met which end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) stored: u64,
+    pub(crate) stored_bytes: u64,
+    pub(crate) unchanged: u64,
+    pub(crate) directories: u64,
+    pub(crate) not_done: u64,
+    pub(crate) removed: u64,
+}
 
 /// What attempts before the last one have done.
 #[derive(Debug, Clone, Copy, Default)]

@@ -291,7 +291,8 @@ impl Receiving<'_> {
             self.unclosed.remove(&entry.entry);
         }
         for some in settled.chunks(RECORDS) {
-            enqueue(self.out, wire::results(some)).await?;
+            let told: Vec<_> = some.iter().map(Settled::told).collect();
+            enqueue(self.out, wire::results(&told)).await?;
         }
         Ok(())
     }

@@ -8,8 +8,7 @@ use std::vec;
 
 use octopii_vfs::{Attributes, DirHandle, EntryKind};
 
-use super::check::failed;
-use super::outcome::{EntryFailure, EntryOutcome, NotDone};
+use super::outcome::{EntryFailure, EntryOutcome, NotDone, failed};
 use super::rehearsal::is_closed;
 use crate::{FailureCode, Refusal, TransferError};
 

@@ -12,10 +12,10 @@ use std::vec;
 
 use octopii_vfs::{Attributes, DirHandle, EntryKind, OpenMode, Timestamp, Vfs};
 
-use super::name::{check_entry_name, stays_inside};
+use super::name::{MAX_NAME, check_entry_name, stays_inside};
 use super::options::Links;
 use super::outcome::{EntryFailure, NotDone};
-use super::wire::{Entry, MAX_NAME, MAX_TARGET};
+use super::wire::{Entry, MAX_TARGET};
 use crate::digest::PrefixHasher;
 use crate::{Digest, SourceError, TransferError};
 

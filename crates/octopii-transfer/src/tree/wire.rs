@@ -13,7 +13,7 @@ use std::ops::RangeInclusive;
 use bytes::Bytes;
 
 use self::entry::MAX_ENTRY;
-pub(crate) use self::entry::{Entry, MAX_NAME, MAX_TARGET, put_entry};
+pub(crate) use self::entry::{Entry, MAX_TARGET, put_entry};
 use self::pack::WHOLE_LEN;
 pub(crate) use self::pack::{
     MAX_PACK, Packed, begin_pack, compressed_pack, decode_compressed, decode_pack, finish_pack, put_packed,
@@ -22,8 +22,8 @@ use self::removed::MAX_REMOVED;
 pub(crate) use self::removed::{decode_removed, removed};
 use self::unpack::UNPACK_FIXED;
 pub(crate) use self::unpack::{Unpack, decode_unpack, unpack};
-use super::commit::Settled;
-use super::outcome::{EntryFailure, EntryOutcome, NotDone};
+use super::name::MAX_NAME;
+use super::outcome::{EntryFailure, NotDone, Tally};
 use crate::framing::{self, HEADER_LEN, MAX_MESSAGE, Malformed, Reader, body_len, cut, put_refusal};
 use crate::{Digest, Refusal, TransferId};
 
@@ -132,17 +132,6 @@ pub(crate) struct Outcome {
     pub(crate) result: Result<(), NotDone>,
 }
 
-/// How many entries met which end.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Tally {
-    pub(crate) stored: u64,
-    pub(crate) stored_bytes: u64,
-    pub(crate) unchanged: u64,
-    pub(crate) directories: u64,
-    pub(crate) not_done: u64,
-    pub(crate) removed: u64,
-}
-
 impl Header {
     pub(crate) fn decode(bytes: [u8; HEADER_LEN]) -> Result<Self, Malformed> {
         let (tag, limit): (Tag, RangeInclusive<usize>) = match bytes[0] {
@@ -232,17 +221,17 @@ pub(crate) fn verdicts(first: u64, verdicts: &[Verdict]) -> Bytes {
 }
 
 /// At most [`RECORDS`] of them.
-pub(crate) fn results(settled: &[Settled]) -> Bytes {
+pub(crate) fn results(outcomes: &[Outcome]) -> Bytes {
     message(Tag::Results, |out| {
-        out.extend_from_slice(&(settled.len() as u16).to_le_bytes());
-        for Settled { entry, outcome, .. } in settled {
+        out.extend_from_slice(&(outcomes.len() as u16).to_le_bytes());
+        for Outcome { entry, result } in outcomes {
             out.extend_from_slice(&entry.to_le_bytes());
-            match outcome {
-                EntryOutcome::NotDone(why) => {
+            match result {
+                Ok(()) => out.push(0),
+                Err(why) => {
                     out.push(1);
                     put_not_done(out, why);
                 }
-                _ => out.push(0),
             }
         }
     })

@@ -5,10 +5,9 @@ use octopii_vfs::Timestamp;
 use super::put_name;
 use crate::Digest;
 use crate::framing::{Malformed, Reader};
+use crate::tree::name::MAX_NAME;
 use crate::tree::outcome::EntryFailure;
 
-/// Longest name of an entry in bytes; file systems end there too.
-pub(crate) const MAX_NAME: usize = 255;
 /// Longest target of a symbolic link in bytes.
 pub(crate) const MAX_TARGET: usize = 4095;
 /// The longest entry: a link.
