@@ -157,7 +157,7 @@ impl Transfer {
     ) -> Result<TreeReport, TransferError> {
         let shared = Arc::clone(&self.service.shared);
         let executor = shared.executor.clone();
-        let sending = Box::pin(tree::send(shared, addr, path.into(), options, None));
+        let sending = Box::pin(tree::send(shared, addr, path.into(), options));
         executor.run(sending).await.unwrap_or(Err(TransferError::ShuttingDown))
     }
 

@@ -9,7 +9,8 @@ use tokio::task::JoinSet;
 
 use super::options::TreeOptions;
 use super::outcome::TreeReport;
-use super::send::send;
+use super::send::send_opened;
+use super::source::Opened;
 use super::together::Group;
 use crate::shared::Shared;
 use crate::{TransferError, TransferId};
@@ -23,6 +24,12 @@ pub(crate) async fn send_to_all(
     path: PathBuf,
     peers: Vec<(SocketAddr, TreeOptions)>,
 ) -> Vec<Result<TreeReport, TransferError>> {
+    // Once for all: what some of them share must be the same directory, whatever takes its name meanwhile.
+    let vfs = Arc::clone(&shared.resources.vfs);
+    let opened = match shared.executor.blocking(move || Opened::open(&vfs, path)).await {
+        Ok(opened) => opened,
+        Err(error) => return peers.iter().map(|_| Err(error.clone().into())).collect(),
+    };
     // What goes in a chain is announced to all in the same words, the tree's id among them.
     let id = TransferId::random();
     let group = Group::new(Arc::clone(&shared), id);
@@ -44,7 +51,7 @@ pub(crate) async fn send_to_all(
         begun.push((addr, options, joins, place, seat));
     }
     for (at, (addr, options, joins, place, seat)) in begun.into_iter().enumerate() {
-        let (shared, path) = (Arc::clone(&shared), path.clone());
+        let (shared, opened) = (Arc::clone(&shared), opened.clone());
         let (group, places) = (Arc::clone(&group), Arc::clone(&places));
         let handle = shared.executor.handle().clone();
         tasks.spawn_on(
@@ -54,7 +61,7 @@ pub(crate) async fn send_to_all(
                     // Fails only if it is closed, which it never is.
                     None => (places.acquire_owned().await.ok(), joins.then(|| group.join())),
                 };
-                (at, Box::pin(send(shared, addr, path, options, seat)).await)
+                (at, Box::pin(send_opened(shared, addr, opened, options, seat)).await)
             },
             &handle,
         );

@@ -10,25 +10,37 @@ use tokio::time::{Instant, sleep, timeout};
 use super::options::TreeOptions;
 use super::outcome::{Earlier, TreeReport};
 use super::sending::{Receiver, Sending};
-use super::source::Source;
+use super::source::{Opened, Source};
 use super::together::Seat;
 use crate::retry::Retry;
 use crate::shared::Shared;
 use crate::{TransferError, TransferId};
 
-/// Sends the tree at `path` to `addr`, perhaps as one of many, and waits until all of it is settled. Runs on the service's executor.
+/// Sends the tree at `path` to `addr`, and waits until all of it is settled. Runs on the service's executor.
 pub(crate) async fn send(
     shared: Arc<Shared>,
     addr: SocketAddr,
     path: PathBuf,
+    options: TreeOptions,
+) -> Result<TreeReport, TransferError> {
+    options.check()?;
+    let vfs = Arc::clone(&shared.resources.vfs);
+    let opened = shared.executor.blocking(move || Opened::open(&vfs, path)).await?;
+    send_opened(shared, addr, opened, options, None).await
+}
+
+/// Sends a tree to `addr`, perhaps as one of many.
+pub(crate) async fn send_opened(
+    shared: Arc<Shared>,
+    addr: SocketAddr,
+    opened: Opened,
     options: TreeOptions,
     seat: Option<Seat>,
 ) -> Result<TreeReport, TransferError> {
     let started = Instant::now();
     options.check()?;
     let options = Arc::new(options);
-    let (vfs, wanted) = (Arc::clone(&shared.resources.vfs), Arc::clone(&options));
-    let source = shared.executor.blocking(move || Source::open(&vfs, path, &wanted)).await?;
+    let source = Source::new(opened, &options);
     let settled = Arc::new(AtomicU64::new(0));
     let to = Receiver { addr, seat: seat.map(Arc::new) };
     let persisting = persist(&shared, to, Arc::new(source), &options, started, &settled);

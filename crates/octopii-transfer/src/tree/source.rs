@@ -10,6 +10,15 @@ use super::walk::{Rules, Walk};
 use crate::SourceError;
 
 /// A directory to send: the same one however often it is walked, whatever takes its name.
+#[derive(Debug, Clone)]
+pub(crate) struct Opened {
+    root: DirHandle,
+    /// Without links.
+    path: PathBuf,
+    vfs: Arc<dyn Vfs>,
+}
+
+/// One that is sent, and how it is walked.
 #[derive(Debug)]
 pub(crate) struct Source {
     pub(crate) root: DirHandle,
@@ -19,20 +28,21 @@ pub(crate) struct Source {
     rules: Rules,
 }
 
-impl Source {
+impl Opened {
     /// Blocks.
-    pub(crate) fn open(
-        vfs: &Arc<dyn Vfs>,
-        path: PathBuf,
-        options: &TreeOptions,
-    ) -> Result<Self, SourceError> {
+    pub(crate) fn open(vfs: &Arc<dyn Vfs>, path: PathBuf) -> Result<Self, SourceError> {
         let unreadable = |error| unreadable(path.clone(), error);
         // A link to the tree itself is followed; none in it is.
         let target = vfs.canonicalize(&path).map_err(unreadable)?;
         let root = vfs.open_dir(&target).map_err(unreadable)?;
+        Ok(Self { root, path: target, vfs: Arc::clone(vfs) })
+    }
+}
+
+impl Source {
+    pub(crate) fn new(Opened { root, path, vfs }: Opened, options: &TreeOptions) -> Self {
         let TreeOptions { links, checksum, strict, delete, .. } = *options;
-        let rules = Rules { links, checksum, strict, delete };
-        Ok(Self { root, path: target, vfs: Arc::clone(vfs), rules })
+        Self { root, path, vfs, rules: Rules { links, checksum, strict, delete } }
     }
 
     /// Begins at the beginning. Blocks.
