@@ -40,8 +40,9 @@ pub struct TransferResult {
     pub level: Option<AckLevel>,
     /// How long it took, in success and failure.
     pub duration: Duration,
-    /// On success, content bytes that travelled from here to it: without pages of zeroes, compressed if they were, and with what was
-    /// sent again.
+    /// Content bytes that travelled from here to it: without pages of zeroes, compressed if they were, and with what was
+    /// sent again. After a
+    /// failure this is known only of what went in a [chain](Topology::Chain).
     pub travelled: u64,
     /// Why it failed.
     pub error: Option<TransferError>,

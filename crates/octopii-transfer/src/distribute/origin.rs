@@ -219,7 +219,10 @@ pub(crate) async fn distribute(
                 ended.extend(end.open);
                 succeeded(peer, &Receipt { id, digest, bytes: size, resumed, travelled, level, duration })
             }
-            Err(error) => failed(peer, verified, started.elapsed(), error),
+            Err(error) => {
+                let travelled = origin.members[i].travelled.load(Ordering::Relaxed);
+                TransferResult { travelled, ..failed(peer, verified, started.elapsed(), error) }
+            }
         };
         let _ = results.send((i, result)).await;
     }

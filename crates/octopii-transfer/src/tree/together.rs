@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use self::large::{Gathering, Large, Shipped};
+use self::large::{Asking, Gathering, Large, Shipped};
 use self::small::{Batch, Small};
 use super::content::{Job, Sent};
 use crate::shared::Shared;
@@ -30,6 +30,9 @@ use crate::{SendOptions, TransferId};
 /// What some peers want waits this long, at most, and not longer than anything may be idle, until it is known whether the others want it, too. Who is behind then is not
 /// waited for until it has caught up.
 const GATHER: Duration = Duration::from_secs(10);
+
+/// Who was behind this often is waited for no more.
+const LATE: u32 = 3;
 
 /// Nobody has asked for anything for this long: what is there is sent, be it ever so little.
 const QUIET: Duration = Duration::from_millis(100);
@@ -73,6 +76,8 @@ struct Attempt {
     told: u64,
     /// It kept others waiting: its small files go to it directly.
     alone: bool,
+    /// How often others stopped waiting to hear what it wants.
+    late: u32,
     deliveries: mpsc::UnboundedSender<Delivery>,
 }
 
@@ -93,7 +98,11 @@ pub(crate) enum Delivery {
     /// The peer has them in a chunk, and must be told what to do with it.
     Packs(Packs),
     /// They are to be sent to it directly.
-    Direct(Vec<Job>),
+    Direct {
+        jobs: Vec<Job>,
+        /// Bytes that left here for this peer in vain.
+        travelled: u64,
+    },
 }
 
 /// What to tell a peer that has got a chunk of packs.
@@ -133,11 +142,21 @@ impl State {
         let quiet = self.members < 2 || self.stirred.is_none_or(|at| now >= at + QUIET);
         // Who has yet to be reached may want everything.
         let all_here = self.forced > 0 || self.attempts.len() >= self.members;
-        let told = self.attempts.values().map(|attempt| attempt.told);
-        let low = told.filter(|told| *told >= self.forced).min().unwrap_or(u64::MAX);
+        let in_time = |attempt: &&Attempt| attempt.told >= self.forced && attempt.late < LATE;
+        let low =
+            self.attempts.values().filter(in_time).map(|attempt| attempt.told).min().unwrap_or(u64::MAX);
         let idle = self.attempts.values().map(|attempt| attempt.terms.idle_timeout);
         let patience = idle.fold(GATHER, Duration::min);
         Outlook { now, low: if all_here { low } else { 0 }, quiet, patience }
+    }
+
+    /// Entries below go although somebody has not told whether it wants them.
+    fn force(&mut self, entry: u64) {
+        if entry > self.forced {
+            let before = std::mem::replace(&mut self.forced, entry);
+            let late = |attempt: &&mut Attempt| attempt.told >= before && attempt.told < entry;
+            self.attempts.values_mut().filter(late).for_each(|attempt| attempt.late += 1);
+        }
     }
 
     fn stir(&mut self) {
@@ -177,7 +196,7 @@ impl Group {
             // Of files for which somebody was not waited for any longer.
             let late = large.iter().filter(|file| file.is_late(&outlook)).map(Gathering::entry);
             let late = late.chain(small.iter().filter_map(Batch::last).filter(|entry| *entry >= outlook.low));
-            state.forced = late.map(|entry| entry + 1).fold(state.forced, u64::max);
+            state.force(late.map(|entry| entry + 1).max().unwrap_or(0));
             let waiting = !state.large.is_empty() || !state.small.is_empty();
             (large, small, waiting && !std::mem::replace(&mut state.ticking, waiting))
         };
@@ -233,7 +252,7 @@ impl Seat {
         // Bounded by the window of the tree: each entry is delivered once.
         let (deliveries, delivered) = mpsc::unbounded_channel();
         let addr = terms.addr;
-        let attempt = Attempt { terms, told: 0, alone: false, deliveries };
+        let attempt = Attempt { terms, told: 0, alone: false, late: 0, deliveries };
         let number = {
             let mut state = self.group.lock();
             state.begun += 1;
@@ -284,24 +303,27 @@ impl Ticket {
         self.group.review();
     }
 
-    /// Asks for a large file. What is given back tells what was sent of it, or nothing if it is to be sent to this peer alone.
+    /// Asks for a large file. What is given back tells what was sent of it; or that it is to be sent to this peer alone, and how many
+    /// bytes left here in vain.
     pub(crate) fn ask_large(
         &self,
         entry: u64,
         file: Beneath,
         options: SendOptions,
-    ) -> impl Future<Output = Option<Sent>> + Send + use<> {
+    ) -> impl Future<Output = Result<Sent, u64>> + Send + use<> {
         let (asked, shipped) = oneshot::channel();
         {
             let mut state = self.group.lock();
             state.stir();
-            state.large.ask(entry, file, options, (self.number, self.addr, asked));
+            let asking = Asking { attempt: self.number, addr: self.addr, options, asked };
+            state.large.ask(entry, file, asking);
         }
         self.group.review();
         async move {
             match shipped.await {
-                Ok(Shipped::Arrived(sent)) => Some(sent),
-                Ok(Shipped::Alone) | Err(_) => None,
+                Ok(Shipped::Arrived(sent)) => Ok(sent),
+                Ok(Shipped::Alone { travelled }) => Err(travelled),
+                Err(_) => Err(0),
             }
         }
     }

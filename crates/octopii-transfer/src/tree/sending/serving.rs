@@ -160,7 +160,7 @@ impl<'a> Serving<'a> {
     async fn delivered(&mut self, delivery: Delivery, portion: u64) -> Result<(), TransferError> {
         let files = match &delivery {
             Delivery::Packs(packs) => packs.files,
-            Delivery::Direct(jobs) => jobs.len(),
+            Delivery::Direct { jobs, .. } => jobs.len(),
         };
         if let Some(together) = &mut self.together {
             together.files = together.files.saturating_sub(files);
@@ -176,7 +176,8 @@ impl<'a> Serving<'a> {
                 }
                 drop(told);
             }
-            Delivery::Direct(jobs) => {
+            Delivery::Direct { jobs, travelled } => {
+                self.sending.lock().ledger.travelled += travelled;
                 let (mut pack, mut bytes) = (Vec::new(), 0);
                 for job in jobs {
                     bytes += job.size + RECORD_COST;
@@ -221,12 +222,15 @@ impl<'a> Serving<'a> {
             together.map(|together| together.ticket.ask_large(job.entry, file.clone(), options.clone()));
         let (shared, addr) = (Arc::clone(&sending.shared), sending.addr);
         async move {
-            if let Some(asked) = asked
-                && let Some(sent) = asked.await
-            {
-                return (job.entry, Ok(sent));
-            }
-            (job.entry, send_large(shared, addr, file, options).await)
+            let in_vain = match asked {
+                Some(asked) => match asked.await {
+                    Ok(sent) => return (job.entry, Ok(sent)),
+                    Err(travelled) => travelled,
+                },
+                None => 0,
+            };
+            let sent = send_large(shared, addr, file, options).await;
+            (job.entry, sent.map(|sent| Sent { travelled: sent.travelled + in_vain, ..sent }))
         }
     }
 

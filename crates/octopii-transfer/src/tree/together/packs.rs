@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use octopii_vfs::DirHandle;
@@ -17,6 +18,12 @@ use crate::tree::content::{Job, Packer, RECORD_COST};
 use crate::tree::sessions::{PACKS, chunk_meta};
 use crate::tree::wire::{self, RECORDS, SMALL, Unpack};
 use crate::{AckLevel, ChunkSource, SendOptions, TransferId};
+
+/// When a first peer has a chunk or cannot get it, the others have as long again, and at least so long.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// And in any case this many times as long as anything may be idle.
+const PATIENCE: u32 = 10;
 
 /// Packs one behind the other, as they would travel by themselves; their entries are counted from 0 in each.
 #[derive(Debug)]
@@ -56,7 +63,7 @@ impl Group {
             (division, members)
         };
         for (attempt, jobs) in direct {
-            self.deliver(attempt, Delivery::Direct(jobs));
+            self.deliver(attempt, Delivery::Direct { jobs, travelled: 0 });
         }
         if !shared.is_empty() {
             let place = Place(Arc::downgrade(self));
@@ -91,6 +98,9 @@ async fn send(
         idle_timeout: idle,
         ..SendOptions::new(PACKS)
     };
+    let takes = options
+        .rate_limit
+        .map_or(Duration::ZERO, |rate| Duration::from_secs(bytes.len() as u64 / rate.get()));
     let begun = Instant::now();
     let (addrs, mut left): (Vec<_>, Vec<_>) =
         members.into_iter().map(|(number, terms)| (terms.addr, Some(number))).unzip();
@@ -98,16 +108,18 @@ async fn send(
     let mut sending =
         Box::pin(chain(shared, Outgoing::Chunk(ChunkSource::Memory(bytes)), addrs, options, tx));
     let (told, mut all_told) = mpsc::channel(1);
-    let direct = |attempt| {
+    let direct = |attempt, travelled| {
         let own = files.iter().filter(|asked| asked.by.contains(&attempt));
-        Delivery::Direct(own.map(|asked| asked.job.clone()).collect())
+        Delivery::Direct { jobs: own.map(|asked| asked.job.clone()).collect(), travelled }
     };
     let deliver = |attempt, delivery| {
         if let Some(group) = group.upgrade() {
             group.deliver(attempt, delivery);
         }
     };
-    let (mut until, mut sent) = (None, false);
+    // Whoever only seems to be at work is not waited for without end; a limited rate takes its time.
+    let mut until = begun + PATIENCE * idle + takes;
+    let mut sent = false;
     loop {
         let result = tokio::select! {
             biased;
@@ -116,19 +128,19 @@ async fn send(
                 sent = true;
                 continue;
             }
-            () = sleep_until(until.unwrap_or(begun)), if until.is_some() => break,
+            () = sleep_until(until) => break,
         };
         let Some((at, result)) = result else { break };
         let Some(attempt) = left[at].take() else { continue };
+        // Whoever takes more than about twice as long as another goes alone.
+        until = until.min(Instant::now() + idle.min(GRACE).max(begun.elapsed()));
         if result.success {
-            // The others are waited for as long again, or as long as anything may be idle.
-            until = until.or_else(|| Some(Instant::now() + idle.max(begun.elapsed())));
             let (messages, files) = tell(attempt, number, &files, &parts);
             let packs = Packs { messages, files, travelled: result.travelled, told: told.clone() };
             deliver(attempt, Delivery::Packs(packs));
         } else {
             tracing::debug!(peer = %result.peer, "packs are sent to it directly: {:?}", result.error);
-            deliver(attempt, direct(attempt));
+            deliver(attempt, direct(attempt, result.travelled));
         }
     }
     // Whoever is left has kept the others waiting.
@@ -140,11 +152,11 @@ async fn send(
             tracing::info!(peer = %attempt.terms.addr, "is behind the others: small files go to it directly");
             attempt.alone = true;
         }
-        deliver(attempt, direct(attempt));
+        deliver(attempt, direct(attempt, 0));
     }
     // The next chunk would not be taken before this one is unpacked; but nobody waits for one peer's disk for long.
     drop(told);
-    let _ = timeout_at(until.unwrap_or(begun), all_told.recv()).await;
+    let _ = timeout_at(until, all_told.recv()).await;
 }
 
 /// Blocks.

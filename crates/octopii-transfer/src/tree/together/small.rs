@@ -108,6 +108,8 @@ impl Small {
         }
         let has_time = outlook.low < u64::MAX && !outlook.quiet;
         let wanted = if self.under_way == 0 { EARLY } else { PORTION };
+        let is_old = |waiting: &Waiting| outlook.now >= waiting.since + outlook.patience;
+        let has_time = has_time && !self.files.values().any(is_old);
         if has_time && self.bytes < wanted {
             return None;
         }
@@ -259,6 +261,7 @@ mod tests {
         outlook.quiet = true;
         assert_eq!(entries(&small.ready(&outlook, &none).unwrap()), [4]);
         // Somebody has not been heard for a long time.
+        outlook.quiet = false;
         outlook.now += outlook.patience;
         small.under_way = AT_ONCE;
         assert!(small.ready(&outlook, &none).is_none(), "too much is under way");

@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use octopii_transfer::{FailureCode, Offer, Refusal, TransferError, TransferOptions, TreeOptions};
-use octopii_transport::StreamKind;
+use octopii_transport::{Endpoint, StreamKind};
 use octopii_vfs::RealVfs;
 
 use super::hand::{Hand, READY, verdicts};
@@ -167,19 +167,9 @@ async fn packs_for_many_are_compressed() {
     }
 }
 
-/// Whoever does not take packs so gets what is small directly, be it that it refuses them or that it is behind the others.
-#[tokio::test(flavor = "multi_thread")]
-async fn who_cannot_share_is_sent_to_directly() {
-    let a = Node::new(1);
-    let peers: Vec<_> = (2..6).map(Node::new).collect();
-    peers.iter().for_each(|peer| drop(peer.open_trees(|inbox| inbox)));
-    for n in 0..100 {
-        put(&a.tree(), &n.to_string(), &content(50_000 + n));
-    }
-    let refuse = |_: &Offer| Err(Refusal::new(FailureCode::StorageFull, "no room for that"));
-    peers[1].transfer.receive("octopii.packs", refuse);
-    // It takes what it is offered, tells again and again how far it has got, and gets no further.
-    let crawler = endpoint(9);
+/// A receiver that wants all of 100 small files, takes the chunk it is offered, tells again and again how far it has got, and gets no
+/// further; until they came to it directly.
+async fn crawl(crawler: &Endpoint) {
     let (mut chunks, mut trees) =
         (crawler.acceptor(StreamKind::Transfer).unwrap(), crawler.acceptor(StreamKind::Tree).unwrap());
     let direct = async {
@@ -199,7 +189,7 @@ async fn who_cannot_share_is_sent_to_directly() {
             }
         }
     };
-    let crawl = async {
+    let crawling = async {
         let mut raw = Raw::accept(&mut chunks).await;
         read_offer(&mut raw).await;
         raw.write(&message(ACCEPT, &accept_body(0, b""))).await;
@@ -208,25 +198,46 @@ async fn who_cannot_share_is_sent_to_directly() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    let crawling = async {
-        tokio::select! {
-            () = direct => {}
-            () = crawl => {}
-        }
-    };
-    let mut to =
-        to(&[&peers.iter().map(Node::addr).collect::<Vec<_>>()[..], &[crawler.local_addr()]].concat());
-    to.iter_mut().for_each(|(_, options)| options.idle_timeout = Duration::from_secs(2));
-    let (results, ()) = tokio::join!(a.transfer.send_tree_to_all(a.tree(), to), crawling);
-    for (peer, result) in peers.iter().zip(&results) {
-        assert_eq!(counts(result.as_ref().unwrap()), (100, 0, 1, 0));
-        assert_eq!(picture(&peer.inbox().join("tree")), picture(&a.tree()));
+    tokio::select! {
+        () = direct => {}
+        () = crawling => {}
     }
-    assert!(results[4].is_err());
-    // To the one that refused, and at most once for all others.
-    let travelled: Vec<_> = results.iter().flatten().map(|report| report.travelled).collect();
-    assert!(travelled[1] >= 5_000_000, "{travelled:?}");
-    assert!(travelled.iter().sum::<u64>() < 11_000_000, "{travelled:?}");
+}
+
+/// Whoever does not take packs so gets what is small directly, be it that it refuses them or that it is behind the others; also
+/// if nobody else takes them.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cannot_share_is_sent_to_directly() {
+    let a = Node::new(1);
+    for n in 0..100 {
+        put(&a.tree(), &n.to_string(), &content(50_000 + n));
+    }
+    for refusing in [&[1][..], &[0, 1, 2]] {
+        let peers: Vec<_> = (2..5).map(Node::new).collect();
+        peers.iter().for_each(|peer| drop(peer.open_trees(|inbox| inbox)));
+        for peer in refusing {
+            let refuse = |_: &Offer| Err(Refusal::new(FailureCode::StorageFull, "no room for that"));
+            peers[*peer].transfer.receive("octopii.packs", refuse);
+        }
+        let crawler = endpoint(9);
+        let addrs: Vec<_> = peers.iter().map(Node::addr).chain([crawler.local_addr()]).collect();
+        let mut to = to(&addrs);
+        // What they share may idle as long as the least patient of them allows.
+        to.iter_mut().for_each(|(_, options)| options.idle_timeout = Duration::from_secs(5));
+        to[3].1.idle_timeout = Duration::from_secs(60);
+        let (results, ()) = tokio::join!(a.transfer.send_tree_to_all(a.tree(), to), crawl(&crawler));
+        for (peer, result) in peers.iter().zip(&results) {
+            assert_eq!(counts(result.as_ref().unwrap()), (100, 0, 1, 0));
+            assert_eq!(picture(&peer.inbox().join("tree")), picture(&a.tree()));
+        }
+        assert!(results[3].is_err());
+        let travelled: Vec<_> = results.iter().flatten().map(|report| report.travelled).collect();
+        assert!(refusing.iter().all(|peer| travelled[*peer] >= 5_000_000), "{travelled:?}");
+        if refusing.len() == 1 {
+            // Once for all others.
+            assert!(travelled.iter().sum::<u64>() < 11_000_000, "{travelled:?}");
+        }
+    }
 }
 
 /// What is left beside the trees.
