@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use octopii_transport::{StreamError, StreamKind};
+use octopii_transport::{ConnectError, Connection, NodeId, StreamError, StreamKind};
 use tokio::time::{sleep, timeout};
 
 use crate::link::Inlet;
@@ -34,15 +34,27 @@ pub(crate) async fn read_acceptance(recv: &mut Inlet, peer: SocketAddr) -> Resul
     }
 }
 
-/// Asks the node at `addr` about a transfer.
-pub(crate) async fn status(
+/// A connection to whoever listens there, or to this node alone.
+pub(crate) async fn connect(
     shared: &Shared,
     addr: SocketAddr,
+    node: Option<NodeId>,
+) -> Result<Connection, ConnectError> {
+    match node {
+        Some(node) => shared.endpoint.connect_to(node, addr).await,
+        None => shared.endpoint.connect(addr).await,
+    }
+}
+
+/// Asks the node at `addr`, if it is this one, about a transfer.
+pub(crate) async fn status(
+    shared: &Shared,
+    (addr, node): (SocketAddr, Option<NodeId>),
     id: TransferId,
     limit: Duration,
 ) -> Result<TransferStatus, TransferError> {
     let asking = async {
-        let connection = shared.endpoint.connect(addr).await?;
+        let connection = connect(shared, addr, node).await?;
         let (mut send, recv) = connection.open(StreamKind::Transfer).await?;
         let mut recv = Inlet::new(recv);
         let question = [&[wire::VERSION][..], &wire::query(id)].concat();
@@ -62,7 +74,7 @@ pub(crate) async fn status(
 /// Everything was sent, but no answer came: the receiver remembers.
 pub(crate) async fn what_became_of_it(
     shared: &Shared,
-    peer: SocketAddr,
+    (peer, node): (SocketAddr, Option<NodeId>),
     id: TransferId,
     idle: Duration,
     lost: TransferError,
@@ -70,7 +82,7 @@ pub(crate) async fn what_became_of_it(
     let unknown = || TransferError::OutcomeUnknown { peer, error: Arc::new(lost.clone()) };
     let asking = async {
         loop {
-            match status(shared, peer, id, idle).await {
+            match status(shared, (peer, node), id, idle).await {
                 Ok(TransferStatus::Finished(ack)) => return Ok(ack),
                 Ok(TransferStatus::Failed(refusal)) => {
                     return Err(TransferError::from_peer(peer, refusal, true));

@@ -145,7 +145,7 @@ async fn dispatch(
     let in_a_chain = match topology {
         Topology::Direct => false,
         Topology::Chain => true,
-        Topology::Auto if options.compress.is_some() => false,
+        Topology::Auto if options.compress.is_some() || options.node.is_some() => false,
         Topology::Auto => {
             let vfs = Arc::clone(&shared.resources.vfs);
             let measured = source.clone();

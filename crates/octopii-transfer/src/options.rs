@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use bytes::Bytes;
+use octopii_transport::NodeId;
 
 use crate::compression::LEVELS;
 use crate::progress::ProgressFn;
@@ -20,6 +21,9 @@ pub struct SendOptions {
     pub name: Option<String>,
     /// Told to the receiver's policy; at most 64 KiB.
     pub meta: Bytes,
+    /// Only this node is sent to: whoever else answers at the address gets nothing, and is not believed. For one peer. Default: whoever
+    /// has a certificate of the cluster.
+    pub node: Option<NodeId>,
     /// Called from Octopii's threads as the transfer advances, at most once per 256 KiB; must return quickly.
     pub progress: Option<ProgressFn>,
     /// For the whole transfer, from connecting to the acknowledgement. Default: no limit but the idle one.
@@ -56,6 +60,7 @@ impl SendOptions {
             purpose: purpose.into(),
             name: None,
             meta: Bytes::new(),
+            node: None,
             progress: None,
             timeout: None,
             idle_timeout: Duration::from_secs(30),

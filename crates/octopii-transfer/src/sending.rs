@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 
 use crate::activity::Activity;
-use crate::asking::{may_have_arrived, read_acceptance, what_became_of_it};
+use crate::asking::{connect, may_have_arrived, read_acceptance, what_became_of_it};
 use crate::compression::compress_all;
 use crate::link::Inlet;
 use crate::options::SendOptions;
@@ -153,13 +153,13 @@ impl Sending {
     async fn attempt(&self, supply: &mut Supply) -> Result<Exchanged, TransferError> {
         self.report(Phase::Connecting);
         self.flight.done.store(false, Ordering::Relaxed);
-        let connection = self.shared.endpoint.connect(self.addr).await?;
+        let connection = connect(&self.shared, self.addr, self.options.node).await?;
         self.flight.connected.store(true, Ordering::Relaxed);
         let whole = OnceLock::new();
         let ack = match self.exchange(&connection, supply, &whole).await {
             Err(error) if self.flight.done.load(Ordering::Relaxed) && may_have_arrived(&error) => {
-                what_became_of_it(&self.shared, self.addr, self.id(), self.options.idle_timeout, error)
-                    .await?
+                let peer = (self.addr, self.options.node);
+                what_became_of_it(&self.shared, peer, self.id(), self.options.idle_timeout, error).await?
             }
             Ok(Exchanged::OtherContent) => return Ok(Exchanged::OtherContent),
             Ok(Exchanged::Acknowledged(ack)) => ack,

@@ -183,7 +183,8 @@ impl Transfer {
     pub async fn status(&self, addr: SocketAddr, id: TransferId) -> Result<TransferStatus, TransferError> {
         let shared = Arc::clone(&self.service.shared);
         let executor = shared.executor.clone();
-        let asking = async move { asking::status(&shared, addr, id, shared.options.idle_timeout).await };
+        let asking =
+            async move { asking::status(&shared, (addr, None), id, shared.options.idle_timeout).await };
         executor.run(asking).await.unwrap_or(Err(TransferError::ShuttingDown))
     }
 

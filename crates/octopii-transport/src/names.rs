@@ -51,12 +51,20 @@ pub(crate) struct Names {
 
 #[derive(Debug, Default)]
 struct Name {
-    /// Where it was reached last, and who that was: asked again only when there is no live connection.
-    reached: Option<(SocketAddr, NodeId)>,
+    /// Where it was reached last: asked again only when there is no live connection.
+    reached: Option<Reached>,
     answer: Answer,
     /// Look-ups that failed since the last one that did not.
     failures: u32,
     told_at: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Reached {
+    addr: SocketAddr,
+    node: NodeId,
+    /// The node has turned up elsewhere since: the name is asked again, and this serves only as long as it is not found.
+    doubtful: bool,
 }
 
 #[derive(Debug, Default)]
@@ -101,14 +109,24 @@ pub(crate) async fn connect(
     if let Some(addr) = shared.names.last(host).filter(|addr| shared.pool.live(*addr).is_none()) {
         shared.names.lost(host, addr);
     }
-    let addresses = look_up(shared, host).await?;
-    let open = addresses.iter().filter_map(|addr| Some((*addr, shared.pool.live(*addr)?)));
-    let (addr, connection) = match open.into_iter().find(|(_, connection)| is_expected(connection, node)) {
-        Some(open) => open,
-        None => first_of(shared, addresses, node).await?,
+    let former = shared.names.former(host).and_then(|addr| shared.pool.live(addr));
+    let found = async {
+        let addresses = look_up(shared, host).await?;
+        let open = addresses.iter().filter_map(|addr| Some((*addr, shared.pool.live(*addr)?)));
+        match open.into_iter().find(|(_, connection)| is_expected(connection, node)) {
+            Some(open) => Ok(open),
+            None => first_of(shared, addresses, node).await,
+        }
     };
-    shared.names.reached(host, addr, &connection);
-    Ok(connection)
+    match (found.await, former) {
+        (Ok((addr, connection)), _) => {
+            shared.names.reached(host, addr, &connection);
+            Ok(connection)
+        }
+        // A node may have several addresses: that it has dialled from another one does not make this one wrong.
+        (Err(_), Some(former)) if !former.is_closed() && is_expected(&former, node) => Ok(former),
+        (Err(e), _) => Err(e),
+    }
 }
 
 /// The connection to where the name was found last, if it lives.
@@ -196,12 +214,19 @@ impl Names {
     }
 
     pub(crate) fn last(&self, host: &str) -> Option<SocketAddr> {
-        Some(self.known().get(host)?.reached?.0)
+        let reached = self.known().get(host)?.reached?;
+        (!reached.doubtful).then_some(reached.addr)
+    }
+
+    /// The same, though the node has turned up elsewhere since.
+    fn former(&self, host: &str) -> Option<SocketAddr> {
+        Some(self.known().get(host)?.reached?.addr)
     }
 
     fn reached(&self, host: &str, addr: SocketAddr, connection: &Connection) {
         if let Some(name) = self.known().get_mut(host) {
-            name.reached = Some((addr, connection.peer().node_id));
+            let node = connection.peer().node_id;
+            name.reached = Some(Reached { addr, node, doubtful: false });
         }
     }
 
@@ -209,8 +234,12 @@ impl Names {
     /// asked again, before the old connection is given up by itself.
     pub(crate) fn moved(&self, node: NodeId, to: SocketAddr) {
         for name in self.known().values_mut() {
-            if name.reached.is_some_and(|(addr, reached)| reached == node && addr != to) {
-                name.forget();
+            if let Some(reached) = &mut name.reached
+                && reached.node == node
+                && reached.addr != to
+            {
+                reached.doubtful = true;
+                name.ask_again();
             }
         }
     }
@@ -218,9 +247,10 @@ impl Names {
     /// The connection to where the name was found is gone: an answer from before that counts no longer.
     fn lost(&self, host: &str, addr: SocketAddr) {
         if let Some(name) = self.known().get_mut(host)
-            && name.reached.is_some_and(|(reached, _)| reached == addr)
+            && name.reached.is_some_and(|reached| reached.addr == addr)
         {
-            name.forget();
+            name.reached = None;
+            name.ask_again();
         }
     }
 
@@ -298,8 +328,7 @@ impl Names {
 
 impl Name {
     /// Where it leads is to be asked again.
-    fn forget(&mut self) {
-        self.reached = None;
+    fn ask_again(&mut self) {
         if matches!(self.answer, Answer::Found(..)) {
             self.answer = Answer::None;
         }

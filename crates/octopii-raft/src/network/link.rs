@@ -121,7 +121,9 @@ impl Link {
         snapshot: Snapshot<LeaderId, NodeId, Member, SnapshotData>,
     ) -> Result<SnapshotResponse<Group>, RPCError<Group>> {
         let timeout = self.network.config.snapshot_timeout;
-        let options = SendOptions { timeout: Some(timeout), ..SendOptions::new(SNAPSHOT_PURPOSE) };
+        // Nobody else must have the state, whoever has the address a moment later.
+        let node = Some(self.target);
+        let options = SendOptions { timeout: Some(timeout), node, ..SendOptions::new(SNAPSHOT_PURPOSE) };
         let chunk = ChunkSource::File(snapshot.snapshot.path);
         let connection = self
             .network

@@ -38,7 +38,7 @@ pub(super) async fn ask(origin: &Origin, i: usize) -> Fate {
     let mut arrived = None;
     while Instant::now() < until {
         let left = until.saturating_duration_since(Instant::now());
-        match status(&origin.shared, member.addr, member.id(), left).await {
+        match status(&origin.shared, (member.addr, None), member.id(), left).await {
             Ok(TransferStatus::Finished(ack)) => return Fate::Arrived(ack),
             Ok(TransferStatus::Failed(_)) => return Fate::Failed,
             Ok(TransferStatus::Unknown) => return Fate::Forgotten,

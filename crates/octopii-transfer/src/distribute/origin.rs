@@ -155,6 +155,9 @@ pub(crate) async fn distribute(
     let started = Instant::now();
     options.name = options.name.take().or_else(|| source.file_name().map(str::to_owned));
     let opened = match options.check() {
+        Ok(()) if options.node.is_some() => Err(TransferError::InvalidOptions(
+            "one node alone cannot be sent to by way of others: send it directly",
+        )),
         Ok(()) if options.compress.is_some() => Err(TransferError::InvalidOptions(
             "what peers hand on is not compressed: send it directly, or as it is",
         )),

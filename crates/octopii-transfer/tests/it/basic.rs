@@ -8,7 +8,7 @@ use octopii_transfer::{
     AckLevel, ChunkSource, Destination, Digest, FailureCode, Location, SendOptions, SourceError,
     TransferError,
 };
-use octopii_transport::{Executor, StreamKind};
+use octopii_transport::{ConnectError, Executor, StreamKind};
 use octopii_vfs::{OpenMode, RealVfs, Vfs};
 
 use crate::nodes::{BLOCK, Node, content, endpoint, endpoint_on, names, quick, read};
@@ -31,6 +31,23 @@ async fn files_of_every_size_arrive_durable_and_verified() {
         assert!(read(&b.inbox().join(&name)) == data, "{len} bytes differ");
     }
     assert_eq!(names(&b.inbox()).len(), 6, "and nothing else: {:?}", names(&b.inbox()));
+}
+
+/// Addresses are given to others: who has it now must not have what was for another.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_node_that_is_meant_gets_anything() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    let arrived = b.open_inbox();
+    let source = ChunkSource::File(a.source("secret", &content(BLOCK)));
+    let meant = |node| SendOptions { node: Some(node), ..SendOptions::new("file") };
+    let error = a.transfer.send(b.addr(), &source, meant(3)).await.unwrap_err();
+    assert!(
+        matches!(error, TransferError::Connect(ConnectError::WrongNode { expected: 3, found: 2, .. })),
+        "{error}"
+    );
+    assert!(arrived.try_recv().is_err() && names(&b.inbox()).is_empty());
+    a.transfer.send(b.addr(), &source, meant(2)).await.unwrap();
+    assert_eq!(names(&b.inbox()), ["secret"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -115,6 +115,31 @@ async fn a_node_that_dials_from_elsewhere_is_looked_up_again() {
     assert!(!old.is_closed());
 }
 
+/// A node with several addresses dials from another one than its name led to, and the name is not found at this moment.
+#[tokio::test]
+async fn a_live_connection_serves_as_long_as_its_name_is_not_found() {
+    let (authority, hosts) = (ClusterAuthority::generate().unwrap(), Arc::new(Hosts::default()));
+    let (a, two) = (with_names(&authority, &hosts, PATIENCE), endpoint(&authority, 2));
+    let name = named("node-2.test:4400");
+    hosts.set("node-2.test", &[two.local_addr()]);
+    let first = a.connect_to(2, &name).await.unwrap();
+    hosts.known.lock().unwrap().clear();
+    let elsewhere = endpoint(&authority, 2);
+    elsewhere.connect(a.local_addr()).await.unwrap();
+    // It has been noticed when the name is asked for again.
+    let (asked, start) = (hosts.asked(), Instant::now());
+    while hosts.asked() == asked {
+        assert_eq!(a.connect_to(2, &name).await.unwrap().remote_addr(), two.local_addr());
+        assert!(start.elapsed() < PATIENCE, "the name is not asked for again");
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(a.connect_to(2, &name).await.unwrap().remote_addr(), two.local_addr());
+    assert!(a.connect_to(3, &name).await.is_err(), "not for another node");
+    first.close("gone");
+    first.closed().await;
+    assert!(matches!(a.connect_to(2, &name).await, Err(ConnectError::UnknownHost { .. })));
+}
+
 /// Addresses are given to others: what a name led to a moment ago may be another node.
 #[tokio::test]
 async fn another_node_behind_the_name_is_not_the_one_meant() {
