@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 
 use crate::ExternalIdentity;
 use crate::data_dir::{DataDirError, Hold, io_error, read_external, read_identity};
-use crate::issuing::{Issuer, RENEW, Renewal, renew_status};
+use crate::issuing::{Issuer, RENEW, RenewError, Renewal, renew_status};
 use crate::joining::keep;
 use crate::revocation::now;
 use crate::service::{administering, member_at};
@@ -160,6 +160,7 @@ impl Rotation {
         let changed = identity.to_pem() != inner.endpoint.identity().to_pem();
         if changed {
             inner.say_again().await?;
+            inner.record(&identity).await?;
             inner.use_from_now_on(&identity)?;
         }
         Ok(changed)
@@ -186,6 +187,15 @@ impl Inner {
             Some(issuer) => Ok(self.endpoint.sign_again(issuer.authority(), now()).await?),
             None => Ok(()),
         }
+    }
+
+    /// Puts an identity that somebody else looks after on the record, if this node issues.
+    async fn record(&self, identity: &Identity) -> Result<(), RotateError> {
+        let Some(issuer) = self.issuer.clone() else { return Ok(()) };
+        let identity = identity.clone();
+        let recording = move || issuer.record_own(&identity, SystemTime::now());
+        let recorded = self.endpoint.executor().blocking(recording).await;
+        recorded.map_err(|e| RotateError::NotIssued(renew_status(&RenewError::NotKept(e))))
     }
 
     fn use_from_now_on(&self, identity: &Identity) -> Result<(), IdentityError> {
