@@ -158,7 +158,13 @@ async fn open(
         let (resources, to) = (Arc::clone(&shared.resources), Arc::clone(destination));
         let opening = shared.executor.blocking(move || Sink::open(&resources, &to, announced, about, level));
         match opening.await? {
-            Opened::Sink(sink) => return Ok(sink),
+            Opened::Sink(sink) => {
+                if let (Some(file), Some(_)) = (sink.store.file(), &sink.journal) {
+                    // However this transfer ends, and be it without a word to its file.
+                    shared.look_after(file.dir());
+                }
+                return Ok(sink);
+            }
             Opened::InUse => {
                 attempts += 1;
                 if attempts == OPEN_ATTEMPTS {

@@ -210,7 +210,7 @@ impl Shared {
         let swept = sweep(&*self.resources.vfs, dir, keeping, SystemTime::now());
         // Only who sweeps all of them forgets them, before: what is kept meanwhile is not missed.
         if swept.as_ref().map_or(true, |swept| swept.left > 0) {
-            self.keeping().insert(dir.to_owned());
+            self.look_after(dir);
         }
         match swept {
             Ok(Swept { removed: 0, .. }) => {}
@@ -219,6 +219,11 @@ impl Shared {
             }
             Err(e) => tracing::warn!(dir = %dir.display(), "cannot clean up unfinished files: {e}"),
         }
+    }
+
+    /// Something may be left in this directory that is to go when its time has come.
+    pub(crate) fn look_after(&self, dir: &Path) {
+        self.keeping().insert(dir.to_owned());
     }
 
     fn keeping(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {

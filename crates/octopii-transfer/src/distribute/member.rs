@@ -134,7 +134,7 @@ impl Member {
 
 /// Offers the chunk to receiver `i` and talks to it until it has acknowledged everything.
 pub(super) async fn converse(origin: &Origin, i: usize) -> Result<Ended, TransferError> {
-    let mut may_keep = origin.may_keep(i);
+    let mut may_keep = true;
     loop {
         match attempt(origin, i, may_keep).await? {
             Attempt::Acknowledged(ended) => return Ok(*ended),
@@ -150,12 +150,18 @@ enum Attempt {
     OtherContent,
 }
 
+/// A node that is in the list more than once, at whatever addresses, keeps nothing: each of its transfers would take over the others.
+fn is_alone(origin: &Origin, i: usize, node: NodeId) -> bool {
+    let mut others = origin.members.iter().enumerate().filter(|(j, _)| *j != i);
+    others.all(|(_, other)| other.lock().node != Some(node))
+}
+
 async fn attempt(origin: &Origin, i: usize, may_keep: bool) -> Result<Attempt, TransferError> {
     let member = &origin.members[i];
     let connection = origin.shared.endpoint.connect(member.addr).await?;
     let node = connection.peer().node_id;
     member.lock().node = Some(node);
-    let key = may_keep.then(|| origin.key_at(node));
+    let key = origin.key_at(node).filter(|_| may_keep && is_alone(origin, i, node));
     let (mut send, recv) = connection.open(StreamKind::Transfer).await?;
     let mut recv = Inlet::new(recv);
     let opening = [&[wire::VERSION][..], &wire::offer(&offer(origin, member.id(), key))].concat();

@@ -64,14 +64,9 @@ impl Origin {
         self.started.elapsed()
     }
 
-    /// Whether receiver `i` may keep what it has if it is cut off: not if it is in the list a second time.
-    pub(super) fn may_keep(&self, i: usize) -> bool {
-        self.resumes && self.members[..i].iter().all(|other| other.addr != self.members[i].addr)
-    }
-
-    /// Under what a receiver may keep what it has.
-    pub(super) fn key_at(&self, receiver: NodeId) -> ResumeKey {
-        self.checkpoints.key_at(receiver)
+    /// Under what a receiver may keep what it has if it is cut off.
+    pub(super) fn key_at(&self, receiver: NodeId) -> Option<ResumeKey> {
+        self.resumes.then(|| self.checkpoints.key_at(receiver))
     }
 
     /// Sees to it that the content is hashed from where a receiver goes on. Says whether it begins with what the receiver has.

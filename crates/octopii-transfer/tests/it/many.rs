@@ -1,5 +1,7 @@
 //! One chunk to many peers.
 
+use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
@@ -7,8 +9,10 @@ use octopii_transfer::{
     ChunkSource, Destination, Digest, Offer, ReceivePolicy, ReceivedChunk, Refusal, SendOptions, SourceError,
     TransferError,
 };
+use octopii_transport::EndpointOptions;
+use octopii_vfs::RealVfs;
 
-use crate::nodes::{BLOCK, Node, content, read};
+use crate::nodes::{BLOCK, Node, content, endpoint_with, quick, read};
 
 /// Takes a chunk only once the others have been offered theirs: passes only if all are under way at once.
 struct Together(Arc<Barrier>, Destination);
@@ -75,6 +79,29 @@ async fn a_source_that_cannot_be_read_fails_for_each() {
             result.error
         );
     }
+}
+
+/// One node, found at two addresses, as a host with two networks is: neither of its transfers takes over the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_listed_under_two_addresses_gets_both() {
+    let a = Node::new(1);
+    let options = EndpointOptions { bind: "0.0.0.0:0".parse().unwrap(), ..EndpointOptions::default() };
+    let b = Node::on(endpoint_with(2, options), RealVfs::shared(), quick());
+    let _inbox = b.open_inbox();
+    let port = b.addr().port();
+    let addresses: Vec<SocketAddr> =
+        ["127.0.0.1", "127.0.0.2"].map(|ip| SocketAddr::new(ip.parse().unwrap(), port)).into();
+    let options = SendOptions {
+        name: Some("f".into()),
+        // So that it may be gone on with.
+        retries: 1,
+        // Both are under way at the same time.
+        rate_limit: NonZeroU64::new(16 << 20),
+        ..SendOptions::new("file")
+    };
+    let source = ChunkSource::Memory(content(12 << 20).into());
+    let results = a.transfer.send_to_all(&source, addresses, options).await;
+    assert!(results.iter().all(|result| result.success), "{results:?}");
 }
 
 /// Awaited from a runtime that is not Octopii's, and with no timer of its own.
