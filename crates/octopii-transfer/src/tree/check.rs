@@ -12,10 +12,10 @@ use std::vec;
 
 use octopii_vfs::{EntryKind, Timestamp, Vfs};
 
+use super::foresight::{cannot_tell, is_closed, would_create};
 use super::name::{MAX_NAME, check_entry_name, stays_inside};
 use super::outcome::{EntryFailure, EntryOutcome, NotDone, failed};
 use super::policy::TreeDestination;
-use super::rehearsal::{cannot_tell, is_closed, would_create};
 use super::removal::Extras;
 use super::root::Root;
 use super::walk::{MAX_DEPTH, MAX_DIRECTORY_PATH, hash};

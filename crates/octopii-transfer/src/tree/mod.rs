@@ -11,6 +11,7 @@ mod accept;
 mod check;
 mod commit;
 mod content;
+mod foresight;
 #[cfg(feature = "fuzzing")]
 mod fuzzing;
 mod link;

@@ -169,8 +169,8 @@ pub struct TreeReport {
     pub stored_bytes: u64,
     /// Those of them that an earlier, interrupted transfer had brought: known to the sender only.
     pub resumed_bytes: u64,
-    /// Content bytes of files as they travelled from here: compressed if they were, over all attempts, and with what was sent again. Known to
-    /// the sender only.
+    /// Content bytes of files as they travelled from here: compressed if they were, over all attempts, and with what was sent again; of
+    /// small files that went to several at once with some 45 bytes for each. Known to the sender only.
     pub travelled: u64,
     /// Files that the receiver had already.
     pub unchanged: u64,

@@ -1,19 +1,16 @@
 //! The receiving side of a dry run: says what would be done, and does nothing.
 
-use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use octopii_transport::{RecvStream, SendStream};
-use octopii_vfs::DirHandle;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::check::{Checked, Checker};
+use super::foresight::cannot_tell;
 use super::link::{Message, enqueue, read_messages, say_last, write_messages};
-use super::name::shown;
 use super::outcome::Ledger;
 use super::pulse::Pulse;
 use super::receive::{QUEUE, REMOVED_AT_ONCE};
@@ -21,7 +18,7 @@ use super::removal::{Extras, Removal};
 use super::root::Root;
 use super::wire::{self, Ready, Tag};
 use crate::shared::{AbortOnDrop, Shared};
-use crate::{Digest, FailureCode, Refusal, TransferError};
+use crate::{Digest, TransferError};
 
 /// A tree that is only asked about.
 pub(super) struct Rehearsal {
@@ -56,31 +53,6 @@ pub(super) async fn rehearse(
     });
     drop(slot);
     say_last(out, last, writing, idle).await;
-}
-
-/// What making a directory would come to.
-pub(super) fn would_create(base: &DirHandle, path: &Path) -> io::Result<()> {
-    match base.attributes(path) {
-        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(e),
-    }
-}
-
-/// Whether the directory lets its owner not look into it, so that only a change of its mode could tell what is in it.
-pub(super) fn is_closed(base: &DirHandle, dir: &Path) -> bool {
-    let is_denied = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
-    // Whatever the name, and be there nothing of it.
-    base.names(dir).is_err_and(is_denied) || base.attributes(&dir.join("x")).is_err_and(is_denied)
-}
-
-/// The end of a dry run: to tell anything would be to guess.
-pub(super) fn cannot_tell(closed: &Path) -> TransferError {
-    let message = format!(
-        "what would be done cannot be told without changing the mode of the receiver's directory {}: its owner may not look into it",
-        shown(closed)
-    );
-    TransferError::Unacceptable(Refusal::new(FailureCode::Rejected, message))
 }
 
 /// Gives back the last message.

@@ -8,8 +8,8 @@ use std::vec;
 
 use octopii_vfs::{Attributes, DirHandle, EntryKind};
 
+use super::foresight::is_closed;
 use super::outcome::{EntryFailure, EntryOutcome, NotDone, failed};
-use super::rehearsal::is_closed;
 use crate::{FailureCode, Refusal, TransferError};
 
 /// What is remembered of names to remove, in bytes.

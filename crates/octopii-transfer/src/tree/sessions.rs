@@ -84,7 +84,8 @@ impl Packs {
     /// One more is taken, unless those that are there must be unpacked first.
     fn expect(&self, number: u64) -> bool {
         let mut known = self.lock();
-        if known.arrived.len() >= PACKS_AT_ONCE || known.arrived.contains_key(&number) {
+        let is_known = known.arrived.contains_key(&number) || known.expected.contains(&number);
+        if known.arrived.len() >= PACKS_AT_ONCE || is_known {
             return false;
         }
         if known.expected.len() == EXPECTED {
