@@ -19,6 +19,7 @@ mod call;
 mod client;
 mod codec;
 mod context;
+mod effort;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;

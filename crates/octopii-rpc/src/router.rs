@@ -10,8 +10,8 @@ use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::effort::Effort;
 use crate::reflection::{Explored, brief_type_name};
-use crate::server::Effort;
 use crate::{Body, Code, Context, Encoding, MethodInfo, Reply, Request, Requests, Shape, Status};
 
 pub(crate) type Replying = Pin<Box<dyn Future<Output = Result<Reply, Status>> + Send>>;

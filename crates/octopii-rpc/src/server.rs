@@ -3,7 +3,6 @@
 mod admission;
 mod begin;
 mod call;
-mod effort;
 mod lane;
 
 use std::sync::Arc;
@@ -14,7 +13,6 @@ use tokio::task::AbortHandle;
 
 use crate::Router;
 use crate::server::admission::Admission;
-pub(crate) use crate::server::effort::Effort;
 
 /// Bounds of a [`Server`].
 #[derive(Debug, Clone)]

@@ -12,7 +12,8 @@ use crate::journal::{About, SMALLEST_BLOCK};
 use crate::registry::Registration;
 use crate::relay::shelf::Shelved;
 use crate::shared::Shared;
-use crate::sink::{Announced, Opened, Sink};
+use crate::sink::{Opened, Sink};
+use crate::store::Announced;
 use crate::wire::{AckLevel, OfferBody};
 use crate::{Destination, FailureCode, Offer, ReceivePolicy, Refusal, TransferError, tree};
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::checker::Checker;
 use crate::digest::PrefixHasher;
 use crate::journal::{About, Entry, Journal, Prefix};
-use crate::store::{Resources, Store, Target, no_memory, reserve_space, too_large};
+use crate::store::{Announced, Resources, Store, Target, no_memory, reserve_space, too_large};
 use crate::temporary::{TemporaryFile, check_destination_name};
 use crate::wire::{AckLevel, Have};
 use crate::{Destination, Digest, Location, TransferError};
@@ -32,15 +32,6 @@ pub(crate) enum Opened {
     Sink(Box<Sink>),
     /// Somebody else is receiving the same content into it.
     InUse,
-}
-
-/// What a sender says of the content.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Announced {
-    pub(crate) size: Option<u64>,
-    /// If it has holes: about how many bytes are none.
-    pub(crate) stored: Option<u64>,
-    pub(crate) block_size: u32,
 }
 
 impl Sink {

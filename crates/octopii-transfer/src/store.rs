@@ -9,7 +9,6 @@ use octopii_vfs::{Vfs, VfsFile};
 
 use crate::budget::{MemoryBudget, Reservation};
 use crate::pages::{Pages, Run};
-use crate::sink::Announced;
 use crate::temporary::TemporaryFile;
 use crate::wire::Span;
 use crate::{Digest, FailureCode, Refusal, TransferError};
@@ -36,6 +35,15 @@ pub(crate) struct IncomingBlock {
     pub(crate) travelled: usize,
     /// What the sender says the digest of everything up to this block's end is.
     pub(crate) prefix: Digest,
+}
+
+/// What a sender says of the content.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Announced {
+    pub(crate) size: Option<u64>,
+    /// If it has holes: about how many bytes are none.
+    pub(crate) stored: Option<u64>,
+    pub(crate) block_size: u32,
 }
 
 /// What a receiver may use.
